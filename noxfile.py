@@ -1,0 +1,201 @@
+"""What a developer runs: ``nox`` for all that CI runs, ``nox -s NAME -- ARGS`` for one session."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nox
+from nox.project import dependency_groups, load_toml
+
+ROOT = Path(__file__).parent
+DIST = ROOT / "dist"
+TORCH = "2.13"
+MATRIX = (("3.10", "2.6"), ("3.11", "2.13"), ("3.12", "2.9"), ("3.13", "2.15"))
+ROOMS = ("dist", "ckpt", "data", "core")
+SIBLINGS = {"dist": (), "ckpt": ("dist",), "data": ("dist",), "core": ("dist", "ckpt", "data")}
+# Extras that a package's own tests use; a room's tests are skipped where an extra is missing.
+EXTRAS = {
+    "dist": "",
+    "ckpt": "[safetensors,fsspec]",
+    "data": "[arrow]",
+    "core": "[tensorboard,plot]",
+}
+TESTED = "[arrow,fsspec,plot,safetensors,tensorboard]"
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+ONLY_THESE_SIBLINGS = """
+import importlib.util, sys
+for name in ("brain_dist", "brain_ckpt", "brain_data", "brain_core"):
+    found = importlib.util.find_spec(name) is not None
+    if found != (name in sys.argv[1:]):
+        sys.exit(f"{name} is {'here undeclared' if found else 'declared but missing'}")
+__import__(sys.argv[1])
+"""
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = False
+nox.options.download_python = "never"
+nox.options.sessions = ["lint", "types", "isolated", "meta", "tests"]
+
+tested_here: set[str] = set()
+"""Folders of tests that a session of this run has already run against the same wheels."""
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting with ruff; ``-- --fix`` mends what it can."""
+    session.install(*group("lint"), *pins())
+    session.run("ruff", "check", *session.posargs, ".")
+    session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]), ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of the packages and of this file with mypy, strictly."""
+    session.install(*group("types"), *pins())
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Build the wheels and sdists of the five packages into dist/."""
+    session.install("hatchling", *pins())
+    for old in DIST.glob("brain_*"):
+        old.unlink()
+    for room in (*ROOMS, "all"):
+        with session.chdir(ROOT / "packages" / f"brain-{room}"):
+            session.run("hatchling", "build", "-d", str(DIST), silent=True)
+
+
+@nox.session(requires=["wheels"])
+@nox.parametrize("package", [nox.param(room, id=f"brain-{room}") for room in ROOMS])
+def isolated(session: nox.Session, package: str) -> None:
+    """Run a package's own tests with only its wheel and what that declares installed."""
+    siblings = SIBLINGS[package]
+    install_wheels(session, package, *siblings, extras=EXTRAS[package])
+    names = [f"brain_{room}" for room in (package, *siblings)]
+    session.run("python", "-I", "-c", ONLY_THESE_SIBLINGS, *names)
+    run_pytest(session, f"tests/{package}")
+
+
+@nox.session(requires=["wheels"])
+def meta(session: nox.Session) -> None:
+    """Install all five wheels through brain-all, and check what was packed and what it imports."""
+    install_wheels(session, "all", *ROOMS)
+    session.run("python", "-m", "pip", "check")
+    run_pytest(session, "tests/packaging")
+
+
+@nox.session(requires=["wheels"])
+def tests(session: nox.Session) -> None:
+    """Run the whole suite against the wheels, less what another session of the same run has run."""
+    install_wheels(session, "all", *ROOMS, extras=TESTED, groups=("test", "examples"))
+    left = sorted({f"tests/{path.name}" for path in rooms_of_tests()} - tested_here)
+    run_pytest(session, *left)
+
+
+@nox.session(requires=["wheels"], default=False)
+@nox.parametrize(["python", "torch"], MATRIX)
+def matrix(session: nox.Session, torch: str) -> None:
+    """Run the whole suite on the named pairs of Python and torch; a missing Python is skipped."""
+    install_wheels(session, "all", *ROOMS, groups=("test", "examples"), torch=torch)
+    run_pytest(session, "tests")
+
+
+@nox.session(requires=["wheels"], default=False)
+def demo(session: nox.Session) -> None:
+    """Train examples/g2p in about two minutes, test it, and say where the results are."""
+    install_wheels(session, "core", *SIBLINGS["core"], extras="[plot]", groups=("examples",))
+    session.run("python", "examples/g2p/train.py", "examples/g2p/hparams.yaml", *session.posargs)
+
+
+@nox.session(requires=["wheels"], default=False)
+def chaos(session: nox.Session) -> None:
+    """Kill runs for as long as asked: ``-- --kills 1000``, or ``-- ckpt`` for one package's."""
+    install_wheels(session, "all", *ROOMS, extras=TESTED, groups=("test", "examples"))
+    rooms = [name for name in session.posargs if name in ROOMS]
+    rest = [name for name in session.posargs if name not in ROOMS]
+    for room in rooms:
+        session.run("pytest", f"tests/{room}", "--chaos", *rest, env=ONE_THREAD)
+    if not rooms:
+        session.run("python", "-m", "brain_core.chaos", *rest, env=ONE_THREAD)
+
+
+@nox.session(requires=["wheels"], default=False)
+def bench(session: nox.Session) -> None:
+    """Measure beside peers: ``-- ckpt`` runs benchmarks/ckpt*.py, nothing named runs them all."""
+    install_wheels(session, "all", *ROOMS, extras=TESTED, groups=("examples", "bench"))
+    known = sorted((ROOT / "benchmarks").glob("[!_]*.py"))
+    wanted = [path for path in known if any(path.stem.startswith(a) for a in session.posargs)]
+    rest = [a for a in session.posargs if not any(path.stem.startswith(a) for path in known)]
+    for path in wanted or known:
+        session.run("python", str(path), *rest)
+
+
+@nox.session(venv_backend="none", default=False)
+def bump(session: nox.Session) -> None:
+    """Set one version everywhere: ``nox -s bump -- 0.2.0``."""
+    if len(session.posargs) != 1 or not re.fullmatch(r"\d+\.\d+\.\d+", session.posargs[0]):
+        session.error(f"bump takes one version such as 0.2.0, got {session.posargs!r}")
+    new = session.posargs[0]
+    old = load_toml(ROOT / "packages/brain-all/pyproject.toml")["project"]["version"]
+    pinned = re.compile(
+        rf'(?m)(^version = "|^__version__ = "|"brain-\w+(?:\[[\w,-]*\])?==){re.escape(old)}"'
+    )
+    files = [*ROOT.glob("packages/*/pyproject.toml"), *ROOT.glob("packages/*/src/*/__init__.py")]
+    for path in files:
+        text, count = pinned.subn(rf'\g<1>{new}"', path.read_text(encoding="utf-8"))
+        path.write_text(text, encoding="utf-8")
+        session.log(f"{path.relative_to(ROOT)}: {count} places from {old} to {new}")
+    changes = ROOT / "CHANGELOG.md"
+    text = changes.read_text(encoding="utf-8").replace(
+        "## Unreleased\n", f"## Unreleased\n\n## {new}\n", 1
+    )
+    changes.write_text(text, encoding="utf-8")
+
+
+def group(*names: str) -> tuple[str, ...]:
+    """Return the requirements of dependency groups of the root pyproject.toml."""
+    return dependency_groups(load_toml(ROOT / "pyproject.toml"), *names)
+
+
+def pins(torch: str = TORCH) -> tuple[str, str]:
+    """Return pip's arguments that pin one torch and the tools."""
+    return "-c", str(ROOT / f"constraints/torch-{torch}.txt")
+
+
+def rooms_of_tests() -> list[Path]:
+    """Return the folders under tests/ that hold tests."""
+    return [path.parent for path in {p.parent: p for p in ROOT.glob("tests/*/test_*.py")}.values()]
+
+
+def install_wheels(
+    session: nox.Session,
+    *rooms: str,
+    extras: str = "",
+    groups: tuple[str, ...] = ("test",),
+    torch: str = TORCH,
+) -> None:
+    """Install the wheels of some packages, the extras of the first, and the tools of ``groups``.
+
+    Every wheel is named by its file, so that no index is asked for a package of ours; the second
+    command replaces what an environment that is used again holds of an earlier build.
+    """
+    built = {room: next(DIST.glob(f"brain_{room}-*.whl")) for room in rooms}
+    first, *others = rooms
+    named = [f"brain-{first}{extras} @ {built[first].as_uri()}", *(str(built[r]) for r in others)]
+    session.install(*named, *group(*groups), *pins(torch))
+    session.install("--no-deps", "--force-reinstall", *(str(path) for path in built.values()))
+
+
+def run_pytest(session: nox.Session, *folders: str) -> None:
+    """Run pytest on two workers with one thread each; arguments after ``--`` are added."""
+    workers = (
+        () if {"-n", "-n0", "--pdb"} & set(session.posargs) else ("-n", "2", "--dist", "worksteal")
+    )
+    env = {**ONE_THREAD, "BRAIN_WHEELS": str(DIST)}
+    chosen = [arg for arg in session.posargs if (ROOT / arg.split("::")[0]).exists()]
+    session.run("pytest", *workers, *([] if chosen else folders), *session.posargs, env=env)
+    tested_here.update(folders)
