@@ -2,4 +2,76 @@
 
 from __future__ import annotations
 
+from brain_dist._agree import check_same_modules
+from brain_dist._collectives import (
+    ddp_all_reduce,
+    ddp_barrier,
+    ddp_broadcast,
+    gather_objects,
+    raise_together,
+    sum_over_ranks,
+)
+from brain_dist._control import set_control_timeout
+from brain_dist._errors import RanksLostError, RemoteError
+from brain_dist._group import ddp_init_group
+from brain_dist._kinds import unwrap_module
+from brain_dist._main import main_process_only, once_per_node, run_on_main, run_once_per_node
+from brain_dist._precision import (
+    AMPConfig,
+    TorchAutocast,
+    fwd_default_precision,
+    make_grad_scaler,
+)
+from brain_dist._rehearse import rehearse
+from brain_dist._signals import EXIT_TRY_AGAIN, StepVote, StopSignal
+from brain_dist._sync import no_sync
+from brain_dist._world import (
+    World,
+    get_local_rank,
+    get_rank,
+    get_world_size,
+    if_main_process,
+    infer_device,
+    is_distributed_initialized,
+    is_local_rank_zero,
+)
+from brain_dist._wrap import wrap_modules
+
+__all__ = [
+    "EXIT_TRY_AGAIN",
+    "AMPConfig",
+    "RanksLostError",
+    "RemoteError",
+    "StepVote",
+    "StopSignal",
+    "TorchAutocast",
+    "World",
+    "check_same_modules",
+    "ddp_all_reduce",
+    "ddp_barrier",
+    "ddp_broadcast",
+    "ddp_init_group",
+    "fwd_default_precision",
+    "gather_objects",
+    "get_local_rank",
+    "get_rank",
+    "get_world_size",
+    "if_main_process",
+    "infer_device",
+    "is_distributed_initialized",
+    "is_local_rank_zero",
+    "main_process_only",
+    "make_grad_scaler",
+    "no_sync",
+    "once_per_node",
+    "raise_together",
+    "rehearse",
+    "run_on_main",
+    "run_once_per_node",
+    "set_control_timeout",
+    "sum_over_ranks",
+    "unwrap_module",
+    "wrap_modules",
+]
+
 __version__ = "0.1.0"

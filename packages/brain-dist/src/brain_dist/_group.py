@@ -1,0 +1,135 @@
+"""Make the process group that a launcher has prepared."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import distributed
+
+from brain_dist._control import DEFAULT_TIMEOUT_S, set_control_timeout
+from brain_dist._errors import RanksLostError
+from brain_dist._world import World, is_distributed_initialized
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_FIRST_PORT = 20000
+_PORTS = 20000
+
+
+class Options(Protocol):
+    """Anything with a dictionary's ``get``."""
+
+    def get(self, key: str, default: Any = None, /) -> Any:
+        """Return the option of this name, else the default."""
+
+
+def ddp_init_group(
+    run_opts: Options | None = None,
+    *,
+    timeout_s: float | None = None,
+    control_timeout_s: float | None = None,
+) -> None:
+    """Make the process group; do nothing in one process, or where a group exists.
+
+    Started by torchrun, or by srun (rank 0's address is then found from SLURM's variables,
+    unless MASTER_ADDR says it).
+
+    Parameters
+    ----------
+    run_opts : mapping-like, optional
+        ``distributed_backend``: "nccl", "gloo", "mpi" or another that this torch has; None
+        chooses by ``device``.  ``device``: what the training runs on; None for whatever is there.
+        ``distributed_timeout_s``: default of `timeout_s`.
+    timeout_s : float, optional
+        Seconds that one operation, and the making of the group, waits for the other ranks;
+        7200 by default, as in SpeechBrain.
+    control_timeout_s : float, optional
+        The same for control traffic (`run_on_main`, barriers, votes); `timeout_s` by default.
+
+    Raises
+    ------
+    ValueError
+        If there are more ranks than devices, the backend is not built, or RANK stands without
+        WORLD_SIZE.
+    RanksLostError
+        If a rank does not arrive in time.
+    """
+    if is_distributed_initialized():
+        return
+    world = World.from_environment(os.environ)
+    if not world.launched:
+        return
+    options: Options = {} if run_opts is None else run_opts
+    device_type = torch.device(options.get("device") or _default_device()).type
+    backend = options.get("distributed_backend") or _BACKENDS.get(device_type, "gloo")
+    _check_backend(backend, world)
+    if timeout_s is None:
+        timeout_s = options.get("distributed_timeout_s") or DEFAULT_TIMEOUT_S
+    if backend == "nccl":
+        torch.cuda.set_device(world.local_rank)
+    _join(backend, world, timeout_s)
+    set_control_timeout(timeout_s if control_timeout_s is None else control_timeout_s)
+
+
+_BACKENDS: Mapping[str, str] = {"cuda": "nccl", "xpu": "xccl"}
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _check_backend(backend: str, world: World) -> None:
+    if not hasattr(distributed.Backend, str(backend).upper()):
+        raise ValueError(
+            f"{backend} communication protocol doesn't exist: distributed_backend is one of "
+            f"nccl, gloo, mpi, got {backend!r}; write --distributed_backend=gloo"
+        )
+    if not distributed.is_backend_available(backend):
+        raise ValueError(
+            f"{backend.upper()} is not supported in your machine: the backend has to be built "
+            f"into this torch ({torch.__version__}), got distributed_backend={backend!r}; "
+            f"write --distributed_backend=gloo"
+        )
+    devices = torch.cuda.device_count()
+    if backend == "nccl" and world.local_rank >= devices:
+        raise ValueError(
+            f"Not enough GPUs available! Each rank needs one of its own, got rank {world.rank} "
+            f"as number {world.local_rank} on a machine with {devices} GPU(s); write torchrun "
+            f"--nproc-per-node={max(devices, 1)}, or --distributed_backend=gloo --device=cpu"
+        )
+
+
+def _join(backend: str, world: World, timeout_s: float) -> None:
+    try:
+        distributed.init_process_group(
+            backend,
+            init_method=_address(world),
+            rank=world.rank,
+            world_size=world.world_size,
+            timeout=timedelta(seconds=timeout_s),
+        )
+    except (distributed.DistError, TimeoutError) as error:
+        raise RanksLostError(
+            f"all {world.world_size} ranks have to arrive within {timeout_s:g} s, got on rank "
+            f"{world.rank}: {error}; look for the rank whose log ends early, and check that "
+            f"MASTER_ADDR and MASTER_PORT can be reached from every machine"
+        ) from error
+
+
+def _address(world: World) -> str:
+    if "MASTER_ADDR" in os.environ:
+        return "env://"
+    host = os.environ.get("SLURM_LAUNCH_NODE_IPADDR")
+    job = os.environ.get("SLURM_JOB_ID", "0")
+    if host is None or not job.isdigit():
+        raise ValueError(
+            f"rank 0 needs an address that all ranks know, got RANK={world.rank!r} and no "
+            f"MASTER_ADDR; start with `torchrun --standalone --nproc-per-node 2 train.py`, or "
+            f"`export MASTER_ADDR=$(hostname) MASTER_PORT=29500`"
+        )
+    # Two jobs on one machine get two ports.
+    return f"tcp://{host}:{_FIRST_PORT + int(job) % _PORTS}"

@@ -1,0 +1,46 @@
+"""Tell wrapped modules from plain ones."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, TypeGuard
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+
+
+def is_sharded(module: nn.Module) -> TypeGuard[FSDPModule]:
+    """Say whether FSDP2 has sharded this module."""
+    # Importing FSDP takes half a second, and where nobody has, nothing is sharded.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
+def unwrap_module(module: nn.Module) -> nn.Module:
+    """Return the module that the user made, out of any wrapping.
+
+    ``unwrap_module(m).state_dict()`` has the plain keys, whatever `m` is: DDP's and
+    DataParallel's ``module.`` and torch.compile's ``_orig_mod.`` are gone.  FSDP2 shards in
+    place, so such a module is its own; its values are DTensors (see `full_state_dict`).
+
+    Parameters
+    ----------
+    module : nn.Module
+
+    Returns
+    -------
+    nn.Module
+        The very object, shared with the wrapper.
+    """
+    while True:
+        inner = (
+            module.module
+            if isinstance(module, (DistributedDataParallel, DataParallel))
+            else vars(module).get("_modules", {}).get("_orig_mod")
+        )
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner

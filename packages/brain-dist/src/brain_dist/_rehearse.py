@@ -1,0 +1,75 @@
+"""Bring DDP into the state it has after its first step, before a training is resumed."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from brain_dist._world import is_distributed_initialized
+
+
+def rehearse(
+    step: Callable[[], object],
+    modules: nn.Module | Mapping[str, nn.Module] | Iterable[nn.Module],
+) -> None:
+    """Run one forward and backward that leaves no trace but DDP's rebuilt buckets.
+
+    After its first backward DDP regroups the gradients in the order in which they came, so the
+    second step sums them in another order than the first; on three ranks or more the rounding
+    differs.  A run that resumes is at its first step again, and exact only if it has rehearsed
+    one (pytorch issues 35137 and 44798).  Call it on every rank, after wrapping and before the
+    state is loaded.
+
+    Parameters, buffers, gradients and random number generators are put back; an optimizer must
+    not step in it.
+
+    Parameters
+    ----------
+    step : callable
+        One forward and one backward of a batch of the usual kind, with synchronisation on.
+    modules : nn.Module, mapping or iterable of nn.Module
+        Those that the step uses.
+    """
+    if not is_distributed_initialized():
+        return
+    if isinstance(modules, (nn.ModuleDict, Mapping)):
+        modules = modules.values()
+    modules = [modules] if isinstance(modules, nn.Module) else list(modules)
+    with _random_state(), _tensors_put_back(modules):
+        step()
+
+
+@contextmanager
+def _tensors_put_back(modules: list[nn.Module]) -> Iterator[None]:
+    buffers = [(b, b.detach().clone()) for m in modules for b in m.buffers()]
+    gradients = [(p, p.grad) for m in modules for p in m.parameters()]
+    for parameter, _ in gradients:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+@contextmanager
+def _random_state() -> Iterator[None]:
+    numpy: Any = sys.modules.get("numpy")
+    states = random.getstate(), numpy.random.get_state() if numpy else None
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call,unused-ignore]  # untyped in torch
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(states[0])
+        if numpy:
+            numpy.random.set_state(states[1])

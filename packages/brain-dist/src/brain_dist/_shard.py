@@ -1,0 +1,79 @@
+"""FSDP2: every rank holds a slice of each parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from brain_dist._precision import AMPConfig
+from brain_dist._world import get_world_size
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+Chooser = Callable[[str, nn.Module], bool]
+
+
+def shard_module(
+    module: nn.Module,
+    *,
+    device: torch.device,
+    precision: str,
+    shard: Chooser | Iterable[type[nn.Module]] | None,
+    reshard_after_forward: bool,
+    mesh: DeviceMesh | None,
+    parallelize: Callable[[nn.Module, DeviceMesh], None] | None,
+) -> None:
+    """Shard a module in place, its chosen parts first, then what is left as a whole."""
+    mesh = mesh or init_device_mesh(device.type, (get_world_size(),), mesh_dim_names=("dp",))
+    if parallelize is not None:
+        parallelize(module, mesh)
+    dtype = AMPConfig.from_name(precision).dtype
+    half = dtype != torch.float32
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype if half else None, reduce_dtype=torch.float32 if half else None
+    )
+    sharded_mesh = _without_tensor_dimension(mesh)
+    for part in [*_parts(module, shard), module]:
+        fully_shard(
+            part,
+            mesh=sharded_mesh,
+            mp_policy=policy,
+            reshard_after_forward=reshard_after_forward,
+        )
+
+
+def _without_tensor_dimension(mesh: DeviceMesh) -> DeviceMesh:
+    names = tuple(name for name in mesh.mesh_dim_names or () if name != "tp")
+    if len(names) == mesh.ndim or not names:
+        return mesh
+    return mesh[names]
+
+
+def _parts(module: nn.Module, shard: Chooser | Iterable[type[nn.Module]] | None) -> list[nn.Module]:
+    chosen = _chooser(module, shard)
+    # Inner parts first: each takes its parameters away from those around it.
+    found = [part for name, part in module.named_modules() if name and chosen(name, part)]
+    return [part for part in reversed(found) if any(True for _ in part.parameters())]
+
+
+def _chooser(module: nn.Module, shard: Chooser | Iterable[type[nn.Module]] | None) -> Chooser:
+    if shard is None:
+        children = {
+            id(child)
+            for parent in module.modules()
+            if isinstance(parent, (nn.ModuleList, nn.Sequential))
+            for child in parent
+        }
+        return lambda _, part: (
+            id(part) in children and not isinstance(part, (nn.ModuleList, nn.ModuleDict))
+        )
+    if callable(shard):
+        return shard
+    classes = tuple(shard)
+    return lambda _, part: isinstance(part, classes)

@@ -1,0 +1,191 @@
+"""Stop requests: noticed by one process, agreed on by all."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed
+from typing_extensions import Self
+
+from brain_dist._control import Control, control, must_not_wait
+
+if TYPE_CHECKING:
+    from types import FrameType, TracebackType
+
+# EX_TEMPFAIL of sysexits.h: "try again", which a requeue script can tell from a failure.
+EXIT_TRY_AGAIN = 75
+
+
+class StopSignal:
+    """Remember that somebody asked this process to stop; the training looks when it can.
+
+    ::
+
+        with StopSignal() as stop:
+            for batch in batches:
+                train_on(batch)
+                if stop.requested:
+                    save()
+                    sys.exit(EXIT_TRY_AGAIN)
+
+    Inside the block SIGTERM and SIGUSR1 only make a note (SIGINT keeps raising
+    KeyboardInterrupt); at its end the former handlers are back.  Outside the main thread,
+    where Python allows no handlers, only `request` and the time limit work.
+
+    Parameters
+    ----------
+    time_limit_s : float, optional
+        Seconds from the block's start after which a stop is requested by itself.
+
+    Attributes
+    ----------
+    reason : str or None
+        Who asked first: "SIGTERM", "SIGUSR1", "time limit", or what `request` was given.
+    """
+
+    def __init__(self, *, time_limit_s: float | None = None) -> None:
+        if time_limit_s is not None and not time_limit_s > 0:
+            raise ValueError(
+                f"a time limit is above zero seconds, got {time_limit_s!r}; "
+                f"leave it out for no limit"
+            )
+        self.reason: str | None = None
+        self._time_limit_s = time_limit_s
+        self._deadline: float | None = None
+        self._former: list[tuple[int, Any]] = []
+
+    @property
+    def requested(self) -> bool:
+        """Whether a stop was asked for; may be read at every step."""
+        if (
+            self.reason is None
+            and self._deadline is not None
+            and time.monotonic() >= self._deadline
+        ):
+            self.reason = "time limit"
+        return self.reason is not None
+
+    def request(self, reason: str = "requested") -> None:
+        """Ask for a stop; the first reason is kept."""
+        if self.reason is None:
+            self.reason = reason
+
+    def __enter__(self) -> Self:
+        """Install the handlers and start the clock."""
+        if self._time_limit_s is not None:
+            self._deadline = time.monotonic() + self._time_limit_s
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGTERM", "SIGUSR1"):
+                number = getattr(signal, name, None)
+                if number is not None:
+                    self._former.append((number, signal.signal(number, self._note)))
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Put the former handlers back; what was requested stays readable."""
+        while self._former:
+            number, former = self._former.pop()
+            # None stands for a handler that C code installed, which Python cannot put back.
+            signal.signal(number, signal.SIG_DFL if former is None else former)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - Python's interface
+        self.request(signal.Signals(number).name)
+
+
+class StepVote:
+    """What any rank wants, known to all at the same step, for a small part of a step's time.
+
+    Each call starts a reduction of this step's flags in the background and returns what the
+    one before has found, so no rank waits for a message: on several ranks the answer is one
+    call late, and the same everywhere.  In one process it is the flags themselves, at once.
+
+    Parameters
+    ----------
+    every : int
+        Reduce at each `every`-th call only; flags given in between are kept for it.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        if every < 1:
+            raise ValueError(f"every counts calls, from 1 on, got {every!r}; write every=1")
+        self._every = every
+        self._calls = 0
+        self._kept = 0
+        self._flags = torch.zeros(1, dtype=torch.int64)
+        self._work: distributed.Work | None = None
+        self._control: Control | None = None
+
+    def vote(self, flags: int) -> int:
+        """Give this rank's flags, get those that any rank gave before.
+
+        Every rank has to call it equally often.
+
+        Parameters
+        ----------
+        flags : int
+            Bits 0 to 62, each with a meaning of the caller's.
+
+        Returns
+        -------
+        int
+            In one process `flags`; else the OR over all ranks of what was given up to the
+            last reduction, and not returned yet.
+
+        Raises
+        ------
+        RanksLostError
+            If a rank does not come.
+        """
+        if must_not_wait():
+            return flags
+        self._kept |= flags
+        self._calls += 1
+        if self._calls % self._every:
+            return 0
+        found = self._collect()
+        self._start()
+        return found
+
+    def settle(self, flags: int = 0) -> int:
+        """Give flags and get all that are still open, of this call too; waits for every rank."""
+        if must_not_wait():
+            return flags
+        self._kept |= flags
+        found = self._collect()
+        self._start()
+        return found | self._collect()
+
+    def close(self) -> None:
+        """Wait for what is in flight; the object can be used again afterwards."""
+        with contextlib.suppress(RuntimeError):
+            self._collect()
+        self._kept = 0
+
+    def _start(self) -> None:
+        self._control = control()
+        self._flags[0] = self._kept
+        self._kept = 0
+        self._work = distributed.all_reduce(
+            self._flags,
+            op=distributed.ReduceOp.BOR,
+            group=self._control.group,
+            async_op=True,
+        )
+
+    def _collect(self) -> int:
+        work, self._work = self._work, None
+        if work is None:
+            return 0
+        assert self._control is not None
+        self._control.run("StepVote.vote", lambda: work)
+        return int(self._flags)

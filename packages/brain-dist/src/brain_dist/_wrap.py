@@ -1,0 +1,199 @@
+"""Wrap modules so that their gradients, or their parameters, are shared between ranks."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from brain_dist._agree import broadcast_tensors, check_same_modules
+from brain_dist._kinds import is_sharded
+from brain_dist._world import get_rank, get_world_size, is_distributed_initialized
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, MutableMapping
+
+    from torch.distributed.device_mesh import DeviceMesh
+
+Parallel = Literal["ddp", "fsdp"]
+CommHook = Literal["fp16", "bf16"]
+# Only on these does torch's SyncBatchNorm work.
+_SYNC_BATCHNORM_DEVICES = ("cuda", "xpu", "hpu")
+
+
+def wrap_modules(
+    modules: MutableMapping[str, nn.Module] | nn.ModuleDict,
+    *,
+    parallel: Parallel = "ddp",
+    device: str | torch.device,
+    find_unused_parameters: bool = False,
+    static_graph: bool = False,
+    gradient_as_bucket_view: bool = False,
+    bucket_cap_mb: float | None = None,
+    comm_hook: CommHook | None = None,
+    sync_batchnorm: bool = True,
+    precision: str = "fp32",
+    shard: Callable[[str, nn.Module], bool] | Iterable[type[nn.Module]] | None = None,
+    reshard_after_forward: bool = True,
+    mesh: DeviceMesh | None = None,
+    parallelize: Callable[[nn.Module, DeviceMesh], None] | None = None,
+) -> None:
+    """Wrap each module that has trainable parameters, in place; do nothing without a group.
+
+    Before that, all ranks check that they have the same modules, and every parameter and buffer
+    becomes that of rank 0, those of modules that stay unwrapped too.  The modules have to be on
+    `device` already.  Make the optimizers afterwards: FSDP2 replaces the parameters.
+
+    State-dict keys: DDP puts ``module.`` before each; ``unwrap_module(m).state_dict()`` has the
+    plain ones.  FSDP2 leaves the keys alone and makes the values DTensors;
+    ``full_state_dict(m)`` returns plain keys and whole tensors under either.
+
+    Parameters
+    ----------
+    modules : mutable mapping of str to nn.Module
+        Under DDP its values are replaced; under FSDP2 they stay the same objects.
+    parallel : "ddp" or "fsdp"
+        Every rank has all parameters, or a slice of each (FSDP2, ``fully_shard``).
+    device : str or torch.device
+        Where the modules are.
+    find_unused_parameters, static_graph, gradient_as_bucket_view, bucket_cap_mb
+        As in ``DistributedDataParallel``.
+    comm_hook : "fp16" or "bf16", optional
+        DDP sends the gradients in half precision.
+    sync_batchnorm : bool
+        Turn BatchNorm into SyncBatchNorm where that works: on an accelerator, with more than
+        one rank.  Elsewhere each rank normalises by its own batch, and the running statistics
+        are those of rank 0.  The module objects and their keys stay.
+    precision : "fp32", "fp16" or "bf16"
+        FSDP2 computes in it and reduces gradients in float32; DDP is left to autocast.
+    shard : callable or iterable of nn.Module classes, optional
+        What FSDP2 gathers as one piece, beside each whole module: ``f(name, submodule)``, or
+        classes.  By default the children of each ModuleList and Sequential.
+    reshard_after_forward : bool
+        FSDP2 frees the gathered parameters between forward and backward.
+    mesh : DeviceMesh, optional
+        For FSDP2: one dimension shards, two replicate over the first and shard over the second.
+        By default one dimension of all ranks.
+    parallelize : callable, optional
+        ``f(module, mesh)`` is called on each trainable module before FSDP2, for example to apply
+        tensor parallelism in place; with a mesh that names a dimension "tp", FSDP2 gets the
+        others.
+
+    Raises
+    ------
+    ValueError
+        If options contradict each other, or the modules differ between ranks (saying which
+        parameter, and on which rank).
+    """
+    if not is_distributed_initialized():
+        return
+    _check_options(parallel, comm_hook, mesh is not None or parallelize is not None)
+    device = torch.device(device)
+    check_same_modules(modules)
+    trainable = {
+        name: module
+        for name, module in modules.items()
+        if any(p.requires_grad for p in module.parameters())
+        and not (isinstance(module, DistributedDataParallel) or is_sharded(module))
+    }
+    for name, module in modules.items():
+        if parallel == "fsdp" or name not in trainable:
+            broadcast_tensors(module)
+    for name, module in trainable.items():
+        if sync_batchnorm and device.type in _SYNC_BATCHNORM_DEVICES and get_world_size() > 1:
+            use_sync_batchnorm(module)
+        if parallel == "fsdp":
+            from brain_dist._shard import shard_module  # noqa: PLC0415 - FSDP takes long to import
+
+            shard_module(
+                module,
+                device=device,
+                precision=precision,
+                shard=shard,
+                reshard_after_forward=reshard_after_forward,
+                mesh=mesh,
+                parallelize=parallelize,
+            )
+            continue
+        wrapped = _ExplainingDDP(
+            module,
+            device_ids=_device_ids(device),
+            find_unused_parameters=find_unused_parameters,
+            static_graph=static_graph,
+            gradient_as_bucket_view=gradient_as_bucket_view,
+            bucket_cap_mb=bucket_cap_mb,
+        )
+        if comm_hook is not None:
+            _register_hook(wrapped, comm_hook)
+        modules[name] = wrapped
+
+
+def use_sync_batchnorm(module: nn.Module) -> None:
+    """Turn every BatchNorm in a module into SyncBatchNorm, keeping the objects.
+
+    torch's own conversion makes new objects, so that whoever holds a BatchNorm itself (a
+    checkpointer, an optimizer's hook) is left with one that is trained no more.  A subclass with
+    a forward of its own is left alone.
+    """
+    for part in module.modules():
+        own = type(part).forward is nn.modules.batchnorm._BatchNorm.forward  # noqa: SLF001 - no public base class
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and own:  # noqa: SLF001
+            part.__class__ = nn.SyncBatchNorm
+            cast("nn.SyncBatchNorm", part).process_group = distributed.group.WORLD
+
+
+class _ExplainingDDP(DistributedDataParallel):
+    """DistributedDataParallel that names an unused parameter instead of counting it."""
+
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        try:
+            return super().forward(*inputs, **kwargs)  # type: ignore[no-untyped-call,unused-ignore]  # untyped in torch
+        except RuntimeError as error:
+            text = str(error)
+            if "Expected to have finished reduction" not in text:
+                raise
+            names = [n for n, p in self.module.named_parameters() if p.requires_grad]
+            listed = re.search(r"did not receive grad for rank \d+: ([\d ]+)", text)
+            unused = [names[int(i)] for i in listed[1].split()] if listed else ["unknown"]
+            raise RuntimeError(
+                f"every trainable parameter has to take part in the loss of every step, got on "
+                f"rank {get_rank()} no gradient for {', '.join(map(repr, unused))} of "
+                f"{type(self.module).__name__}; freeze what is not used with "
+                f"requires_grad_(False), or write --find_unused_parameters"
+            ) from error
+
+
+def _check_options(parallel: str, comm_hook: str | None, meshed: bool) -> None:
+    if parallel not in ("ddp", "fsdp"):
+        raise ValueError(f"parallel is 'ddp' or 'fsdp', got {parallel!r}; write parallel='ddp'")
+    if comm_hook not in (None, "fp16", "bf16"):
+        raise ValueError(f"comm_hook is 'fp16' or 'bf16', got {comm_hook!r}; or leave it out")
+    if comm_hook is not None and parallel == "fsdp":
+        raise ValueError(
+            f"comm_hook is an option of DDP, got comm_hook={comm_hook!r} with parallel='fsdp'; "
+            f"leave it out"
+        )
+    if meshed and parallel == "ddp":
+        raise ValueError(
+            "mesh and parallelize are options of FSDP2, got them with parallel='ddp'; "
+            "write parallel='fsdp'"
+        )
+
+
+def _device_ids(device: torch.device) -> list[torch.device] | None:
+    if device.type == "cpu":
+        return None
+    if device.index is None:
+        index = getattr(torch, device.type).current_device()
+        return [torch.device(device.type, index)]
+    return [device]
+
+
+def _register_hook(module: DistributedDataParallel, name: CommHook) -> None:
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks  # noqa: PLC0415 - rarely used
+
+    hooks = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
+    module.register_comm_hook(None, hooks[name])
