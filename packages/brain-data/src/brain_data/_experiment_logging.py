@@ -1,0 +1,162 @@
+"""Logging of an experiment: set up by one call, and put back by another."""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+_FILE_FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
+_CONSOLE_FORMAT = "%(name)s - %(message)s"
+
+LogConfig = str | os.PathLike[str] | Mapping[str, Any] | None
+
+
+class TqdmCompatibleStreamHandler(logging.StreamHandler[TextIO]):
+    """A console handler whose lines do not break a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record above the bars that are shown."""
+        try:
+            from tqdm import tqdm  # noqa: PLC0415 - importing the package stays light
+
+            tqdm.write(self.format(record), file=self.stream, end=self.terminator)
+            self.flush()
+        except RecursionError:
+            raise
+        except Exception:  # noqa: BLE001 - as every handler of the standard library
+            self.handleError(record)
+
+
+class ExperimentLogging:
+    """Handlers on the root logger and the exception hook, and what was there before.
+
+    Parameters
+    ----------
+    log_file : Path
+        What this rank appends to. Another rank than 0 makes it only when there is an error.
+    config : path, mapping or None
+        A ``logging.config`` dictionary or a YAML file with one; its ``file_handler`` gets
+        `log_file`. None: a file with everything from INFO on, and the console, unless there is
+        one already.
+    main : bool
+        Whether this is rank 0.
+    """
+
+    def __init__(self, log_file: Path, config: LogConfig, main: bool) -> None:
+        self._root = logging.getLogger()
+        self._handlers = list(self._root.handlers)
+        self._level = self._root.level
+        self._hook = sys.excepthook
+        self._file: logging.Handler
+        try:
+            if not main:
+                self._file = _file_handler(log_file, logging.ERROR)
+                self._root.addHandler(self._file)
+            elif config is None:
+                self._file = self._by_default(log_file)
+            else:
+                self._file = self._by_config(log_file, config)
+        except BaseException:
+            self._put_handlers_back()
+            raise
+        self._installed = self._log_exception
+        sys.excepthook = self._installed
+
+    def restore(self) -> None:
+        """Put the exception hook, the handlers and the level back; close what was opened."""
+        # A hook that someone else has set meanwhile is theirs to remove; ours then only passes on.
+        if sys.excepthook == self._installed:
+            sys.excepthook = self._hook
+        self._put_handlers_back()
+
+    def _by_default(self, log_file: Path) -> logging.Handler:
+        if not any(isinstance(handler, logging.StreamHandler) for handler in self._handlers):
+            console = TqdmCompatibleStreamHandler(sys.stdout)
+            console.setLevel(logging.INFO)
+            console.setFormatter(logging.Formatter(_CONSOLE_FORMAT))
+            self._root.addHandler(console)
+        file = _file_handler(log_file, logging.INFO, delay=False)
+        self._root.addHandler(file)
+        if self._root.getEffectiveLevel() > logging.INFO:
+            self._root.setLevel(logging.INFO)
+        return file
+
+    def _by_config(self, log_file: Path, config: LogConfig) -> logging.Handler:
+        settings = _read_config(config)
+        handlers = settings.setdefault("handlers", {})
+        if "file_handler" in handlers:
+            handlers["file_handler"]["filename"] = str(log_file)
+        settings.setdefault("version", 1)
+        # What the user's other loggers do is theirs.
+        settings.setdefault("disable_existing_loggers", False)
+        logging.config.dictConfig(settings)
+        for handler in self._root.handlers:
+            if isinstance(handler, logging.FileHandler) and handler.baseFilename == str(log_file):
+                return handler
+        file = _file_handler(log_file, logging.INFO, delay=False)
+        self._root.addHandler(file)
+        return file
+
+    def _put_handlers_back(self) -> None:
+        for handler in list(self._root.handlers):
+            if handler not in self._handlers:
+                self._root.removeHandler(handler)
+                handler.close()
+        for handler in self._handlers:
+            if handler not in self._root.handlers:
+                self._root.addHandler(handler)
+        self._root.setLevel(self._level)
+
+    def _log_exception(
+        self,
+        kind: type[BaseException],
+        error: BaseException,
+        trace: TracebackType | None,
+    ) -> None:
+        # Only into the file: the hook that was there before shows it on the console.
+        try:
+            record = logging.getLogger("brain_data.experiment").makeRecord(
+                "brain_data.experiment",
+                logging.ERROR,
+                __file__,
+                0,
+                "Exception:",
+                (),
+                (kind, error, trace),
+            )
+            if self._file in self._root.handlers:
+                self._file.handle(record)
+        finally:
+            self._hook(kind, error, trace)
+
+
+def _file_handler(path: Path, level: int, delay: bool = True) -> logging.FileHandler:
+    handler = logging.FileHandler(path, mode="a", encoding="utf-8", delay=delay)
+    handler.setLevel(level)
+    handler.setFormatter(logging.Formatter(_FILE_FORMAT))
+    return handler
+
+
+def _read_config(config: LogConfig) -> dict[str, Any]:
+    import copy  # noqa: PLC0415 - only with a configuration of the user's
+
+    if isinstance(config, Mapping):
+        return copy.deepcopy(dict(config))
+    import yaml  # noqa: PLC0415 - only with a configuration of the user's
+
+    with open(str(config), encoding="utf-8") as file:  # noqa: PTH123 - any path, a tmpdir's too
+        settings = yaml.safe_load(file)
+    if not isinstance(settings, dict):
+        raise ValueError(  # noqa: TRY004 - the file is wrong, not the argument
+            "log_config must be a YAML file with a dictionary for logging.config.dictConfig; "
+            f"{config} holds {settings!r}: see the standard library's logging.config."
+        )
+    return settings

@@ -1,0 +1,225 @@
+"""Manifests in JSON and CSV files, with errors that say where in the file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from ._dataset_errors import ManifestError, ManifestKeyError, nearest
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+
+    Path = str | os.PathLike[str]
+
+_VARIABLE = re.compile(r"\$([\w.]+)")
+
+
+def load_data_json(
+    json_path: Path, replacements: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Read a JSON manifest: a mapping from the ID of a row to a mapping with its items.
+
+    Parameters
+    ----------
+    json_path : path
+    replacements : mapping, optional
+        Every string, at any depth, is formatted with these: ``"{data_folder}/a.wav"``. As in
+        SpeechBrain, braces that are meant as such are doubled in the file.
+
+    Raises
+    ------
+    ManifestError
+        When it is no such mapping, an ID comes twice, or a replacement is missing; names the
+        file and the row.
+    """
+    with open(json_path, encoding="utf-8-sig") as file:  # noqa: PTH123 - any path, a tmpdir's too
+        text = file.read()
+    data = parse_json_rows(text, json_path)
+    given = {} if replacements is None else replacements
+    return {uid: format_row(uid, row, given, json_path) for uid, row in data.items()}
+
+
+def load_data_csv(
+    csv_path: Path, replacements: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Read a CSV manifest: a header with an ``ID`` column, then one row a line.
+
+    Every value is a string, but for the column ``duration``, which is a float (seconds).
+
+    Parameters
+    ----------
+    csv_path : path
+    replacements : mapping, optional
+        Values for ``$name`` in any field: ``$data_folder/a.wav``.
+
+    Raises
+    ------
+    ManifestError
+        When a column or field is missing, an ID comes twice, a duration is no number, or a
+        replacement is missing; names the file and the line.
+    """
+    return dict(read_csv_rows(csv_path, replacements))
+
+
+def read_csv_rows(
+    csv_path: Path, replacements: Mapping[str, Any] | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield ID and row, checked; for as many rows as do not fit into a dict."""
+    given = {} if replacements is None else replacements
+    lines: dict[str, int] = {}
+
+    def replaced(match: re.Match[str]) -> str:
+        return str(given[match[1]])
+
+    with open(csv_path, newline="", encoding="utf-8-sig") as file:  # noqa: PTH123
+        reader = csv.reader(file, skipinitialspace=True)
+        header = _csv_header(next(reader, []), csv_path)
+        uid_column = header.index("ID")
+        for fields in reader:
+            if not fields:
+                continue
+            line = reader.line_num
+            if len(fields) != len(header):
+                raise ManifestError(_wrong_width(csv_path, line, header, fields, uid_column))
+            uid = fields[uid_column]
+            if uid in lines:
+                raise ManifestError(
+                    f"Each ID of a CSV manifest must be there once; {csv_path}, line {line} has "
+                    f"{uid!r}, and so has line {lines[uid]}: rename or remove one of them."
+                )
+            lines[uid] = line
+            for column, value in enumerate(fields):
+                if "$" in value and column != uid_column:
+                    try:
+                        fields[column] = _VARIABLE.sub(replaced, value)
+                    except KeyError as error:
+                        where = f"{csv_path}, line {line} (ID {uid!r}, column {header[column]!r})"
+                        raise _missing_replacement(error, value, given, where) from None
+            row: dict[str, Any] = dict(zip(header, fields, strict=True))
+            del row["ID"]
+            if "duration" in row:
+                row["duration"] = _duration(row["duration"], csv_path, line, uid)
+            yield uid, row
+
+
+def parse_json_rows(text: str, source: object) -> dict[str, dict[str, Any]]:
+    """Parse a whole JSON manifest, and check that it is a mapping of mappings, each ID once."""
+    try:
+        data = json.loads(text, object_pairs_hook=lambda pairs: _checked_pairs(pairs, source))
+    except json.JSONDecodeError as error:
+        raise ManifestError(
+            f"A JSON manifest must be valid JSON; {source} is not: {error}. Correct the file there."
+        ) from error
+    if not isinstance(data, dict):
+        raise ManifestError(
+            f"A JSON manifest must be a mapping from the ID of a row to its items; {source} holds "
+            f"a {type(data).__name__}: write {{'row1': {{...}}, 'row2': {{...}}}}."
+        )
+    for uid, row in data.items():
+        check_is_row(uid, row, source)
+    return data
+
+
+def check_is_row(uid: str, row: object, source: object) -> None:
+    """Refuse a row that is no mapping."""
+    if not isinstance(row, dict):
+        raise ManifestError(
+            f"Each row of a manifest must be a mapping from key to value; row {uid!r} of {source} "
+            f"is a {type(row).__name__}: {str(row)[:80]!r}. Write {{'key': value}} there."
+        )
+
+
+def format_row(
+    uid: str, row: dict[str, Any], given: Mapping[str, Any], source: object
+) -> dict[str, Any]:
+    """Put `given` in for the names in braces, in every string of the row."""
+    for key, value in row.items():
+        if isinstance(value, (str, dict, list)):
+            try:
+                row[key] = _formatted(value, given)
+            except (KeyError, IndexError) as error:
+                where = f"row {uid!r} of {source}, key {key!r}"
+                raise _missing_replacement(error, value, given, where) from None
+            except (ValueError, AttributeError) as error:
+                raise ManifestError(
+                    "Braces in a JSON manifest are for replacements; row "
+                    f"{uid!r} of {source}, key {key!r} has {value!r} ({error}): double the braces "
+                    "that are meant as such."
+                ) from error
+    return row
+
+
+def _formatted(value: Any, given: Mapping[str, Any]) -> Any:
+    if isinstance(value, str):
+        return value.format_map(given) if "{" in value or "}" in value else value
+    if isinstance(value, dict):
+        return {key: _formatted(one, given) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_formatted(one, given) for one in value]
+    return value
+
+
+def _checked_pairs(pairs: list[tuple[str, Any]], source: object) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ManifestError(
+            f"Each ID or key of a JSON manifest must be there once; {source} has {twice!r} twice "
+            "in one mapping: rename or remove one of them."
+        )
+    return data
+
+
+def _csv_header(header: list[str], source: object) -> list[str]:
+    if "ID" not in header:
+        raise ManifestKeyError(
+            f"A CSV manifest must have a column 'ID' with a name for each row; the header of "
+            f"{source} is {header!r}: add it, or rename the one that holds the names."
+        )
+    if len(set(header)) != len(header):
+        raise ManifestError(
+            f"Each column of a CSV manifest must have its own name; the header of {source} is "
+            f"{header!r}: rename one of the two."
+        )
+    return header
+
+
+def _wrong_width(
+    source: object, line: int, header: list[str], fields: list[str], uid_column: int
+) -> str:
+    uid = f" (ID {fields[uid_column]!r})" if len(fields) > uid_column else ""
+    what = (
+        f"it lacks {header[len(fields) :]!r}"
+        if len(fields) < len(header)
+        else f"too many by {fields[len(header) :]!r}; a value with a comma needs quotes"
+    )
+    return (
+        f"Each line of a CSV manifest must have the {len(header)} fields of its header; {source}, "
+        f"line {line}{uid} has {len(fields)}: {what}."
+    )
+
+
+def _duration(value: str, source: object, line: int, uid: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ManifestError(
+            f"The column 'duration' must hold seconds as a number; {source}, line {line} "
+            f"(ID {uid!r}) has {value!r}: correct it, or name the column otherwise."
+        ) from None
+
+
+def _missing_replacement(
+    error: LookupError, value: object, given: Mapping[str, Any], where: str
+) -> ManifestKeyError:
+    name = error.args[0] if isinstance(error, KeyError) and error.args else "a name"
+    return ManifestKeyError(
+        f"Each replacement that a manifest names must be given; {where} has {value!r}, which needs "
+        f"{name!r}{nearest(name, given)}, and given are {sorted(map(str, given))!r}: pass "
+        f"replacements={{{name!r}: ...}}."
+    )

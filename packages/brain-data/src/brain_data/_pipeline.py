@@ -1,0 +1,296 @@
+"""The data pipeline: which functions run, in which order, to give what is asked for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ._dataset_errors import CircularDependencyError, UnknownKeyError, nearest
+from ._items import DynamicItem, StaticItem
+from ._items import provides as provides_keys
+from ._pipeline_steps import Steps, describe
+
+
+@dataclass
+class _Node:
+    """One call of an item, or a key of the row."""
+
+    item: StaticItem | DynamicItem
+    keys: Sequence[str]
+    stage: int = 0
+    depends: list[int] = field(default_factory=list)
+
+
+class DataPipeline:
+    """Functions from row to items, of which only those that are needed run.
+
+    The order is worked out when the first row is computed, and again only after the outputs or
+    the items have changed.
+
+    Parameters
+    ----------
+    static_data_keys : iterable of str
+        Keys that each row has.
+    dynamic_items : iterable, optional
+        :class:`DynamicItem` objects, or mappings with ``func``, ``takes`` and ``provides``.
+    output_keys : iterable or mapping, optional
+        Keys to give; a mapping goes from the name outside to the key inside.
+
+    Attributes
+    ----------
+    source : object
+        Where the rows come from, named by errors; a file, usually.
+
+    Examples
+    --------
+    >>> pipeline = DataPipeline(
+    ...     ["text"],
+    ...     [
+    ...         {"func": str.lower, "takes": "text", "provides": "lower"},
+    ...         {"func": lambda x: x[::-1], "takes": "lower", "provides": "reversed"},
+    ...     ],
+    ...     ["reversed"],
+    ... )
+    >>> pipeline({"text": "Test"})
+    {'reversed': 'tset'}
+    """
+
+    def __init__(
+        self,
+        static_data_keys: Iterable[str],
+        dynamic_items: Iterable[Any] | None = None,
+        output_keys: Iterable[Any] | Mapping[Any, str] | None = None,
+    ) -> None:
+        self.source: object = None
+        self.dynamic_items: list[DynamicItem] = []
+        self.output_mapping: Mapping[Any, str] = {}
+        self.key_to_node: dict[str, int] = {}
+        self.unaccounted_keys: dict[str, list[int]] = {}
+        self._nodes: list[_Node] = []
+        self._plans: dict[Any, Steps] = {}
+        self.add_static_keys(static_data_keys)
+        self.add_dynamic_items(dynamic_items or [])
+        self.set_output_keys(output_keys)
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[Any, Any]:
+        """Compute the outputs of the row `data`."""
+        return self.compute_outputs(data)
+
+    def add_static_keys(self, static_keys: Iterable[str]) -> None:
+        """Say which keys each row has."""
+        for key in static_keys:
+            self._add_node(_Node(StaticItem(key), (key,)), f"the row's own key {key!r}")
+
+    def add_dynamic_items(self, dynamic_items: Iterable[Any]) -> None:
+        """Add items or mappings with ``func``, ``takes`` and ``provides``."""
+        for item in dynamic_items:
+            if isinstance(item, Mapping):
+                self.add_dynamic_item(**item)
+            else:
+                self.add_dynamic_item(item)
+
+    def add_dynamic_item(
+        self,
+        func: DynamicItem | Callable[..., Any],
+        takes: str | Iterable[str] | None = None,
+        provides: str | Iterable[Any] | None = None,
+    ) -> None:
+        """Add an item: a :class:`DynamicItem`, or a function with its keys.
+
+        Parameters
+        ----------
+        func : DynamicItem or callable
+            A generator function becomes a :class:`GeneratorDynamicItem`.
+        takes, provides : str or iterable of str
+            As for the decorators; not with a :class:`DynamicItem`, which has its own.
+
+        Raises
+        ------
+        ValueError
+            When nothing is provided, or a key is that is provided already.
+        """
+        if isinstance(func, DynamicItem):
+            if takes is not None or provides is not None:
+                raise ValueError(
+                    f"An item brings its own keys; got one that provides {list(func.provides)!r} "
+                    f"and takes={takes!r}, provides={provides!r}: leave these out."
+                )
+            self._add_item(func)
+            return
+        if not callable(func):
+            raise TypeError(
+                f"An item needs a function to compute it; got {func!r} for {provides!r}: pass a "
+                "callable or a DynamicItem."
+            )
+        item = provides_keys(*_as_keys(provides))(func)
+        item.takes = tuple(_as_keys(takes)) if not item.takes else item.takes
+        self._add_item(item)
+
+    def set_output_keys(self, keys: Iterable[Any] | Mapping[Any, str] | None) -> None:
+        """Choose the outputs: keys, or a mapping from the name outside to the key inside."""
+        self.output_mapping = _as_mapping(keys)
+        self._plans.pop(None, None)
+
+    def compute_outputs(self, data: Mapping[str, Any]) -> dict[Any, Any]:
+        """Compute the outputs of the row `data`, which is not changed.
+
+        Raises
+        ------
+        DataItemError
+            Names the item, its function and the row.
+        """
+        return self.compute_row(dict(data))
+
+    def compute_specific(
+        self, keys: Iterable[Any] | Mapping[Any, str], data: Mapping[str, Any]
+    ) -> dict[Any, Any]:
+        """Compute other keys of the row `data`; the output keys stay what they are."""
+        return self.plan(keys).run(dict(data), self.source)
+
+    def compute_row(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        """Compute the outputs from a dict that is the pipeline's to fill."""
+        plan = self._plans.get(None)
+        if plan is None:
+            plan = self._plans[None] = self._plan_for(self.output_mapping)
+        return plan.run(values, self.source)
+
+    def plan(self, keys: Iterable[Any] | Mapping[Any, str]) -> Steps:
+        """Work out the steps that give `keys`, once for the same keys."""
+        mapping = _as_mapping(keys)
+        name = tuple(mapping.items())
+        if name not in self._plans:
+            self._plans[name] = self._plan_for(mapping)
+        return self._plans[name]
+
+    def copy(self) -> DataPipeline:
+        """Return a pipeline to add to, with the same functions (these are not copied)."""
+        new = copy.copy(self)
+        twins = {id(item): copy.copy(item) for item in self.dynamic_items}
+        new.dynamic_items = list(twins.values())
+        new.key_to_node = dict(self.key_to_node)
+        new.unaccounted_keys = {key: list(nodes) for key, nodes in self.unaccounted_keys.items()}
+        new._nodes = [  # noqa: SLF001 - of the same class
+            _Node(twins.get(id(node.item), node.item), node.keys, node.stage, list(node.depends))
+            for node in self._nodes
+        ]
+        new._plans = {}  # noqa: SLF001
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the worked-out plans behind: a spawned worker makes its own."""
+        return {**self.__dict__, "_plans": {}}
+
+    def _add_item(self, item: DynamicItem) -> None:
+        stages = item.provided_in_order()
+        provided = [key for keys in stages for key in keys]
+        if not provided:
+            raise ValueError(
+                f"An item must provide at least one key; {describe(item.func)} provides none: "
+                "decorate it with @provides(...), or pass provides=."
+            )
+        if isinstance(item.takes, str):
+            item.takes = (item.takes,)
+        named = describe(item.func)
+        for position, key in enumerate(provided):
+            if key in self.key_to_node or key in provided[:position]:
+                self._refuse(key, named)
+        self._plans.clear()
+        before: list[int] | None = None
+        for stage, keys in enumerate(stages):
+            index = self._add_node(_Node(item, keys, stage), named)
+            if before is None:
+                for key in item.takes:
+                    if key in self.key_to_node:
+                        self._depend(index, self.key_to_node[key])
+                    else:
+                        self.unaccounted_keys.setdefault(key, []).append(index)
+            else:
+                self._depend(index, before[0])
+            before = [index]
+        self.dynamic_items.append(item)
+
+    def _add_node(self, node: _Node, named: str) -> int:
+        index = len(self._nodes)
+        for key in node.keys:
+            if key in self.key_to_node:
+                self._refuse(key, named)
+        self._nodes.append(node)
+        self._plans.clear()
+        for key in node.keys:
+            self.key_to_node[key] = index
+            for dependent in self.unaccounted_keys.pop(key, []):
+                self._depend(dependent, index)
+        return index
+
+    def _depend(self, node: int, needed: int) -> None:
+        if needed not in self._nodes[node].depends:
+            self._nodes[node].depends.append(needed)
+
+    def _refuse(self, key: str, named: str) -> None:
+        node = self.key_to_node.get(key)
+        other = None if node is None else self._nodes[node].item
+        if isinstance(other, DynamicItem):
+            held = f"{describe(other.func)} provides it already"
+        else:
+            held = "each row has it already" if other is not None else "it is named twice"
+        raise ValueError(
+            f"A key must come from one place; got {key!r} from {named}, and {held}: provide it "
+            "under another name, and rename it with set_output_keys({'outside': 'inside'})."
+        )
+
+    def _plan_for(self, mapping: Mapping[Any, str]) -> Steps:
+        order: list[tuple[DynamicItem, int]] = []
+        done: set[int] = set()
+        for key in mapping.values():
+            if key not in self.key_to_node:
+                raise UnknownKeyError(
+                    f"An output key must be in the rows or provided by an item; got {key!r}"
+                    f"{nearest(key, self.key_to_node)}, there are {list(self.key_to_node)!r}: "
+                    "correct set_output_keys, or add the item."
+                )
+            self._visit(self.key_to_node[key], [], done, order)
+        return Steps(order, mapping)
+
+    def _visit(
+        self, index: int, path: list[int], done: set[int], order: list[tuple[DynamicItem, int]]
+    ) -> None:
+        if index in path:
+            circle = [*path[path.index(index) :], index]
+            shown = " -> ".join(str(self._nodes[node].keys[0]) for node in circle)
+            raise CircularDependencyError(
+                f"Items must not need each other; got {shown}: give one of them another key to "
+                "take."
+            )
+        if index in done:
+            return
+        node = self._nodes[index]
+        for needed in node.depends:
+            self._visit(needed, [*path, index], done, order)
+        done.add(index)
+        if not isinstance(node.item, DynamicItem):
+            return
+        lacking = [key for key in node.item.takes if key not in self.key_to_node]
+        if lacking:
+            raise RuntimeError(
+                f"Each key that an item takes must be in the rows or provided by another; "
+                f"{describe(node.item.func)} takes {lacking[0]!r}"
+                f"{nearest(lacking[0], self.key_to_node)}, there are {list(self.key_to_node)!r}: "
+                "correct @takes, or add the item that provides it."
+            )
+        order.append((node.item, node.stage))
+
+
+def _as_keys(keys: str | Iterable[Any] | None) -> list[Any]:
+    if keys is None:
+        return []
+    return [keys] if isinstance(keys, str) else list(keys)
+
+
+def _as_mapping(keys: Iterable[Any] | Mapping[Any, str] | None) -> Mapping[Any, str]:
+    if keys is None:
+        return {}
+    if isinstance(keys, Mapping):
+        return dict(keys)
+    return {key: key for key in _as_keys(keys)}
