@@ -1,0 +1,122 @@
+"""Importing a package changes nothing, and loads only what the package declares."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import pkgutil
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+PROGRAM = """
+import json, logging, os, random, signal, sys, threading, warnings
+import numpy, torch, torch.utils.data, torch.utils.data.dataloader as loader
+
+HEAVY = ("torch._dynamo", "torch._inductor", "torch.utils.tensorboard", "torch.distributed.fsdp",
+         "matplotlib", "pandas", "unittest", "IPython")
+
+def state():
+    root, manager = logging.getLogger(), logging.root.manager
+    backends, multiprocessing = torch.backends, torch.multiprocessing
+    return {
+        "excepthook": repr(sys.excepthook), "threading.excepthook": repr(threading.excepthook),
+        "warnings filters": repr(warnings.filters), "showwarning": repr(warnings.showwarning),
+        "log handlers": repr(root.handlers), "log level": root.level, "disabled": manager.disable,
+        "logger class": repr(logging.getLoggerClass()),
+        "captured warnings": repr(logging._warnings_showwarning),
+        "signals": repr([signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]),
+        "environment": dict(os.environ), "folder": os.getcwd(), "path": list(sys.path),
+        "threads": threading.active_count(), "torch threads": torch.get_num_threads(),
+        "default dtype": repr(torch.get_default_dtype()), "grad": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "anomaly": torch.is_anomaly_enabled(), "matmul": torch.get_float32_matmul_precision(),
+        "cudnn": [getattr(backends.cudnn, k) for k in ("enabled", "benchmark", "deterministic")],
+        "autocast": torch.is_autocast_enabled("cpu"), "quantized": backends.quantized.engine,
+        "random": repr(random.getstate()), "numpy": repr(numpy.random.get_state()),
+        "torch random": torch.random.get_rng_state().sum().item(),
+        "loader classes": repr([loader.DataLoader, loader._BaseDataLoaderIter]),
+        "loader methods": repr([vars(loader.DataLoader), vars(loader._BaseDataLoaderIter)]),
+        "start method": repr(multiprocessing.get_start_method(allow_none=True)),
+        "sharing": multiprocessing.get_sharing_strategy(),
+        "process group": torch.distributed.is_initialized(),
+    }
+
+before, loaded_before = state(), set(sys.modules)
+__import__(sys.argv[1])
+after, loaded = state(), set(sys.modules) - loaded_before
+known = set(sys.stdlib_module_names) | {name.partition(".")[0] for name in loaded_before}
+print(json.dumps({
+    "changed": {k: [repr(before[k]), repr(after[k])] for k in before if before[k] != after[k]},
+    "loaded": sorted({name.partition(".")[0] for name in loaded} - known),
+    "heavy": sorted(loaded & set(HEAVY)),
+}))
+"""
+LOADS = {
+    "brain_dist": {"brain_dist"},
+    "brain_ckpt": {"brain_ckpt", "brain_dist", "yaml", "_yaml"},
+    "brain_data": {"brain_data", "brain_dist", "hyperpyyaml", "ruamel", "yaml", "_yaml", "tqdm"},
+    "brain_core": {
+        *("brain_core", "brain_ckpt", "brain_data", "brain_dist"),
+        *("hyperpyyaml", "ruamel", "yaml", "_yaml", "tqdm"),
+    },
+}
+
+
+@functools.cache
+def import_alone(package: str) -> dict[str, Any]:
+    """Import a package in a fresh interpreter and return what that loaded and changed."""
+    command = [sys.executable, "-c", PROGRAM, package]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_importing_loads_only_what_the_package_declares(package):
+    """A user of one package pays for no other."""
+    assert set(import_alone(package)["loaded"]) <= LOADS[package]
+
+
+def test_importing_loads_no_heavy_module(package):
+    """What takes long to load is loaded by the function that needs it."""
+    assert import_alone(package)["heavy"] == []
+
+
+def test_importing_changes_nothing(package):
+    """No torch flag, log handler, hook, filter, random state or class is touched."""
+    assert import_alone(package)["changed"] == {}
+
+
+def test_public_names_are_sorted_and_there(package):
+    """``__all__`` is sorted (constants, classes, functions), and each name can be imported."""
+    module = importlib.import_module(package)
+    order = sorted(set(module.__all__), key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+    assert list(module.__all__) == order
+    missing = [name for name in module.__all__ if not hasattr(module, name)]
+    assert missing == []
+
+
+def test_public_names_have_a_docstring(package):
+    """``help()`` of each public class and function says something."""
+    module = importlib.import_module(package)
+    public = {name: getattr(module, name) for name in module.__all__}
+    silent = [name for name, thing in public.items() if callable(thing) and not thing.__doc__]
+    assert silent == []
+
+
+def test_modules_behind_the_package_are_private(package):
+    """What is not exported is not an address that a user could come to rely on."""
+    module = importlib.import_module(package)
+    offered = {"testing"} if package == "brain_core" else set()
+    public = {m.name for m in pkgutil.iter_modules(module.__path__) if not m.name.startswith("_")}
+    assert public <= offered
+
+
+@pytest.mark.parametrize("name", ["hyperpyyaml", "tqdm", "brain_data", "brain_core"])
+def test_brain_ckpt_stands_without(name):
+    """The checkpointer is for people with a loop of their own."""
+    pytest.importorskip("brain_ckpt")
+    assert name not in import_alone("brain_ckpt")["loaded"]

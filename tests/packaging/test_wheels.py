@@ -1,0 +1,45 @@
+"""What is packed into the wheels and sdists."""
+
+from __future__ import annotations
+
+import tarfile
+
+
+def test_a_wheel_holds_the_licence(house, wheel):
+    """Who gets a wheel gets the terms."""
+    (name,) = [n for n in wheel.namelist() if n.endswith("LICENSE")]
+    assert wheel.read(name).decode() == (house.root / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_a_wheel_of_code_is_typed(wheel, distribution):
+    """A type checker reads the annotations of an installed package."""
+    typed = [name for name in wheel.namelist() if name.endswith("py.typed")]
+    expected = [] if distribution == "brain-all" else [f"{distribution.replace('-', '_')}/py.typed"]
+    assert typed == expected
+
+
+def test_a_wheel_holds_its_own_package_and_nothing_else(wheel, distribution):
+    """No test, example or sibling is packed by mistake."""
+    tops = {name.partition("/")[0] for name in wheel.namelist()}
+    code = {top for top in tops if not top.endswith(".dist-info")}
+    assert code == (set() if distribution == "brain-all" else {distribution.replace("-", "_")})
+
+
+def test_a_wheel_carries_its_readme(house, wheel, distribution):
+    """The page of a package on an index is its README."""
+    (name,) = [n for n in wheel.namelist() if n.endswith(".dist-info/METADATA")]
+    readme = house.root / "packages" / distribution / "README.md"
+    assert readme.read_text(encoding="utf-8").strip() in wheel.read(name).decode()
+
+
+def test_an_sdist_holds_source_licence_and_readme(built, distribution):
+    """A package can be built again from its sdist alone."""
+    name = distribution.replace("-", "_")
+    (path,) = built.glob(f"{name}-*.tar.gz")
+    with tarfile.open(path) as opened:
+        files = {member.split("/", 1)[1] for member in opened.getnames()}
+    needed = {"LICENSE", "README.md", "pyproject.toml", "PKG-INFO"}
+    if distribution != "brain-all":
+        needed |= {f"src/{name}/__init__.py", f"src/{name}/py.typed"}
+    assert needed <= files
+    assert not [file for file in files if file.startswith("tests")]
