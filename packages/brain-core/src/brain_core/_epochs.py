@@ -1,0 +1,186 @@
+"""Counting epochs, and stopping early, in a way that a checkpoint can hold."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any, Literal
+
+import yaml
+
+from brain_ckpt import (
+    mark_as_loader,
+    mark_as_saver,
+    mark_as_transfer,
+    register_checkpoint_hooks,
+)
+
+__all__ = ["EpochCounter", "EpochCounterWithStopper"]
+
+logger = logging.getLogger(__name__)
+
+
+@register_checkpoint_hooks
+class EpochCounter:
+    """Iterate over the epochs 1 to ``limit``, going on where a checkpoint left off.
+
+    Parameters
+    ----------
+    limit : int
+        The last epoch.
+
+    Attributes
+    ----------
+    current : int
+        The epoch under way; 0 before the first.
+
+    Examples
+    --------
+    >>> list(EpochCounter(3))
+    [1, 2, 3]
+    """
+
+    def __init__(self, limit: int) -> None:
+        if int(limit) < 0:
+            raise ValueError(f"EpochCounter needs a limit of 0 or more, got {limit!r}.")
+        self.limit = int(limit)
+        self.current = 0
+
+    def __iter__(self) -> EpochCounter:
+        """Return itself: the count goes on, it does not begin again."""
+        return self
+
+    def __next__(self) -> int:
+        """Enter the next epoch."""
+        if self.current >= self.limit:
+            raise StopIteration
+        self.current += 1
+        logger.info("Going into epoch %d", self.current)
+        return self.current
+
+    @mark_as_saver
+    def _save(self, path: Any) -> None:
+        with open(path, "w", encoding="utf-8") as file:  # path may be a str
+            file.write(str(self.current))
+
+    @mark_as_loader
+    @mark_as_transfer
+    def _recover(self, path: Any, end_of_epoch: bool = True) -> None:
+        with open(path, encoding="utf-8") as file:
+            self._go_on_from(int(file.read()), end_of_epoch=end_of_epoch)
+
+    def _go_on_from(self, saved: int, *, end_of_epoch: bool) -> None:
+        """Enter the epoch after a finished one, or an unfinished one again."""
+        self.current = saved if end_of_epoch else saved - 1
+
+
+@register_checkpoint_hooks
+class EpochCounterWithStopper(EpochCounter):
+    """An `EpochCounter` that ends when a metric no longer improves.
+
+    Call `update_metric` once per validation. A metric improves when it beats the best so far by
+    more than one millionth of its size, in either direction and with either sign.
+
+    Parameters
+    ----------
+    limit : int
+        The last epoch.
+    limit_to_stop : int
+        Epochs without improvement after which to stop.
+    limit_warmup : int
+        Epochs that are not looked at.
+    direction : {"min", "max"}
+        Which way the metric gets better.
+
+    Examples
+    --------
+    >>> counter = EpochCounterWithStopper(10, limit_to_stop=2, limit_warmup=0, direction="max")
+    >>> for epoch in counter:
+    ...     counter.update_metric(0.5)
+    >>> epoch
+    3
+    """
+
+    def __init__(
+        self, limit: int, limit_to_stop: int, limit_warmup: int, direction: Literal["min", "max"]
+    ) -> None:
+        super().__init__(limit)
+        for name, value in (("limit_to_stop", limit_to_stop), ("limit_warmup", limit_warmup)):
+            if value < 0:
+                raise ValueError(f"Stopper {name!r} must be >= 0, got {value!r}.")
+        if direction not in ("min", "max"):
+            raise ValueError(f"Stopper 'direction' must be 'min' or 'max', got {direction!r}.")
+        self.limit_to_stop = limit_to_stop
+        self.limit_warmup = limit_warmup
+        self.direction = direction
+        self.min_delta = 1e-6
+        self.should_stop = False
+        self.best_limit = 0
+        self.best_score = math.inf if direction == "min" else -math.inf
+
+    def __next__(self) -> int:
+        """Enter the next epoch, unless the metric has stopped improving."""
+        if self.should_stop:
+            raise StopIteration
+        return super().__next__()
+
+    def update_metric(self, current_metric: float) -> None:
+        """Take note of this epoch's metric and decide whether to stop after it.
+
+        Parameters
+        ----------
+        current_metric : float
+            The metric; NaN is no improvement.
+        """
+        if self.current <= self.limit_warmup:
+            return
+        if improves(current_metric, self.best_score, self.direction, self.min_delta):
+            self.best_limit = self.current
+            self.best_score = float(current_metric)
+        without = self.current - self.best_limit
+        self.should_stop = without >= self.limit_to_stop
+        if self.should_stop:
+            logger.info(
+                "%d epochs without improvement; the patience of %d is exhausted, stopping.",
+                without,
+                self.limit_to_stop,
+            )
+
+    @mark_as_saver
+    def _save(self, path: Any) -> None:
+        state = {
+            "current_epoch": self.current,
+            "best_epoch": self.best_limit,
+            "best_score": self.best_score,
+            "should_stop": self.should_stop,
+        }
+        with open(path, "w", encoding="utf-8") as file:
+            yaml.safe_dump(state, file)
+
+    @mark_as_loader
+    @mark_as_transfer
+    def _recover(self, path: Any, end_of_epoch: bool = True) -> None:
+        with open(path, encoding="utf-8") as file:
+            state = yaml.safe_load(file)
+        if isinstance(state, int):  # SpeechBrain saves a stopper as a plain EpochCounter
+            logger.warning(
+                "The checkpoint holds no early-stopping state: its patience starts anew."
+            )
+            self._go_on_from(state, end_of_epoch=end_of_epoch)
+            return
+        self._go_on_from(state["current_epoch"], end_of_epoch=end_of_epoch)
+        self.best_limit = state["best_epoch"]
+        self.best_score = state["best_score"]
+        self.should_stop = state["should_stop"]
+
+
+def improves(metric: float, best: float, direction: str, min_delta: float) -> bool:
+    """Whether a metric beats the best so far by more than ``min_delta`` of the best's size.
+
+    Examples
+    --------
+    >>> improves(0.5, 0.5, "max", 1e-6), improves(-2.0, -1.0, "min", 1e-6)
+    (False, True)
+    """
+    margin = min_delta * abs(best) if math.isfinite(best) else 0.0
+    return metric < best - margin if direction == "min" else metric > best + margin

@@ -1,0 +1,64 @@
+"""Seeding every generator that a training draws from."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+
+import numpy as np
+import torch
+
+__all__ = ["decorrelate_ranks", "seed_everything"]
+
+logger = logging.getLogger(__name__)
+
+_LARGEST = 2**32 - 1  # NumPy's limit
+
+
+def seed_everything(seed: int = 0, verbose: bool = True, deterministic: bool = False) -> int:
+    """Seed Python, NumPy and torch on every device, and the order of the data.
+
+    All ranks get the same seed here, so that they build the same model; `Brain` draws them apart
+    once the modules are shared, so that dropout differs between ranks.
+
+    Parameters
+    ----------
+    seed : int
+        0 to 2**32 - 1.
+    verbose : bool
+        Log the seed.
+    deterministic : bool
+        Also ask torch for deterministic algorithms.
+
+    Returns
+    -------
+    int
+        The seed.
+
+    Raises
+    ------
+    ValueError
+        For a seed that NumPy cannot take. SpeechBrain takes 0 instead.
+    """
+    if not 0 <= seed <= _LARGEST:
+        raise ValueError(f"A seed must be between 0 and {_LARGEST}, got {seed!r}.")
+    if verbose:
+        logger.info("Setting seed to %d", seed)
+    os.environ["SB_GLOBAL_SEED"] = str(seed)  # where loaders look for the order's seed
+    _seed_generators(seed)
+    if deterministic:
+        torch.use_deterministic_algorithms(mode=True)
+    return seed
+
+
+def decorrelate_ranks(rank: int) -> None:
+    """Give every rank but 0 random numbers of its own, derived from the common seed."""
+    if rank > 0:
+        _seed_generators((torch.initial_seed() + 0x9E3779B9 * rank) % (_LARGEST + 1))
+
+
+def _seed_generators(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # the global one is what recipes draw from  # the global generator is the one that recipes draw from
+    torch.manual_seed(seed)  # every device too
