@@ -29,34 +29,55 @@ from ._items import (
     provides,
     takes,
 )
+from ._loader import SaveableDataLoader
+from ._loader_looped import LoopedLoader
+from ._loader_make import distributed_loader_specifics, make_dataloader
 from ._manifest import load_data_csv, load_data_json
 from ._pipeline import DataPipeline
+from ._samplers import (
+    BalancingDataSampler,
+    ConcatDatasetBatchSampler,
+    ReproducibleRandomSampler,
+    ReproducibleWeightedRandomSampler,
+)
+from ._samplers_distributed import DistributedSamplerWrapper
+from ._samplers_dynamic import DynamicBatchSampler
 
 __all__ = [
+    "BalancingDataSampler",
     "BatchsizeGuesser",
     "CachedDynamicItem",
     "CircularDependencyError",
+    "ConcatDatasetBatchSampler",
     "DataItemError",
     "DataPipeline",
+    "DistributedSamplerWrapper",
+    "DynamicBatchSampler",
     "DynamicItem",
     "DynamicItemDataset",
     "ExperimentDirectory",
     "FilteredSortedDynamicItemDataset",
     "GeneratorDynamicItem",
+    "LoopedLoader",
     "ManifestError",
     "ManifestKeyError",
     "PaddedBatch",
     "PaddedData",
     "PaddingError",
+    "ReproducibleRandomSampler",
+    "ReproducibleWeightedRandomSampler",
+    "SaveableDataLoader",
     "StaticItem",
     "TqdmCompatibleStreamHandler",
     "UnknownKeyError",
     "add_dynamic_item",
     "batch_pad_right",
     "create_experiment_directory",
+    "distributed_loader_specifics",
     "get_environment_description",
     "load_data_csv",
     "load_data_json",
+    "make_dataloader",
     "provides",
     "set_output_keys",
     "takes",

@@ -1,0 +1,217 @@
+"""What a loader's workers run: rows of one batch fetched and collated under the batch's own seed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import (
+    ConcatDataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+    default_convert,
+    get_worker_info,
+)
+
+from ._seeding import seed_generators, seeded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_PLAIN = (list, tuple, range, dict, torch.Tensor, np.ndarray, TensorDataset)
+_COLLATING = -1
+_WORKER_FAILED = re.compile(r"DataLoader (worker \(pid|timed out)")
+
+
+class Request(NamedTuple):
+    """What the main process asks a worker for."""
+
+    number: int
+    """The batch's number in the epoch, on this rank."""
+    seed: int | None
+    """What the generators are seeded with; None where nothing is drawn."""
+    rows: list[Any]
+
+
+class Progress:
+    """Where each worker is, in memory that they share with the main process.
+
+    Written before each row, so that a worker that dies can be said to have been on that row.
+    """
+
+    _PID, _BATCH, _PLACE = range(3)
+
+    def __init__(self, workers: int) -> None:
+        # Without a lock: each worker writes its own three numbers.
+        self._numbers = multiprocessing.RawArray("q", 3 * workers)
+        self.workers = workers
+
+    def begin(self, worker: int, batch: int) -> None:
+        """Note that a worker begins a batch."""
+        self._numbers[3 * worker + self._PID] = os.getpid()
+        self._numbers[3 * worker + self._BATCH] = batch
+        self.at(worker, 0)
+
+    def at(self, worker: int, place: int) -> None:
+        """Note which row of its batch a worker is on."""
+        self._numbers[3 * worker + self._PLACE] = place
+
+    def read(self) -> list[tuple[int, int, int]]:
+        """Return (pid, batch, place in it) of each worker that has begun one."""
+        flat = list(self._numbers)
+        triples = [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 3)]
+        return [triple for triple in triples if triple[0]]
+
+
+class Rows:
+    """A dataset as the inner loader sees it: a request goes in, a collated batch comes out.
+
+    Everything else is the user's dataset, also for a `worker_init_fn` that reads or sets
+    attributes of ``get_worker_info().dataset``.
+    """
+
+    _OWN = ("_dataset", "_collate", "_batched", "_progress")
+
+    def __init__(
+        self,
+        dataset: Any,
+        collate: Callable[[Any], Any],
+        *,
+        batched: bool,
+        progress: Progress | None,
+    ) -> None:
+        self._dataset = dataset
+        self._collate = collate
+        self._batched = batched
+        self._progress = progress
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle this object, not the dataset that stands in for it."""
+        return _rows, (self._dataset, self._collate, self._batched, self._progress)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in Rows._OWN:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._dataset, name, value)
+
+    def __getitem__(self, request: Request) -> Any:
+        info = get_worker_info()
+        if info is None:
+            if request.seed is None:
+                return self._fetch(request, None)
+            with seeded(request.seed):
+                return self._fetch(request, None)
+        if request.seed is not None:
+            seed_generators(request.seed)
+        if self._progress is not None:
+            self._progress.begin(info.id, request.number)
+        return self._fetch(request, info.id)
+
+    def _fetch(self, request: Request, worker: int | None) -> Any:
+        dataset, rows, place = self._dataset, request.rows, 0
+        try:
+            if not self._batched:
+                return self._collate(dataset[rows[0]])
+            if getattr(dataset, "__getitems__", None):
+                place = _COLLATING
+                data = dataset.__getitems__(rows)
+            elif worker is None or self._progress is None:
+                data = []
+                for place, row in enumerate(rows):  # noqa: B007 - named by the error below
+                    data.append(dataset[row])  # noqa: PERF401 - so that `place` is known
+            else:
+                data = []
+                for place, row in enumerate(rows):
+                    self._progress.at(worker, place)
+                    data.append(dataset[row])
+                self._progress.at(worker, _COLLATING)
+            place = _COLLATING
+            return self._collate(data)
+        except StopIteration as error:
+            # It would end the epoch in silence.
+            raise RuntimeError(f"StopIteration {_where(request, place)}") from error
+        except Exception as error:
+            if hasattr(error, "add_note"):  # Python 3.11
+                error.add_note(f"raised {_where(request, place)}")
+            raise
+
+
+class Requests:
+    """A sampler for the inner loader that asks its owner anew at each pass."""
+
+    def __init__(self, begin: Callable[[], Iterator[Request]], length: Callable[[], int]) -> None:
+        self._begin = begin
+        self._length = length
+
+    def __iter__(self) -> Iterator[Request]:
+        return self._begin()
+
+    def __len__(self) -> int:
+        return self._length()
+
+
+def same(batch: Any) -> Any:
+    """Return what is given: the inner loader's collate function."""
+    return batch
+
+
+def draws_nothing(dataset: Any, collate: Any) -> bool:
+    """Tell whether fetching runs no code of the user's, so that no generator needs a seed.
+
+    A dataset of another kind may say so by an attribute ``draws_nothing``.
+    """
+    if getattr(collate, "func", None) is not None:
+        collate = collate.func
+    plain_collate = collate in (default_collate, default_convert) or (
+        getattr(collate, "__module__", None) == f"{__package__}._batch"
+    )
+    return plain_collate and _is_plain(dataset)
+
+
+def explain_worker_failure(
+    error: RuntimeError, progress: Progress | None, rows: Callable[[int], list[Any]]
+) -> RuntimeError | None:
+    """Turn torch's error about a worker into one that names rows; None for any other error."""
+    text = str(error)
+    if progress is None or not _WORKER_FAILED.search(text):
+        return None
+    seen = progress.read()
+    dead = [triple for triple in seen if re.search(rf"\b{triple[0]}\b", text)]
+    lines = []
+    for pid, batch, place in dead or seen:
+        asked = rows(batch)
+        what = f"row {asked[place]!r}" if 0 <= place < len(asked) else f"collating rows {asked!r}"
+        lines.append(f"worker pid {pid} was on {what} of batch {batch}")
+    if not lines:
+        return None
+    return RuntimeError(
+        f"{text} ({'; '.join(lines)}). Fetch that row with num_workers=0 to see why, or look for "
+        "the kernel's out-of-memory killer"
+    )
+
+
+def _rows(dataset: Any, collate: Any, batched: bool, progress: Progress | None) -> Rows:
+    return Rows(dataset, collate, batched=batched, progress=progress)
+
+
+def _is_plain(dataset: Any) -> bool:
+    if type(dataset) is Subset:
+        return _is_plain(dataset.dataset)
+    if type(dataset) is ConcatDataset:
+        return all(_is_plain(part) for part in dataset.datasets)
+    return type(dataset) in _PLAIN or bool(getattr(dataset, "draws_nothing", False))
+
+
+def _where(request: Request, place: int) -> str:
+    if place == _COLLATING:
+        return f"while rows {request.rows!r} of batch {request.number} were put together"
+    return f"by row {request.rows[place]!r} of batch {request.number}"

@@ -1,0 +1,250 @@
+"""An epoch as one list of micro-batches, and how it is dealt to ranks.
+
+Everything here is a pure function of integers: no rank, no clock and no generator of the process is
+read. A plan does not know the number of ranks; a `Deal` does, and is worked out from the plan.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+_VALID_SIZES_UP_TO = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class EpochPlan:
+    """One epoch: rows in the order of training, cut into micro-batches.
+
+    Parameters
+    ----------
+    order
+        The rows, ``[samples]``: an int64 array, or a list when a sampler yields other keys.
+    bounds
+        ``[batches + 1]``, int64. Micro-batch ``i`` is ``order[bounds[i]:bounds[i + 1]]``.
+    costs
+        The length of each row of ``order``, ``[samples]``, for batches that vary; None for batches
+        of one size. It decides how an incomplete round is split, see `Deal`.
+    """
+
+    order: Ints | Sequence[Any]
+    bounds: Ints
+    costs: Floats | None = None
+
+    @property
+    def batches(self) -> int:
+        """The number of micro-batches in the epoch."""
+        return len(self.bounds) - 1
+
+    @property
+    def samples(self) -> int:
+        """The number of rows that the micro-batches hold."""
+        return int(self.bounds[-1])
+
+    def rows(self, low: int, high: int) -> list[Any]:
+        """Rows ``low`` to ``high`` of the order, as a list of what the sampler yields."""
+        part = self.order[low:high]
+        return part.tolist() if isinstance(part, np.ndarray) else list(part)
+
+    def batch(self, index: int) -> list[Any]:
+        """The rows of one micro-batch."""
+        return self.rows(int(self.bounds[index]), int(self.bounds[index + 1]))
+
+    def checksum(self) -> int:
+        """A CRC-32 of the order and the cuts."""
+        if isinstance(self.order, np.ndarray):
+            crc = zlib.crc32(np.ascontiguousarray(self.order))
+        else:
+            crc = zlib.crc32(repr(list(self.order)).encode())
+        return zlib.crc32(np.ascontiguousarray(self.bounds), crc)
+
+
+@dataclass(frozen=True, eq=False)
+class Deal:
+    """Which rows each rank takes in each round: micro-batches ``start, start + 1, ...`` in turn.
+
+    In round ``j`` rank ``r`` takes micro-batch ``start + j * world_size + r``, so that an optimizer
+    step of ``a`` rounds takes ``a * world_size`` micro-batches that follow each other, whatever the
+    number of ranks. Every rank gets the same number of batches and no row is repeated:
+
+    - the last round may lack micro-batches: its rows are split again over all ranks;
+    - with fewer rows left than ranks, they join the round before, one more row on some ranks;
+    - with no round before, they cannot be dealt: `left_out` counts them;
+    - with ``drop_last`` an incomplete round is left out, as asked.
+
+    Parameters
+    ----------
+    plan
+        The epoch.
+    world_size
+        The number of ranks.
+    start
+        The micro-batch at which dealing began: 0, or where a resumed run has regrouped.
+    drop_last
+        Leave an incomplete last round out.
+    """
+
+    plan: EpochPlan
+    world_size: int = 1
+    start: int = 0
+    drop_last: bool = False
+    full_rounds: int = field(init=False)
+    tail: tuple[Ints, ...] | None = field(init=False)
+    left_out: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Work the last round out."""
+        whole, missing = divmod(self.plan.batches - self.start, self.world_size)
+        first = self.start + whole * self.world_size
+        rest = self.plan.samples - int(self.plan.bounds[first])
+        tail: tuple[Ints, ...] | None = None
+        left_out = 0
+        if missing and self.drop_last:
+            left_out = rest
+        elif missing and rest >= self.world_size:
+            tail = _split_round(self.plan, first, self.world_size)
+        elif missing and rest and whole:
+            whole -= 1
+            tail = _join_round(self.plan, first - self.world_size, self.world_size)
+        elif missing:
+            left_out = rest
+        object.__setattr__(self, "full_rounds", whole)
+        object.__setattr__(self, "tail", tail)
+        object.__setattr__(self, "left_out", left_out)
+
+    @property
+    def rounds(self) -> int:
+        """The number of batches of every rank."""
+        return self.full_rounds + (self.tail is not None)
+
+    def rows(self, round_: int, rank: int) -> tuple[int, list[Any]]:
+        """What a rank takes in a round: where in the order it begins, and the rows."""
+        plan = self.plan
+        if round_ < self.full_rounds:
+            index = self.start + round_ * self.world_size + rank
+            low, high = int(plan.bounds[index]), int(plan.bounds[index + 1])
+            return low, plan.rows(low, high)
+        if self.tail is None or round_ > self.full_rounds:
+            raise IndexError(f"a round below {self.rounds} is required, got {round_!r}")
+        flat = self.tail[rank].tolist()
+        order = plan.order
+        picked = order[flat].tolist() if isinstance(order, np.ndarray) else [order[i] for i in flat]
+        return flat[0], picked
+
+    def position(self, rounds_done: int) -> int:
+        """Micro-batches of the plan consumed by all ranks after that many rounds."""
+        if rounds_done >= self.rounds:
+            return self.plan.batches
+        return self.start + rounds_done * self.world_size
+
+    def rounds_done(self, position: int) -> int:
+        """The round that begins at a position; ``position`` must be a boundary."""
+        if position >= self.plan.batches:
+            return self.rounds
+        done, inside = divmod(position - self.start, self.world_size)
+        if inside or done < 0:
+            raise ValueError(
+                f"a position that {self.world_size} ranks reach is required, got {position!r}: use "
+                f"one of the world sizes {valid_world_sizes(position, self.start)}"
+            )
+        return min(done, self.rounds)
+
+
+def cut(order: Ints | Sequence[Any], batch_size: int, *, drop_last: bool = False) -> EpochPlan:
+    """Cut an order into micro-batches of one size; the last may be shorter, or left out."""
+    samples = len(order)
+    batches = samples // batch_size if drop_last else -(-samples // batch_size)
+    # [batches + 1]: 0, B, 2B, ..., and the end of the last micro-batch
+    bounds = np.arange(batches + 1, dtype=np.int64) * batch_size
+    bounds[-1] = min(int(bounds[-1]), samples)
+    return EpochPlan(order, bounds)
+
+
+def from_batches(batches: Iterable[Iterable[Any]]) -> EpochPlan:
+    """The plan of batches that are listed one by one."""
+    flat: list[Any] = []
+    ends = [0]
+    for batch in batches:
+        flat.extend(batch)
+        ends.append(len(flat))
+    return EpochPlan(as_order(flat), np.asarray(ends, dtype=np.int64))
+
+
+def as_order(rows: Sequence[Any]) -> Ints | Sequence[Any]:
+    """Rows as an int64 array where they are plain integers, else as they are."""
+    if all(type(row) is int for row in rows):
+        return np.asarray(rows, dtype=np.int64)
+    return rows
+
+
+def valid_world_sizes(position: int, start: int = 0) -> list[int]:
+    """World sizes that reach a position at the end of a round."""
+    dealt = position - start
+    return [size for size in range(1, min(dealt, _VALID_SIZES_UP_TO) + 1) if dealt % size == 0]
+
+
+def _split_round(plan: EpochPlan, first: int, world_size: int) -> tuple[Ints, ...]:
+    """The rows from micro-batch `first` on, fewer micro-batches than ranks, over all ranks."""
+    low, high = int(plan.bounds[first]), plan.samples
+    if plan.costs is None:
+        # [world_size + 1]: pieces whose sizes differ by one at most
+        edges = low + (high - low) * np.arange(world_size + 1, dtype=np.int64) // world_size
+        return tuple(np.arange(edges[r], edges[r + 1]) for r in range(world_size))
+    # A piece never crosses two micro-batches: rows of unlike length padded together could need
+    # more memory than any batch of the plan.
+    spans = [
+        (int(a), int(b))
+        for a, b in zip(plan.bounds[first:-1], plan.bounds[first + 1 :], strict=True)
+    ]
+    return tuple(np.arange(a, b) for a, b in _halve_costliest(spans, plan.costs, world_size))
+
+
+def _halve_costliest(
+    spans: list[tuple[int, int]], costs: Floats, pieces: int
+) -> list[tuple[int, int]]:
+    """Cut micro-batches into `pieces` parts, the costliest part first."""
+    parts = [(a, b, 1) for a, b in spans if b > a]
+    while sum(count for _, _, count in parts) < pieces:
+        index = max(
+            (i for i, (a, b, count) in enumerate(parts) if b - a > count),
+            key=lambda i: float(costs[parts[i][0] : parts[i][1]].sum()) / parts[i][2],
+        )
+        a, b, count = parts[index]
+        parts[index] = (a, b, count + 1)
+    out: list[tuple[int, int]] = []
+    for a, b, count in parts:
+        edges = [a + (b - a) * i // count for i in range(count + 1)]
+        out.extend(zip(edges[:-1], edges[1:], strict=True))
+    return out
+
+
+def _join_round(plan: EpochPlan, first: int, world_size: int) -> tuple[Ints, ...]:
+    """The round from micro-batch `first` on, with the few rows that follow it."""
+    bounds = plan.bounds
+    end = int(bounds[first + world_size])
+    if plan.costs is None:
+        edges = (
+            int(bounds[first])
+            + (plan.samples - int(bounds[first]))
+            * np.arange(world_size + 1, dtype=np.int64)
+            // world_size
+        )
+        return tuple(np.arange(edges[r], edges[r + 1]) for r in range(world_size))
+    parts = [np.arange(bounds[first + r], bounds[first + r + 1]) for r in range(world_size)]
+    free = list(range(world_size))
+    for row in range(end, plan.samples):
+        longest = [max(float(plan.costs[parts[r]].max()), float(plan.costs[row])) for r in free]
+        padded = [longest[i] * (len(parts[r]) + 1) for i, r in enumerate(free)]
+        chosen = free.pop(int(np.argmin(padded)))
+        parts[chosen] = np.append(parts[chosen], row)
+    return tuple(parts)

@@ -1,0 +1,152 @@
+"""One sampler shared out over ranks, with nothing repeated."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from brain_dist import get_rank, get_world_size
+from torch.utils.data import BatchSampler, DistributedSampler
+
+from ._plan import Deal, EpochPlan, cut, from_batches
+from ._samplers import order_of, settings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class DistributedSamplerWrapper(DistributedSampler[Any]):
+    """This rank's share of any sampler, or batch sampler, that is the same on all ranks.
+
+    A batch sampler's batches are dealt in turn: rank ``r`` takes batches ``r``, ``r + world size``
+    and so on. Each rank gets the same number of batches and nothing is repeated; how the last
+    round is split stands at `brain_data._plan.Deal`. A sampler's rows are dealt in turn, too; a
+    `SaveableDataLoader` given such a sampler deals whole batches instead, so that a step's rows do
+    not depend on the number of ranks.
+
+    Parameters
+    ----------
+    sampler
+        A sampler or a batch sampler.
+    num_replicas
+        The number of ranks; by default that of the process group or of the environment.
+    rank
+        This rank, likewise.
+    shuffle
+        Whether the wrapped sampler's units are put in random order, by ``seed + epoch``.
+    seed
+        The seed of that order.
+    drop_last
+        Leave the incomplete last round out.
+    pad
+        Repeat units from the start so that the ranks have equally many, as torch's
+        `DistributedSampler` does.
+
+    Raises
+    ------
+    ValueError
+        If the rank is not below the number of ranks.
+    """
+
+    def __init__(
+        self,
+        sampler: Any,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        *,
+        pad: bool = False,
+    ) -> None:
+        num_replicas = get_world_size() if num_replicas is None else num_replicas
+        rank = get_rank() if rank is None else rank
+        if not 0 <= rank < num_replicas:
+            raise ValueError(
+                f"a rank from 0 to {num_replicas - 1} is required, got {rank!r}: give the rank and "
+                "the number of ranks of the same group"
+            )
+        # DistributedSampler reads only the length of what it is given.
+        super().__init__(sampler, num_replicas, rank, shuffle, seed, drop_last)
+        self.sampler = sampler
+        self.pad = pad
+
+    @property
+    def gives_batches(self) -> bool:
+        """Whether the wrapped sampler gives lists of rows."""
+        return isinstance(self.sampler, BatchSampler) or hasattr(self.sampler, "plan")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, here and in the wrapped sampler."""
+        super().set_epoch(epoch)
+        inner = self.sampler
+        if not hasattr(inner, "set_epoch") and isinstance(inner, BatchSampler):
+            inner = inner.sampler
+        if hasattr(inner, "set_epoch"):
+            inner.set_epoch(epoch)
+
+    def whole_order(self) -> Any:
+        """Return the rows of all ranks, in order, for a sampler of rows."""
+        order = order_of(self.sampler)
+        if not self.shuffle:
+            return order
+        chosen = self._permutation(len(order))
+        return order[chosen] if isinstance(order, np.ndarray) else [order[i] for i in chosen]
+
+    def whole_plan(self) -> EpochPlan:
+        """Return the batches of all ranks, in order, for a batch sampler."""
+        plan = plan_of(self.sampler)
+        if not self.shuffle:
+            return plan
+        return from_batches(plan.batch(i) for i in self._permutation(plan.batches).tolist())
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides the order, for the fingerprint of a saved position."""
+        settings = settings_of(self.sampler)
+        return {**settings, "reshuffled": self.seed} if self.shuffle else settings
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over this rank's share."""
+        units = list(self.sampler)
+        if self.shuffle:
+            units = [units[i] for i in self._permutation(len(units)).tolist()]
+        if units and isinstance(units[0], (list, tuple)) and not self.pad:
+            deal = Deal(from_batches(units), self.num_replicas, drop_last=self.drop_last)
+            return (deal.rows(index, self.rank)[1] for index in range(deal.rounds))
+        if self.drop_last:
+            units = units[: len(units) - len(units) % self.num_replicas]
+        elif self.pad and units:
+            units += [units[i % len(units)] for i in range(-len(units) % self.num_replicas)]
+        return iter(units[self.rank :: self.num_replicas])
+
+    def __len__(self) -> int:
+        """Return the number of this rank's batches or rows."""
+        if self.gives_batches and not self.pad:
+            return Deal(self.whole_plan(), self.num_replicas, drop_last=self.drop_last).rounds
+        units = len(self.sampler)
+        if self.drop_last:
+            return units // self.num_replicas
+        if self.pad:
+            return -(-units // self.num_replicas)
+        return len(range(self.rank, units, self.num_replicas))
+
+    def _permutation(self, length: int) -> Any:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return torch.randperm(length, generator=generator).numpy()
+
+
+def plan_of(batch_sampler: Any) -> EpochPlan:
+    """Return a batch sampler's epoch at once."""
+    if hasattr(batch_sampler, "plan"):
+        plan: EpochPlan = batch_sampler.plan()
+        return plan
+    if type(batch_sampler) is BatchSampler and hasattr(batch_sampler.sampler, "__len__"):
+        inner = batch_sampler.sampler
+        order = inner.whole_order() if _deals_rows(inner) else order_of(inner)
+        return cut(order, batch_sampler.batch_size, drop_last=batch_sampler.drop_last)
+    return from_batches(batch_sampler)
+
+
+def _deals_rows(sampler: Any) -> bool:
+    return isinstance(sampler, DistributedSamplerWrapper) and not sampler.gives_batches
