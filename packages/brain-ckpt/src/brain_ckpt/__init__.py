@@ -2,4 +2,76 @@
 
 from __future__ import annotations
 
+from brain_ckpt._average import average_checkpoints, average_state_dicts
+from brain_ckpt._checkpointer import Checkpointer
+from brain_ckpt._errors import (
+    CheckpointDamagedError,
+    CheckpointDeleteError,
+    CheckpointError,
+    CheckpointLockedError,
+    CheckpointMismatchError,
+    CheckpointSaveError,
+    NoIntactCheckpointError,
+    UnsafeCheckpointError,
+)
+from brain_ckpt._hooks import HookRegistry, torch_recovery, torch_save
+from brain_ckpt._marks import (
+    mark_as_loader,
+    mark_as_saver,
+    mark_as_transfer,
+    register_checkpoint_hooks,
+)
+from brain_ckpt._retention import (
+    DAY_S,
+    HOUR_S,
+    Checkpoint,
+    KeepBest,
+    KeepEvery,
+    KeepLast,
+    KeepMostImportant,
+    KeepPinned,
+    KeepWithinBytes,
+    Policy,
+    any_of,
+    ckpt_recency,
+)
+from brain_ckpt._rng import RNGState
+from brain_ckpt._transfer import Pretrainer, torch_parameter_transfer
+
+__all__ = [
+    "DAY_S",
+    "HOUR_S",
+    "Checkpoint",
+    "CheckpointDamagedError",
+    "CheckpointDeleteError",
+    "CheckpointError",
+    "CheckpointLockedError",
+    "CheckpointMismatchError",
+    "CheckpointSaveError",
+    "Checkpointer",
+    "HookRegistry",
+    "KeepBest",
+    "KeepEvery",
+    "KeepLast",
+    "KeepMostImportant",
+    "KeepPinned",
+    "KeepWithinBytes",
+    "NoIntactCheckpointError",
+    "Policy",
+    "Pretrainer",
+    "RNGState",
+    "UnsafeCheckpointError",
+    "any_of",
+    "average_checkpoints",
+    "average_state_dicts",
+    "ckpt_recency",
+    "mark_as_loader",
+    "mark_as_saver",
+    "mark_as_transfer",
+    "register_checkpoint_hooks",
+    "torch_parameter_transfer",
+    "torch_recovery",
+    "torch_save",
+]
+
 __version__ = "0.1.0"

@@ -1,0 +1,609 @@
+"""The checkpointer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from brain_ckpt._errors import (
+    CheckpointDamagedError,
+    CheckpointDeleteError,
+    CheckpointError,
+    NoIntactCheckpointError,
+)
+from brain_ckpt._hooks import HookRegistry, find_loader, find_saver
+from brain_ckpt._layout import check_name
+from brain_ckpt._loading import Step, prepare, required_names
+from brain_ckpt._meta import dump_meta, load_meta, plain_meta
+from brain_ckpt._ranks import decide, together
+from brain_ckpt._retention import Checkpoint, Key, Policy, ckpt_recency, newest_first
+from brain_ckpt._saving import Item
+from brain_ckpt._selection import Predicate, Retention, choose, choose_doomed
+from brain_ckpt._store import Listing, verify
+from brain_ckpt._writer import Request, Writer, make_directory
+from brain_dist import get_rank
+
+if TYPE_CHECKING:
+    from brain_ckpt._checksum import Algorithm
+
+logger = logging.getLogger(__name__)
+
+Only = Callable[[str, Any], bool]
+
+# How often a reader looks again when a living run deletes what it is about to read.
+_LOOKS = 5
+
+
+class Checkpointer:
+    """Saves checkpoints that nothing can break, and recovers from them.
+
+    Parameters
+    ----------
+    checkpoints_dir : str or Path
+        Where; it is made if it is not there.
+    recoverables : mapping of str to object, optional
+        What to save, by name.  Anything with `state_dict` and `load_state_dict`, with marked
+        methods, or a dataclass.
+    custom_load_hooks : mapping of str to callable, optional
+        ``hook(obj, path, end_of_epoch)``, or without the flag, by name.
+    custom_save_hooks : mapping of str to callable, optional
+        ``hook(obj, path)``, by name.
+    allow_partial_load : bool
+        Whether a recoverable that a checkpoint does not hold is left as it is.
+    asynchronous : bool
+        True copies the state and writes it while training goes on; `poll` it at each step.
+    spare : int
+        How many intact checkpoints to keep beyond those that are asked for.
+    keep : Policy, optional
+        What never to delete, such as ``KeepEvery(DAY_S)``.
+    checksum : str
+        "crc32" or "sha256".
+    hooks : HookRegistry, optional
+        Hooks by type.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> model = torch.nn.Linear(2, 1)
+    >>> checkpointer = Checkpointer(tempfile.mkdtemp(), {"model": model})
+    >>> checkpointer.recover_if_possible()
+    >>> checkpointer.save_and_keep_only(meta={"loss": 0.5}, min_keys=["loss"])
+    >>> checkpointer.recover_if_possible(min_key="loss").meta["loss"]
+    0.5
+    """
+
+    def __init__(
+        self,
+        checkpoints_dir: str | Path,
+        recoverables: Mapping[str, Any] | None = None,
+        custom_load_hooks: Mapping[str, Callable[..., Any]] | None = None,
+        custom_save_hooks: Mapping[str, Callable[..., Any]] | None = None,
+        allow_partial_load: bool = False,
+        *,
+        asynchronous: bool = False,
+        spare: int = 0,
+        keep: Policy | None = None,
+        checksum: Algorithm = "crc32",
+        hooks: HookRegistry | None = None,
+    ) -> None:
+        if checksum not in ("crc32", "sha256"):
+            raise ValueError(f'checksum is "crc32" or "sha256", got {checksum!r}; use "crc32"')
+        if isinstance(spare, bool) or not isinstance(spare, int) or spare < 0:
+            raise ValueError(f"spare is a number of checkpoints, 0 or more, got {spare!r}")
+        self.recoverables: dict[str, Any] = {}
+        self.optional_recoverables: dict[str, bool] = {}
+        self.custom_load_hooks = dict(custom_load_hooks or {})
+        self.custom_save_hooks = dict(custom_save_hooks or {})
+        self.allow_partial_load = allow_partial_load
+        self.asynchronous = asynchronous
+        self.spare = spare
+        self.keep = keep
+        self.hooks = hooks or HookRegistry()
+        self._checksum = checksum
+        self._per_rank: set[str] = set()
+        self._intact: set[Path] = set()
+        self._writer: Writer
+        self.checkpoints_dir = checkpoints_dir
+        if recoverables is not None:
+            self.add_recoverables(recoverables)
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Where checkpoints are; assigning another one closes this one first."""
+        return self._writer.store.root
+
+    @checkpoints_dir.setter
+    def checkpoints_dir(self, directory: str | Path) -> None:
+        path = Path(directory)
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(
+                f"checkpoints_dir is a directory, got {str(path)!r}, which is a file; name another"
+            )
+        if hasattr(self, "_writer"):
+            self._writer.close()
+        make_directory(path)
+        self._intact.clear()
+        self._writer = Writer(path, self._checksum)
+
+    def add_recoverable(
+        self,
+        name: str,
+        obj: Any,
+        custom_load_hook: Callable[..., Any] | None = None,
+        custom_save_hook: Callable[..., Any] | None = None,
+        optional_load: bool = False,
+        *,
+        per_rank: bool = False,
+    ) -> None:
+        """Add something to save and recover; a name that is there already gets the new object.
+
+        Parameters
+        ----------
+        name : str
+            Its name, which becomes that of its file.
+        obj : object
+            Anything with a state, marked methods, or hooks.
+        custom_load_hook : callable, optional
+            ``hook(obj, path, end_of_epoch)``, or without the flag.
+        custom_save_hook : callable, optional
+            ``hook(obj, path)``; runs on the first rank.
+        optional_load : bool
+            Whether a checkpoint without it may be loaded.
+        per_rank : bool
+            Whether each rank has a state of its own, such as its random numbers.  A rank that a
+            checkpoint has no state for keeps the one it has.
+
+        Raises
+        ------
+        TypeError
+            If there is no way to save and load it.
+        ValueError
+            If the name cannot be that of a file, or differs from another one only by case.
+        """
+        check_name(name, "the name of a recoverable")
+        twins = [
+            one for one in self.recoverables if one != name and one.casefold() == name.casefold()
+        ]
+        if twins:
+            raise ValueError(
+                f"names of recoverables differ by more than case, since some file systems see no "
+                f"difference, got {name!r} beside {twins[0]!r}; rename one"
+            )
+        find_saver(obj, custom_save_hook or self.custom_save_hooks.get(name), self.hooks)
+        find_loader(obj, custom_load_hook or self.custom_load_hooks.get(name), self.hooks)
+        self.recoverables[name] = obj
+        self.optional_recoverables[name] = optional_load
+        (self._per_rank.add if per_rank else self._per_rank.discard)(name)
+        if custom_load_hook is not None:
+            self.custom_load_hooks[name] = custom_load_hook
+        if custom_save_hook is not None:
+            self.custom_save_hooks[name] = custom_save_hook
+
+    def add_recoverables(self, recoverables: Mapping[str, Any]) -> None:
+        """Add several things to save and recover.
+
+        Raises
+        ------
+        AttributeError
+            If it is not a mapping, as in SpeechBrain.
+        """
+        if not isinstance(recoverables, Mapping):
+            raise AttributeError(  # noqa: TRY004 - the reference's type
+                f"recoverables are a mapping from names to objects, got {recoverables!r}; write "
+                f'{{"model": model}}'
+            )
+        for name, obj in recoverables.items():
+            self.add_recoverable(name, obj)
+
+    def save_checkpoint(
+        self,
+        meta: Mapping[str, Any] | None = None,
+        end_of_epoch: bool = True,
+        name: str | None = None,
+        verbosity: int = logging.INFO,
+    ) -> Checkpoint | None:
+        """Save a checkpoint; every rank calls it.
+
+        Parameters
+        ----------
+        meta : mapping, optional
+            Plain values to find the checkpoint by, such as a loss.
+        end_of_epoch : bool
+            Whether the epoch is complete; told to every loader.
+        name : str, optional
+            A name; a checkpoint that has it is replaced.  By default made from the time.
+        verbosity : int
+            The level to log at.
+
+        Returns
+        -------
+        Checkpoint or None
+            It is on the disk, unless saves are asynchronous.  None on ranks other than the first.
+
+        Raises
+        ------
+        CheckpointSaveError
+            If it was not saved; the same on every rank.  What was there before is untouched.
+        CheckpointLockedError
+            If another process writes to this directory.
+        TypeError, ValueError
+            If meta or a name cannot be used; nothing was written.
+        """
+        return self._save(meta, end_of_epoch, name, verbosity, lambda: None)
+
+    def save_and_keep_only(
+        self,
+        meta: Mapping[str, Any] | None = None,
+        end_of_epoch: bool = True,
+        name: str | None = None,
+        num_to_keep: int = 1,
+        keep_recent: bool = True,
+        importance_keys: Sequence[Key] = (),
+        max_keys: Sequence[str] = (),
+        min_keys: Sequence[str] = (),
+        ckpt_predicate: Predicate | None = None,
+        verbosity: int = logging.INFO,
+    ) -> None:
+        """Save a checkpoint; once it is on the disk, delete the least important others.
+
+        Parameters
+        ----------
+        meta, end_of_epoch, name, verbosity
+            As in `save_checkpoint`.
+        num_to_keep : int
+            How many to keep by each key.
+        keep_recent : bool
+            Whether the newest are kept, beside those kept by a key.
+        importance_keys : sequence of callable
+            Each takes a checkpoint; those with the highest values are kept.
+        max_keys, min_keys : sequence of str
+            Names in meta; those with the highest, or lowest, values are kept.
+        ckpt_predicate : callable, optional
+            Only checkpoints that it is true of may be deleted.
+
+        Raises
+        ------
+        CheckpointSaveError
+            As in `save_checkpoint`.  A checkpoint that cannot be deleted is only logged: the next
+            save tries again.
+        """
+        retention = Retention(
+            num_to_keep=num_to_keep,
+            min_keys=min_keys or (),
+            max_keys=max_keys or (),
+            importance_keys=(*importance_keys, ckpt_recency)
+            if keep_recent
+            else tuple(importance_keys),
+            ckpt_predicate=ckpt_predicate,
+        )
+
+        def retain() -> None:
+            try:
+                self._delete(retention, verbosity)
+            except CheckpointDeleteError:
+                logger.exception("checkpoints that should have gone are still there")
+
+        self._save(meta, end_of_epoch, name, verbosity, retain)
+
+    def find_checkpoint(
+        self,
+        importance_key: Key | None = None,
+        max_key: str | None = None,
+        min_key: str | None = None,
+        ckpt_predicate: Predicate | None = None,
+    ) -> Checkpoint | None:
+        """Return the best checkpoint, or None; the arguments are those of `find_checkpoints`."""
+        found = self.find_checkpoints(importance_key, max_key, min_key, ckpt_predicate)
+        return found[0] if found else None
+
+    def find_checkpoints(
+        self,
+        importance_key: Key | None = None,
+        max_key: str | None = None,
+        min_key: str | None = None,
+        ckpt_predicate: Predicate | None = None,
+        max_num_checkpoints: int | None = None,
+    ) -> list[Checkpoint]:
+        """Return checkpoints, the best first.
+
+        Parameters
+        ----------
+        importance_key : callable, optional
+            Takes a checkpoint; the highest value is the best.  By default the newest is the best.
+        max_key, min_key : str, optional
+            A name in meta; only checkpoints that have it are returned.  A NaN is never the best.
+        ckpt_predicate : callable, optional
+            Only those that it is true of are returned.
+        max_num_checkpoints : int, optional
+            How many to return at most.
+
+        Raises
+        ------
+        ValueError
+            If more than one key is given.
+        """
+        found = choose(self.list_checkpoints(), importance_key, max_key, min_key, ckpt_predicate)
+        return found[:max_num_checkpoints]
+
+    def list_checkpoints(self) -> list[Checkpoint]:
+        """Return all checkpoints, the oldest first; one that cannot be read is warned of."""
+        return self._listing().checkpoints
+
+    def recover_if_possible(
+        self,
+        importance_key: Key | None = None,
+        max_key: str | None = None,
+        min_key: str | None = None,
+        ckpt_predicate: Predicate | None = None,
+        *,
+        only: Only | None = None,
+        trusted: bool = False,
+    ) -> Checkpoint | None:
+        """Load the best checkpoint, if there is one; every rank calls it and loads the same.
+
+        Parameters
+        ----------
+        importance_key, max_key, min_key, ckpt_predicate
+            As in `find_checkpoints`.  Without a key a damaged newest checkpoint is reported, and
+            the next older one is loaded.
+        only, trusted
+            As in `load_checkpoint`.
+
+        Returns
+        -------
+        Checkpoint or None
+            What was loaded; None if there is none.
+
+        Raises
+        ------
+        NoIntactCheckpointError
+            If there are checkpoints, and none is intact.
+        CheckpointDamagedError
+            If the best by a key is damaged.
+        CheckpointMismatchError
+            If an intact checkpoint does not fit.
+        """
+        self._writer.wait()
+        by_recency = not (importance_key or max_key or min_key)
+        for _ in range(_LOOKS):
+            listing = decide(lambda: self._look(importance_key, max_key, min_key, ckpt_predicate))
+            if not listing.checkpoints and not listing.unreadable:
+                logger.info("no checkpoint in %s yet", self.checkpoints_dir)
+                return None
+            gone = False
+            problems = list(listing.unreadable.values())
+            for candidate in listing.checkpoints:
+                try:
+                    steps = self._prepare(candidate, only, trusted=trusted)
+                except CheckpointDamagedError as error:
+                    gone = decide(lambda path=candidate.path: not path.is_dir())  # type: ignore[misc]  # mypy cannot infer it
+                    if gone:
+                        break
+                    if not by_recency:
+                        raise
+                    logger.error("%s; trying the next older checkpoint", error)  # noqa: TRY400 - no traceback wanted
+                    problems.append(str(error))
+                    continue
+                self._apply(candidate, steps)
+                return candidate
+            if not gone:
+                raise NoIntactCheckpointError(
+                    f"{self.checkpoints_dir} has to hold an intact checkpoint, got only damaged "
+                    f"ones: {'; '.join(problems)}; put a copy back, or empty the directory to "
+                    f"start afresh"
+                )
+        raise CheckpointError(
+            f"{self.checkpoints_dir} has to hold still while it is read, got checkpoints that "
+            f"were deleted {_LOOKS} times; keep more of them in the run that writes there"
+        )
+
+    def load_checkpoint(
+        self, checkpoint: Checkpoint, *, only: Only | None = None, trusted: bool = False
+    ) -> None:
+        """Load a checkpoint; every rank calls it.
+
+        Parameters
+        ----------
+        checkpoint : Checkpoint
+            Which one.
+        only : callable, optional
+            ``only(name, obj)`` says whether to restore a recoverable; all of them by default.
+        trusted : bool
+            True unpickles whatever a file holds, which can run any code.
+
+        Raises
+        ------
+        CheckpointDamagedError
+            If a file is not what was written; no object was touched.
+        CheckpointMismatchError
+            If something is missing or does not fit.
+        UnsafeCheckpointError
+            If a file would run code.
+        """
+        self._writer.wait()
+        self._apply(checkpoint, self._prepare(checkpoint, only, trusted=trusted))
+
+    def delete_checkpoints(
+        self,
+        *,
+        num_to_keep: int = 1,
+        min_keys: Sequence[str] | None = None,
+        max_keys: Sequence[str] | None = None,
+        importance_keys: Sequence[Key] = (ckpt_recency,),
+        ckpt_predicate: Predicate | None = None,
+        verbosity: int = logging.INFO,
+    ) -> None:
+        """Delete the least important checkpoints; every rank calls it, the first one deletes.
+
+        Parameters
+        ----------
+        num_to_keep, min_keys, max_keys, importance_keys, ckpt_predicate, verbosity
+            As in `save_and_keep_only`.
+
+        Raises
+        ------
+        CheckpointDeleteError
+            If one could not be deleted.
+        CheckpointLockedError
+            If another process writes to this directory.
+        """
+        retention = Retention(
+            num_to_keep=num_to_keep,
+            min_keys=min_keys or (),
+            max_keys=max_keys or (),
+            importance_keys=importance_keys,
+            ckpt_predicate=ckpt_predicate,
+        )
+        self._writer.wait()
+        self._delete(retention, verbosity)
+
+    def poll(self) -> None:
+        """Publish an asynchronous save that is written; for every rank, at each step's end.
+
+        Raises
+        ------
+        CheckpointSaveError
+            If it could not be written.
+        """
+        self._writer.poll()
+
+    def close(self) -> None:
+        """Wait for an asynchronous save, publish it, and give the directory's lock back.
+
+        Raises
+        ------
+        CheckpointSaveError
+            If it could not be written.
+        """
+        self._writer.close()
+
+    def _save(
+        self,
+        meta: Mapping[str, Any] | None,
+        end_of_epoch: bool,
+        name: str | None,
+        verbosity: int,
+        after: Callable[[], None],
+    ) -> Checkpoint | None:
+        items: list[Item] = []
+
+        def check() -> Request:
+            items.extend(self._items())
+            plain = plain_meta(meta or {})
+            load_meta(dump_meta({"unixtime": 0.0, **plain}), "meta")
+            if name is not None:
+                check_name(name, "the name of a checkpoint")
+            return Request(plain, bool(end_of_epoch), name, verbosity)
+
+        request = together(check)[0]
+        saved = self._writer.save(request, items, after, asynchronous=self.asynchronous)
+        if get_rank() != 0:
+            return None
+        self._intact.add(saved.path)
+        return saved
+
+    def _items(self, only: Only | None = None) -> Iterator[Item]:
+        for name, obj in self.recoverables.items():
+            if only is not None and not only(name, obj):
+                continue
+            check_name(name, "the name of a recoverable")
+            yield Item(
+                name,
+                obj,
+                find_saver(obj, self.custom_save_hooks.get(name), self.hooks),
+                find_loader(obj, self.custom_load_hooks.get(name), self.hooks),
+                optional=self.optional_recoverables.get(name, False),
+                per_rank=name in self._per_rank,
+            )
+
+    def _listing(self) -> Listing:
+        listing = self._writer.store.listing()
+        for path, reason in listing.unreadable.items():
+            logger.warning("%s is left out: %s", path, reason)
+        return listing
+
+    def _look(
+        self,
+        importance_key: Key | None,
+        max_key: str | None,
+        min_key: str | None,
+        ckpt_predicate: Predicate | None,
+    ) -> Listing:
+        self._writer.tidy_if_free()
+        listing = self._listing()
+        found = choose(listing.checkpoints, importance_key, max_key, min_key, ckpt_predicate)
+        best_first = found if importance_key or max_key or min_key else newest_first(found)
+        return Listing(best_first, listing.unreadable, listing.seq)
+
+    def _prepare(self, checkpoint: Checkpoint, only: Only | None, *, trusted: bool) -> list[Step]:
+        steps: list[Step] = []
+
+        def verify_and_read() -> str | None:
+            items = list(self._items(only))
+            required = [] if self.allow_partial_load else required_names(items)
+            manifest = verify(checkpoint, required)
+            steps.extend(
+                prepare(
+                    checkpoint,
+                    items,
+                    get_rank(),
+                    partial=self.allow_partial_load,
+                    trusted=trusted,
+                )
+            )
+            return None if manifest is None else manifest.commit
+
+        commits = together(verify_and_read)
+        if len(set(commits)) > 1:
+            raise CheckpointDamagedError(
+                f"every rank has to load the same checkpoint, got {commits!r} from "
+                f"{checkpoint.path} in rank order; use a file system that all nodes share"
+            )
+        return steps
+
+    def _apply(self, checkpoint: Checkpoint, steps: list[Step]) -> None:
+        def run() -> None:
+            for step in steps:
+                step.apply()
+
+        together(run)
+        logger.info("loaded %s", checkpoint.path)
+
+    def _delete(self, retention: Retention, verbosity: int) -> None:
+        decide(lambda: self._delete_here(retention, verbosity))
+
+    def _delete_here(self, retention: Retention, verbosity: int) -> None:
+        try:
+            listing = self._listing()
+            doomed = choose_doomed(listing.checkpoints, retention, self.keep)
+            for spared in self._spares(doomed):
+                doomed.remove(spared)
+            if not doomed:
+                return
+            self._writer.lock()
+            self._writer.store.delete([one.path for one in doomed])
+        except OSError as error:
+            raise CheckpointDeleteError(
+                f"checkpoints in {self.checkpoints_dir} could not be deleted: {error}"
+            ) from error
+        for one in doomed:
+            self._intact.discard(one.path)
+            logger.log(verbosity, "deleted %s", one.path)
+
+    def _spares(self, doomed: list[Checkpoint]) -> list[Checkpoint]:
+        spares: list[Checkpoint] = []
+        for one in newest_first(doomed):
+            if len(spares) < self.spare and self._is_intact(one):
+                spares.append(one)
+        return spares
+
+    def _is_intact(self, checkpoint: Checkpoint) -> bool:
+        if checkpoint.path not in self._intact:
+            try:
+                verify(checkpoint)
+            except (CheckpointError, OSError):
+                return False
+            self._intact.add(checkpoint.path)
+        return True

@@ -1,0 +1,37 @@
+"""What differs between the versions of torch that are supported."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_crc_lock = threading.Lock()
+_crc_users = 0
+_crc_before = True
+
+
+@contextlib.contextmanager
+def without_torch_crc() -> Iterator[None]:
+    """Have torch.save compute no checksum of its own: torch.load never checks it.
+
+    The setting is the process's; the first to come turns it off and the last one puts it back.
+    """
+    global _crc_users, _crc_before  # noqa: PLW0603 - mirrors a setting of torch's
+    with _crc_lock:
+        if _crc_users == 0:
+            _crc_before = torch.serialization.get_crc32_options()
+            torch.serialization.set_crc32_options(False)  # type: ignore[no-untyped-call, unused-ignore]  # typed in some versions only
+        _crc_users += 1
+    try:
+        yield
+    finally:
+        with _crc_lock:
+            _crc_users -= 1
+            if _crc_users == 0:
+                torch.serialization.set_crc32_options(_crc_before)  # type: ignore[no-untyped-call, unused-ignore]  # typed in some versions only

@@ -1,0 +1,101 @@
+"""One load: everything verified and read before the first object is touched."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from brain_ckpt._errors import CheckpointMismatchError
+from brain_ckpt._layout import RANKS_DIRECTORY
+from brain_ckpt._states import check_state, set_state
+from brain_ckpt._tensor_files import read_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from brain_ckpt._retention import Checkpoint
+    from brain_ckpt._saving import Item
+
+logger = logging.getLogger(__name__)
+
+
+class Step(NamedTuple):
+    """What puts one object back."""
+
+    name: str
+    apply: Callable[[], Any]
+
+
+def required_names(items: Sequence[Item]) -> list[str]:
+    """Return the recoverables that a checkpoint has to hold."""
+    return [item.name for item in items if not item.optional and not item.per_rank]
+
+
+def prepare(
+    checkpoint: Checkpoint, items: Sequence[Item], rank: int, *, partial: bool, trusted: bool
+) -> list[Step]:
+    """Read what is to be restored, and find out whether it fits.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        A verified one.
+    items : sequence of Item
+        What to restore.
+    rank : int
+        This one.
+    partial : bool
+        Whether what is missing is left as it is.
+    trusted : bool
+        Whether files may run code.
+
+    Raises
+    ------
+    CheckpointMismatchError
+        If something is missing, or does not fit.
+    """
+    missing = (
+        [] if partial else [n for n in required_names(items) if n not in checkpoint.paramfiles]
+    )
+    if missing:
+        there = ", ".join(map(repr, sorted(checkpoint.paramfiles))) or "nothing"
+        raise CheckpointMismatchError(
+            f"{checkpoint.path} has to hold a file for each recoverable, got none for "
+            f"{', '.join(map(repr, missing))} (it holds {there}); restore a part with only=..., or "
+            f"add what may be missing with add_recoverable(..., optional_load=True)"
+        )
+    end_of_epoch = bool(checkpoint.meta.get("end-of-epoch", True))
+    steps = []
+    for item in items:
+        path = _file_of(item, checkpoint, rank)
+        if path is not None:
+            steps.append(_step(item, path, end_of_epoch, trusted=trusted))
+    return steps
+
+
+def _file_of(item: Item, checkpoint: Checkpoint, rank: int) -> Path | None:
+    if item.per_rank:
+        path = checkpoint.path / RANKS_DIRECTORY / str(rank) / f"{item.name}.pt"
+        if path.is_file():
+            return path
+        logger.info("%s has no %r of rank %d; it stays as it is", checkpoint.path, item.name, rank)
+        return None
+    found = checkpoint.paramfiles.get(item.name)
+    if found is None:
+        logger.warning(
+            "%s has no %r, which is optional; it stays as it is", checkpoint.path, item.name
+        )
+    return found
+
+
+def _step(item: Item, path: Path, end_of_epoch: bool, *, trusted: bool) -> Step:
+    if item.loader is not None:
+        call = item.loader.call
+        return Step(item.name, lambda: call(path, end_of_epoch))
+    # A module copies what it is given; an optimizer keeps it, and must not keep a mapped file.
+    state = read_state(path, trusted=trusted, mmap=isinstance(item.obj, torch.nn.Module))
+    check_state(item.obj, state, item.name)
+    return Step(item.name, lambda: set_state(item.obj, state, item.name))

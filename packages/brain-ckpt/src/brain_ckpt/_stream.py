@@ -1,0 +1,197 @@
+"""Writing one file: exclusively, with its checksum taken on the way, confirmed by the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from brain_ckpt import _fs
+from brain_ckpt._checksum import Algorithm, Digester, FileDigest, digest_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+# A write from here on has its checksum taken beside it, by another core.
+_BESIDE_BYTES = 2**20
+# After so many bytes the disk is set to work, while the next ones are produced.
+_EARLY_SYNC_BYTES = 32 * 2**20
+# A disk that is full or read-only stays so: no use in writing the file again.
+_FINAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+
+
+class FsyncFailedError(OSError):
+    """The disk did not confirm a file; what it holds of it is unknown."""
+
+
+class Stream:
+    """A file being written; has what torch.save asks of a file.
+
+    Parameters
+    ----------
+    path : Path
+        Where; nothing is there yet.
+    algorithm : str
+        The checksum.
+    durable : bool
+        False leaves out fsync, for scratch directories only.
+    """
+
+    def __init__(self, path: Path, algorithm: Algorithm = "crc32", *, durable: bool = True) -> None:
+        self._path = path
+        self._durable = durable
+        self._digester = Digester(algorithm)
+        self._pool: ThreadPoolExecutor | None = None
+        self._early: Future[None] | None = None
+        self._unsynced_bytes = 0
+        self._descriptor = _fs.create(path)
+
+    def write(self, data: Any) -> int:
+        """Write bytes, all of them."""
+        view = memoryview(data).cast("B")
+        size = len(view)
+        if size < _BESIDE_BYTES:
+            _fs.write(self._descriptor, self._path, view)
+            self._digester.update(view)
+        else:
+            # The caller's memory is only ours until we return, so that both are waited for.
+            beside = self._workers().submit(self._digester.update, view)
+            try:
+                _fs.write(self._descriptor, self._path, view)
+            finally:
+                beside.result()
+        self._unsynced_bytes += size
+        if self._durable and self._unsynced_bytes >= _EARLY_SYNC_BYTES:
+            self._start_writeback()
+        return size
+
+    def flush(self) -> None:
+        """Do nothing: bytes are never held back."""
+
+    def finish(self) -> FileDigest:
+        """Have the disk confirm the file, close it and return its checksums."""
+        try:
+            self._end_workers()
+            if self._durable:
+                try:
+                    _fs.fsync(self._descriptor, self._path)
+                except OSError as error:
+                    raise FsyncFailedError(error.errno, error.strerror, str(self._path)) from error
+        finally:
+            self._close()
+        return self._digester.finish()
+
+    def abort(self) -> None:
+        """Close and delete the file."""
+        self._end_workers()
+        self._close()
+        with contextlib.suppress(OSError):
+            _fs.unlink(self._path)
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+    def _workers(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(2, "brain-ckpt-write")
+        return self._pool
+
+    def _end_workers(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+            self._pool = None
+
+    def _start_writeback(self) -> None:
+        # Only a head start: what counts is the fsync at the end, which reports every error.
+        if self._early is not None and not self._early.done():
+            return
+        self._unsynced_bytes = 0
+        self._early = self._workers().submit(self._write_back)
+
+    def _write_back(self) -> None:
+        with contextlib.suppress(OSError):
+            _fs.start_writeback(self._descriptor)
+
+
+def write_file(
+    path: Path,
+    produce: Callable[[Stream], Any],
+    algorithm: Algorithm = "crc32",
+    *,
+    durable: bool = True,
+) -> FileDigest:
+    """Write a file through a stream; after a failed fsync once more, from the beginning.
+
+    Parameters
+    ----------
+    path : Path
+        Where; nothing is there yet.
+    produce : callable
+        Writes the content to the stream that it gets.
+    algorithm : str
+        The checksum.
+    durable : bool
+        Whether to fsync.
+
+    Raises
+    ------
+    OSError
+        As the disk reported it, with the path; the file is gone.
+    """
+    try:
+        return _write_once(path, produce, algorithm, durable=durable)
+    except FsyncFailedError as error:
+        if error.errno in _FINAL:
+            raise
+    return _write_once(path, produce, algorithm, durable=durable)
+
+
+def adopt_file(path: Path, algorithm: Algorithm = "crc32", *, durable: bool = True) -> FileDigest:
+    """Take in a file that a hook has written: confirm it on the disk and take its checksum."""
+    _fs.adopt(path)
+    if durable:
+        _fs.fsync_file(path)
+    return digest_file(path, algorithm)
+
+
+class _Capturing:
+    """Remembers the error of the disk: torch.save hides it behind one of its own."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.error: BaseException | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._stream.write(data)
+        except BaseException as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        """Do nothing: bytes are never held back."""
+
+
+def _write_once(
+    path: Path, produce: Callable[[Any], Any], algorithm: Algorithm, *, durable: bool
+) -> FileDigest:
+    stream = Stream(path, algorithm, durable=durable)
+    target = _Capturing(stream)
+    try:
+        try:
+            produce(target)
+        except Exception:
+            if target.error is not None:
+                raise target.error from None
+            raise
+        if target.error is not None:
+            raise target.error  # noqa: TRY301 - the stream is to be closed as after any error
+        return stream.finish()
+    except BaseException:
+        stream.abort()
+        raise
