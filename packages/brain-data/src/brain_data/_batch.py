@@ -119,7 +119,7 @@ class PaddedBatch:
     (tensor([0.5000, 1.0000]), tensor([1, 2]))
     """
 
-    def __init__(  # noqa: PLR0917 - SpeechBrain's signature
+    def __init__(
         self,
         examples: Sequence[Mapping[str, Any]],
         padded_keys: Sequence[str] | None = None,

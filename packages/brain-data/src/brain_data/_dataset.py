@@ -11,8 +11,10 @@ import torch
 from torch.utils.data import Dataset
 
 from ._dataset_errors import ManifestError
-from ._manifest import load_data_csv, load_data_json
 from ._pipeline import DataPipeline
+from ._rows import RowIds, RowStore, pack_csv_rows, packed_if_large
+from ._rows_arrow import read_arrow_rows
+from ._rows_json import read_json_rows
 
 if TYPE_CHECKING:
     import os
@@ -33,7 +35,8 @@ class DynamicItemDataset(Dataset[dict[Any, Any]]):
     ----------
     data : mapping
         From the ID of a row to a mapping with its items. All rows have the keys of the first; the
-        ID itself is the item ``"id"``.
+        ID itself is the item ``"id"``. A dict of 50,000 rows or more of plain values is packed into
+        bytes, which forked workers share; later changes of that dict are not seen.
     dynamic_items : iterable, optional
         :class:`DynamicItem` objects, or mappings with ``func``, ``takes`` and ``provides``.
     output_keys : iterable or mapping, optional
@@ -66,9 +69,10 @@ class DynamicItemDataset(Dataset[dict[Any, Any]]):
         dynamic_items: Iterable[Any] | None = None,
         output_keys: OutputKeys | None = None,
     ) -> None:
-        self.data = data
-        self.data_ids = list(data.keys())
-        self.pipeline = DataPipeline(_static_keys(data, self.data_ids), dynamic_items, output_keys)
+        self.data = packed_if_large(data)
+        self.data_ids = _ids_of(self.data)
+        self.pipeline = DataPipeline(_static_keys(self), dynamic_items, output_keys)
+        self.pipeline.source = getattr(self.data, "source", None)
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -121,13 +125,13 @@ class DynamicItemDataset(Dataset[dict[Any, Any]]):
         progressbar : bool
             Show a bar, on a terminal.
         """
-        from tqdm import tqdm  # noqa: PLC0415 - importing the package stays light
+        from tqdm import tqdm
 
         with self.output_keys_as(output_keys or self.pipeline.output_mapping):
             for index in tqdm(range(len(self)), disable=None if progressbar else True):
                 self[index]
 
-    def filtered_sorted(  # noqa: PLR0917 - SpeechBrain's signature
+    def filtered_sorted(
         self,
         key_min_value: Mapping[str, Any] | None = None,
         key_max_value: Mapping[str, Any] | None = None,
@@ -203,8 +207,12 @@ class DynamicItemDataset(Dataset[dict[Any, Any]]):
         dynamic_items: Iterable[Any] | None = None,
         output_keys: OutputKeys | None = None,
     ) -> DynamicItemDataset:
-        """Make a dataset of a JSON manifest; see :func:`load_data_json`."""
-        dataset = cls(load_data_json(json_path, replacements), dynamic_items, output_keys)
+        """Make a dataset of a JSON manifest; see :func:`load_data_json`.
+
+        The rows of a large file (4 MiB) stay bytes, which forked workers share: loading finds where
+        each row is, and a row is parsed when it is asked for.
+        """
+        dataset = cls(read_json_rows(json_path, replacements), dynamic_items, output_keys)
         dataset.pipeline.source = json_path
         return dataset
 
@@ -217,18 +225,54 @@ class DynamicItemDataset(Dataset[dict[Any, Any]]):
         output_keys: OutputKeys | None = None,
     ) -> DynamicItemDataset:
         """Make a dataset of a CSV manifest; see :func:`load_data_csv`."""
-        dataset = cls(load_data_csv(csv_path, replacements), dynamic_items, output_keys)
+        dataset = cls(pack_csv_rows(csv_path, replacements), dynamic_items, output_keys)
         dataset.pipeline.source = csv_path
         return dataset
 
+    @classmethod
+    def from_arrow_dataset(
+        cls,
+        dataset: Any,
+        replacements: Mapping[str, Any] | None = None,
+        dynamic_items: Iterable[Any] | None = None,
+        output_keys: OutputKeys | None = None,
+    ) -> DynamicItemDataset:
+        """Make a dataset of a Hugging Face dataset, a ``pyarrow.Table`` or Parquet files.
+
+        Parameters
+        ----------
+        dataset : datasets.Dataset, pyarrow.Table, path or list of paths
+            Its rows are numbered: the ID of a row is its position. It is not changed.
+        replacements : mapping, optional
+            Formats the strings of a row, as in JSON.
+        dynamic_items, output_keys
+            As for the class.
+        """
+        return cls(read_arrow_rows(dataset, replacements), dynamic_items, output_keys)
+
+    @classmethod
+    def from_parquet(
+        cls,
+        paths: Path | Sequence[Path],
+        replacements: Mapping[str, Any] | None = None,
+        dynamic_items: Iterable[Any] | None = None,
+        output_keys: OutputKeys | None = None,
+    ) -> DynamicItemDataset:
+        """Make a dataset of one or several Parquet files (the extra ``brain-data[arrow]``)."""
+        return cls(read_arrow_rows(paths, replacements), dynamic_items, output_keys)
+
     def _row(self, index: int) -> dict[str, Any]:
         """Return a new dict with the row and its ID."""
-        uid = self.data_ids[operator.index(index)]
+        ids = self.data_ids
+        if type(ids) is RowIds:
+            return ids.row(index)
+        uid = ids[operator.index(index)]
         return {"id": uid, **self.data[uid]}
 
     def _view(self, indices: Sequence[int]) -> FilteredSortedDynamicItemDataset:
         ids = self.data_ids
-        return FilteredSortedDynamicItemDataset(self, [ids[index] for index in indices])
+        chosen = ids.take(indices) if isinstance(ids, RowIds) else [ids[i] for i in indices]
+        return FilteredSortedDynamicItemDataset(self, chosen)
 
 
 class FilteredSortedDynamicItemDataset(DynamicItemDataset):
@@ -251,6 +295,16 @@ class FilteredSortedDynamicItemDataset(DynamicItemDataset):
 
     @classmethod
     def from_csv(cls, *args: Any, **kwargs: Any) -> DynamicItemDataset:  # noqa: ARG003
+        """Refuse: a view is made of a dataset."""
+        raise TypeError(_NO_VIEW_OF_A_FILE)
+
+    @classmethod
+    def from_arrow_dataset(cls, *args: Any, **kwargs: Any) -> DynamicItemDataset:  # noqa: ARG003
+        """Refuse: a view is made of a dataset."""
+        raise TypeError(_NO_VIEW_OF_A_FILE)
+
+    @classmethod
+    def from_parquet(cls, *args: Any, **kwargs: Any) -> DynamicItemDataset:  # noqa: ARG003
         """Refuse: a view is made of a dataset."""
         raise TypeError(_NO_VIEW_OF_A_FILE)
 
@@ -278,13 +332,19 @@ def set_output_keys(datasets: Iterable[DynamicItemDataset], output_keys: OutputK
         dataset.set_output_keys(output_keys)
 
 
-def _static_keys(data: Mapping[Any, Mapping[str, Any]], ids: Sequence[Any]) -> list[str]:
-    if not ids:
+def _ids_of(data: Mapping[Any, Mapping[str, Any]]) -> Sequence[Any]:
+    return RowIds(data) if isinstance(data, RowStore) else list(data)
+
+
+def _static_keys(dataset: DynamicItemDataset) -> list[str]:
+    data, ids = dataset.data, dataset.data_ids
+    if not len(ids):
         raise ManifestError(
             "A dataset needs at least one row, to know its keys; got none: check the file or the "
             "filter that made it."
         )
-    keys = list(data[ids[0]].keys())
+    known = getattr(data, "keys_of_rows", None)
+    keys = list(data[ids[0]] if known is None else known)
     if "id" in keys:
         raise ManifestError(
             f"The key 'id' is for the ID of the row; row {ids[0]!r} has one of its own among "

@@ -104,9 +104,9 @@ def create_experiment_directory(
     OSError
         When the directory or a file in it cannot be written: on every rank, before any training.
     """
-    from brain_dist import get_rank, raise_together  # noqa: PLC0415 - importing stays light
+    from brain_dist import get_rank, raise_together
 
-    directory = Path(os.path.abspath(experiment_directory))  # noqa: PTH100 - keeps symbolic links
+    directory = Path(os.path.abspath(experiment_directory))
     if _Active.now is not None:
         _Active.now.restore()
         _Active.now = None
@@ -141,7 +141,7 @@ def _write_all(
     log_config: LogConfig,
     script: Path | None,
 ) -> ExperimentLogging:
-    import logging  # noqa: PLC0415 - for two lines
+    import logging
 
     directory.mkdir(parents=True, exist_ok=True)
     if hyperparams is not None:
@@ -158,10 +158,10 @@ def _write_all(
 def _resolved(
     hyperparams: str | os.PathLike[str], overrides: Mapping[str, Any] | str | None
 ) -> str:
-    from hyperpyyaml import resolve_references  # noqa: PLC0415 - importing stays light
+    from hyperpyyaml import resolve_references
 
-    path = os.path.abspath(hyperparams)  # noqa: PTH100 - keeps symbolic links
-    with open(path, encoding="utf-8") as file:  # noqa: PTH123 - its name is where !include looks
+    path = os.path.abspath(hyperparams)
+    with open(path, encoding="utf-8") as file:
         text = resolve_references(file, overrides or None).getvalue()
     today = date.today()  # noqa: DTZ011 - the user's own day
     return f"# Generated {today} from:\n# {path}\n# yamllint disable\n{text}"

@@ -25,7 +25,7 @@ class TqdmCompatibleStreamHandler(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record above the bars that are shown."""
         try:
-            from tqdm import tqdm  # noqa: PLC0415 - importing the package stays light
+            from tqdm import tqdm
 
             tqdm.write(self.format(record), file=self.stream, end=self.terminator)
             self.flush()
@@ -146,13 +146,13 @@ def _file_handler(path: Path, level: int, delay: bool = True) -> logging.FileHan
 
 
 def _read_config(config: LogConfig) -> dict[str, Any]:
-    import copy  # noqa: PLC0415 - only with a configuration of the user's
+    import copy
 
     if isinstance(config, Mapping):
         return copy.deepcopy(dict(config))
-    import yaml  # noqa: PLC0415 - only with a configuration of the user's
+    import yaml
 
-    with open(str(config), encoding="utf-8") as file:  # noqa: PTH123 - any path, a tmpdir's too
+    with open(str(config), encoding="utf-8") as file:
         settings = yaml.safe_load(file)
     if not isinstance(settings, dict):
         raise ValueError(  # noqa: TRY004 - the file is wrong, not the argument

@@ -36,7 +36,7 @@ def load_data_json(
         When it is no such mapping, an ID comes twice, or a replacement is missing; names the
         file and the row.
     """
-    with open(json_path, encoding="utf-8-sig") as file:  # noqa: PTH123 - any path, a tmpdir's too
+    with open(json_path, encoding="utf-8-sig") as file:
         text = file.read()
     data = parse_json_rows(text, json_path)
     given = {} if replacements is None else replacements
@@ -75,7 +75,7 @@ def read_csv_rows(
     def replaced(match: re.Match[str]) -> str:
         return str(given[match[1]])
 
-    with open(csv_path, newline="", encoding="utf-8-sig") as file:  # noqa: PTH123
+    with open(csv_path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, skipinitialspace=True)
         header = _csv_header(next(reader, []), csv_path)
         uid_column = header.index("ID")
