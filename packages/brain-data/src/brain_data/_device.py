@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,21 +35,25 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
     if hasattr(batch, "to"):
-        try:
-            return batch.to(device, non_blocking=True)
-        except TypeError:  # a `to` of the user's that takes a device only
-            return batch.to(device)
-    if isinstance(batch, dict):
-        return type(batch)((key, to_device(value, device)) for key, value in batch.items())
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a named tuple
-        return type(batch)(*(to_device(value, device) for value in batch))
+        return _moved(batch, device)
+    if isinstance(batch, Mapping):
+        return type(batch)((key, to_device(value, device)) for key, value in batch.items())  # type: ignore[call-arg]  # as dict
     if isinstance(batch, (list, tuple)):
-        return type(batch)(to_device(value, device) for value in batch)
+        values = [to_device(value, device) for value in batch]
+        named = hasattr(batch, "_fields")  # a named tuple takes its values one by one
+        return type(batch)(*values) if named else type(batch)(values)
     return batch
 
 
+def _moved(batch: Any, device: torch.device) -> Any:
+    try:
+        return batch.to(device, non_blocking=True)
+    except TypeError:  # a `to` of the user's that takes a device only
+        return batch.to(device)
+
+
 def _side_stream(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
-    side = torch.cuda.Stream(device)
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own lack
 
     def queue_copy() -> Any:
         batch = next(batches, _END)

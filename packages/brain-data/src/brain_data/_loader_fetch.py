@@ -1,11 +1,11 @@
-"""What a loader's workers run: rows of one batch fetched and collated under the batch's own seed."""
+"""What a loader's workers run: rows fetched and collated under their batch's own seed."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -68,14 +68,34 @@ class Progress:
         return [triple for triple in triples if triple[0]]
 
 
-class Rows:
-    """A dataset as the inner loader sees it: a request goes in, a collated batch comes out.
+class StandIn:
+    """Stands for the user's dataset in a loader: all but what it holds itself is the dataset's.
 
-    Everything else is the user's dataset, also for a `worker_init_fn` that reads or sets
-    attributes of ``get_worker_info().dataset``.
+    So a `worker_init_fn` that reads or sets attributes of ``get_worker_info().dataset`` still does.
     """
 
-    _OWN = ("_dataset", "_collate", "_batched", "_progress")
+    _own: ClassVar[frozenset[str]]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._own:  # not there yet, while a spawned worker unpickles this
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._own:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._dataset, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle this object, not the dataset that it stands for."""
+        return _restored, (type(self), dict(vars(self)))
+
+
+class Rows(StandIn):
+    """A dataset as the inner loader sees it: a request goes in, a collated batch comes out."""
+
+    _own = frozenset(("_dataset", "_collate", "_batched", "_progress"))
 
     def __init__(
         self,
@@ -89,19 +109,6 @@ class Rows:
         self._collate = collate
         self._batched = batched
         self._progress = progress
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle this object, not the dataset that stands in for it."""
-        return _rows, (self._dataset, self._collate, self._batched, self._progress)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._dataset, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in Rows._OWN:
-            object.__setattr__(self, name, value)
-        else:
-            setattr(self._dataset, name, value)
 
     def __getitem__(self, request: Request) -> Any:
         info = get_worker_info()
@@ -127,7 +134,7 @@ class Rows:
             elif worker is None or self._progress is None:
                 data = []
                 for place, row in enumerate(rows):  # noqa: B007 - named by the error below
-                    data.append(dataset[row])  # noqa: PERF401 - so that `place` is known
+                    data.append(dataset[row])
             else:
                 data = []
                 for place, row in enumerate(rows):
@@ -199,8 +206,10 @@ def explain_worker_failure(
     )
 
 
-def _rows(dataset: Any, collate: Any, batched: bool, progress: Progress | None) -> Rows:
-    return Rows(dataset, collate, batched=batched, progress=progress)
+def _restored(kind: type[StandIn], held: dict[str, Any]) -> StandIn:
+    stand_in = object.__new__(kind)
+    vars(stand_in).update(held)
+    return stand_in
 
 
 def _is_plain(dataset: Any) -> bool:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._loader_state import beside, marked, write
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -13,9 +15,9 @@ if TYPE_CHECKING:
 class LoopedLoader:
     """Loops a loader without end; a nominal epoch is a number of batches.
 
-    A pass over the loader goes on in the next nominal epoch where the last one stopped. Each new pass
-    is a new epoch of the loader's (``loader.set_epoch``), so that its order is another. The state
-    holds the loader's position too.
+    A pass over the loader goes on in the next nominal epoch where the last one stopped. Each new
+    pass is a new epoch of the loader's (``loader.set_epoch``), so that its order is another. The
+    state holds the loader's position too.
 
     Parameters
     ----------
@@ -43,7 +45,7 @@ class LoopedLoader:
         batchsize_fn: Callable[[Any], int] | None = None,
     ) -> None:
         if batchsize_fn is None:
-            from ._batch import BatchsizeGuesser  # noqa: PLC0415 - only the default needs it
+            from ._batch import BatchsizeGuesser  # only the default needs it
 
             batchsize_fn = BatchsizeGuesser()
         self.loader = loader
@@ -93,7 +95,7 @@ class LoopedLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; see `SaveableDataLoader.load_state_dict` for what is refused."""
+        """Go on from a saved state, refused as `SaveableDataLoader.load_state_dict` does."""
         if state["loader"] is not None:
             if not hasattr(self.loader, "load_state_dict"):
                 raise ValueError(
@@ -107,16 +109,17 @@ class LoopedLoader:
         self.passes = state["passes"]
         self.iterator = None
 
+    @marked("_speechbrain_saver")
     def save(self, path: Any) -> None:
         """Write SpeechBrain's three numbers at ``path`` and the whole state beside it."""
         numbers = (self.step, self.total_steps, self.total_samples)
-        Path(path).write_text("".join(f"{number}\n" for number in numbers), encoding="utf-8")
-        _beside(path).write_text(json.dumps(self.state_dict()), encoding="utf-8")
+        write(path, "".join(f"{number}\n" for number in numbers), self.state_dict())
 
+    @marked("_speechbrain_loader")
     def load(self, path: Any, end_of_epoch: bool = True) -> None:
         """Read what `save` wrote, or SpeechBrain's three numbers."""
-        if _beside(path).is_file():
-            self.load_state_dict(json.loads(_beside(path).read_text(encoding="utf-8")))
+        if beside(path).is_file():
+            self.load_state_dict(json.loads(beside(path).read_text(encoding="utf-8")))
         else:
             numbers = Path(path).read_text(encoding="utf-8").split()
             self.step, self.total_steps, self.total_samples = map(int, numbers)
@@ -124,9 +127,6 @@ class LoopedLoader:
             # Saved after a nominal epoch's last batch, in validation say: what goes on there must
             # find no batch left, as in the reference.
             self.step = self.epoch_length
-
-    save._speechbrain_saver = True  # type: ignore[attr-defined]  # the mark
-    load._speechbrain_loader = True  # type: ignore[attr-defined]  # the mark
 
     def _first_of_next_pass(self) -> Any:
         self.passes += 1
@@ -140,10 +140,3 @@ class LoopedLoader:
                 "a loader with at least one batch is required, got one that gives none: "
                 "look at its dataset, batch size and drop_last"
             ) from None
-
-
-def _beside(path: Any) -> Path:
-    path = Path(path)
-    return (
-        path.with_suffix(".json") if path.suffix == ".ckpt" else path.with_name(path.name + ".json")
-    )

@@ -42,7 +42,7 @@ def make_dataloader(
         If ``shuffle=True`` comes with a sampler or a batch sampler.
     """
     if "collate_fn" not in loader_kwargs and _is_dynamic_item_dataset(dataset):
-        from ._batch import PaddedBatch  # noqa: PLC0415 - only such a dataset needs it
+        from ._batch import PaddedBatch  # only such a dataset needs it
 
         loader_kwargs["collate_fn"] = PaddedBatch
     if loader_kwargs.get("shuffle") and not isinstance(dataset, IterableDataset):

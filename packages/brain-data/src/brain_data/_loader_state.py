@@ -6,34 +6,72 @@ import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._plan import valid_world_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FORMAT = 1
 _SETTINGS_CHARACTERS = 400
 
+Method = TypeVar("Method")
+
 
 @dataclass(frozen=True)
 class Position:
-    """Where a pass goes on."""
+    """Where a pass goes on.
+
+    Attributes
+    ----------
+    epoch
+        None where the state does not say: SpeechBrain's holds a number of batches only.
+    batches
+        Micro-batches of the plan consumed by all ranks.
+    start
+        Where dealing to ranks began, see `brain_data._plan.Deal`.
+    finished
+        Whether the pass was over.
+    drawn
+        The seed that torch's own RandomSampler drew for the epoch.
+    order
+        The checksum of an order that only its sampler knows.
+    """
 
     epoch: int | None
-    """None where the state does not say: SpeechBrain's holds a number of batches only."""
-    batches: int
-    """Micro-batches of the plan consumed by all ranks."""
+    batches: int = 0
     start: int = 0
-    """Where dealing to ranks began, see `brain_data._plan.Deal`."""
-    drawn: int | None = None
-    """The seed that torch's own RandomSampler drew for the epoch."""
-    order: int | None = None
-    """The checksum of an order that only its sampler knows."""
     finished: bool = False
-    """Whether the pass was over."""
+    drawn: int | None = None
+    order: int | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """Return the position as it is saved."""
+        fields: dict[str, Any] = {
+            "epoch": self.epoch,
+            "position": self.batches,
+            "start": self.start,
+            "finished": self.finished,
+        }
+        optional = {"drawn": self.drawn, "order": self.order}
+        return fields | {key: value for key, value in optional.items() if value is not None}
+
+    @classmethod
+    def from_fields(cls, state: dict[str, Any], start: int) -> Position:
+        """Return a saved position; ``start`` takes the place of the saved one."""
+        return cls(
+            epoch=state["epoch"],
+            batches=state["position"],
+            start=start,
+            finished=state["finished"],
+            drawn=state.get("drawn"),
+            order=state.get("order"),
+        )
 
 
 def compact(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as they are saved: long ones by their checksum, so that the state stays small."""
+    """Return settings as they are saved: long ones as a checksum, so that the state stays small."""
     text = json.dumps(settings, sort_keys=True, default=str)
     if len(text) <= _SETTINGS_CHARACTERS:
         plain: dict[str, Any] = json.loads(text)
@@ -43,7 +81,10 @@ def compact(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def data_fingerprint(dataset: Any) -> dict[str, Any]:
-    """Return what identifies the data: the number of rows and, where rows have ids, their checksum."""
+    """Return what identifies data: the number of rows and, where rows have ids, their checksum.
+
+    A dataset may have a ``fingerprint()`` of its own, a short string or a number.
+    """
     fingerprint: dict[str, Any] = {"rows": len(dataset)}
     own = getattr(dataset, "fingerprint", None)
     ids = getattr(dataset, "data_ids", None)
@@ -52,6 +93,15 @@ def data_fingerprint(dataset: Any) -> dict[str, Any]:
     elif ids is not None:
         fingerprint["ids"] = zlib.crc32("\n".join(map(str, ids)).encode())
     return fingerprint
+
+
+def check_format(state: dict[str, Any]) -> None:
+    """Refuse what is not a loader's state."""
+    if state.get("format") != FORMAT:
+        raise ValueError(
+            f"a loader's state of format {FORMAT} is required, got {state.get('format')!r}: "
+            "it was saved by another version, or is not a loader's"
+        )
 
 
 def check_same(kind: str, saved: dict[str, Any], present: dict[str, Any]) -> None:
@@ -63,9 +113,9 @@ def check_same(kind: str, saved: dict[str, Any], present: dict[str, Any]) -> Non
     ]
     if changed:
         raise ValueError(
-            f"the position in the data was saved for the same {kind}, got another: "
-            f"{'; '.join(changed)}. Give the loader what it had, or leave its saved state out to "
-            "begin the epoch anew"
+            f"a position is saved for one {kind} and can be gone back to only in the same, got "
+            f"another: {'; '.join(changed)}. Give the loader what it had, or leave its saved state "
+            "out to begin the epoch anew"
         )
 
 
@@ -80,16 +130,16 @@ def check_world_size(position: int, start: int, saved: Any, present: int) -> Non
         )
 
 
-def write(path: Any, batches: int | None, state: dict[str, Any]) -> None:
-    """Write SpeechBrain's number at ``path`` and the whole state beside it."""
-    Path(path).write_text(str(batches), encoding="utf-8")
-    _beside(path).write_text(json.dumps(state), encoding="utf-8")
+def write(path: Any, number: object, state: dict[str, Any]) -> None:
+    """Write SpeechBrain's text at ``path`` and the whole state in a ``.json`` beside it."""
+    Path(path).write_text(str(number), encoding="utf-8")
+    beside(path).write_text(json.dumps(state), encoding="utf-8")
 
 
 def read(path: Any) -> dict[str, Any] | int | None:
     """Read a state, or the number of batches that SpeechBrain wrote; None where it wrote None."""
-    if _beside(path).is_file():
-        state: dict[str, Any] = json.loads(_beside(path).read_text(encoding="utf-8"))
+    if beside(path).is_file():
+        state: dict[str, Any] = json.loads(beside(path).read_text(encoding="utf-8"))
         return state
     text = Path(path).read_text(encoding="utf-8").strip()
     if text == str(None):
@@ -103,8 +153,19 @@ def read(path: Any) -> dict[str, Any] | int | None:
         ) from None
 
 
-def _beside(path: Any) -> Path:
-    path = Path(path)
+def beside(path: Any) -> Path:
+    """Return where the whole state lies, beside SpeechBrain's text."""
+    text = Path(path)
     return (
-        path.with_suffix(".json") if path.suffix == ".ckpt" else path.with_name(path.name + ".json")
+        text.with_suffix(".json") if text.suffix == ".ckpt" else text.with_name(f"{text.name}.json")
     )
+
+
+def marked(mark: str) -> Callable[[Method], Method]:
+    """Mark a method as SpeechBrain marks the ones that its checkpointer calls."""
+
+    def decorate(method: Method) -> Method:
+        setattr(method, mark, True)
+        return method
+
+    return decorate

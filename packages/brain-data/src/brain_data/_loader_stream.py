@@ -2,191 +2,227 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import multiprocessing
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
-from ._device import copied_ahead
-from ._loader_fetch import same
-from ._loader_state import FORMAT
+from ._device import to_device
+from ._loader_fetch import StandIn
 from ._seeding import mix, seed_generators, seeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ._loader import SaveableDataLoader
-
 logger = logging.getLogger(__name__)
+
+Place = tuple[int, Any]
+"""Batches that a worker has given, and the dataset's own state after them or None."""
 
 _WAIT = "wait"
 _END = object()
 
 
-class Stream(IterableDataset[Any]):
-    """The user's stream as the inner loader sees it: numbered, collated batches with its state.
+@dataclass(frozen=True)
+class StreamPosition:
+    """Where the workers of a stream go on.
 
-    Yields ``(worker, state or None, batch)``. ``places`` maps a worker to ``(batches done, state)``;
-    workers up to ``turn`` first yield ``(worker, _WAIT, None)``, so that after a restart the workers
-    take their turns where they left off.
+    Attributes
+    ----------
+    epoch
+        The epoch; None where the state does not say.
+    num_workers
+        The workers that the stream was shared out to: each has a part of its own.
+    batches
+        Batches handed out.
+    turn
+        The worker whose batch is next.
+    places
+        The place of each worker that has given a batch.
     """
+
+    epoch: int | None
+    num_workers: int
+    batches: int = 0
+    turn: int = 0
+    places: dict[int, Place] = field(default_factory=dict)
+
+    def fields(self) -> dict[str, Any]:
+        """Return the position as it is saved."""
+        return {
+            "epoch": self.epoch,
+            "num_workers": self.num_workers,
+            "position": self.batches,
+            "turn": self.turn,
+            "workers": {str(worker): list(place) for worker, place in sorted(self.places.items())},
+        }
+
+    @classmethod
+    def replayed(cls, batches: int, num_workers: int) -> StreamPosition:
+        """Return the position that a plain number of batches stands for."""
+        shares = max(1, num_workers)
+        places: dict[int, Place] = {
+            worker: ((batches - worker + shares - 1) // shares, None) for worker in range(shares)
+        }
+        return cls(None, num_workers, batches, batches % shares, places)
+
+    @classmethod
+    def checked(cls, state: dict[str, Any], dataset: Any, num_workers: int) -> StreamPosition:
+        """Return a saved position that a dataset can go on from, or say why it cannot."""
+        if "workers" not in state:
+            raise ValueError(
+                "the state of an IterableDataset is required, got one of a dataset with rows: give "
+                "the loader the dataset that it had"
+            )
+        if state["position"] and state["num_workers"] != num_workers:
+            raise ValueError(
+                f"num_workers={state['num_workers']!r} is required, as each worker of an "
+                f"IterableDataset has a part of its own, got {num_workers!r}: give the loader as "
+                "many, or a dataset with rows"
+            )
+        places = {int(worker): (place[0], place[1]) for worker, place in state["workers"].items()}
+        own = any(place[1] is not None for place in places.values())
+        if own and not hasattr(dataset, "load_state_dict"):
+            raise ValueError(
+                "a dataset with load_state_dict is required for its saved state, got "
+                f"{type(dataset).__name__!r}: give the loader the dataset that it had"
+            )
+        return cls(state["epoch"], num_workers, state["position"], state["turn"], places)
+
+
+class Stream(StandIn, IterableDataset[Any]):
+    """The user's stream as the inner loader sees it: collated batches, each with its place.
+
+    Yields ``(worker, place, batch)``. After a restart the workers before the one whose turn it is
+    first yield ``(worker, "wait", None)``, so that turns are taken as they would have been.
+    """
+
+    _own = frozenset(
+        ("_dataset", "_collate", "_batch_size", "_drop_last", "_seed", "_resume", "_epoch")
+    )
 
     def __init__(
         self,
         dataset: Any,
         collate: Callable[[Any], Any],
         batch_size: int | None,
+        *,
         drop_last: bool,
         seed: int,
-        places: dict[int, tuple[int, Any]],
-        turn: int,
+        resume: StreamPosition | None,
     ) -> None:
-        self.dataset = dataset
-        self.collate = collate
-        self.batch_size = batch_size
-        self.drop_last = drop_last
-        self.seed = seed
-        self.places = places
-        self.turn = turn
-        # Shared: workers that persist learn the next pass's epoch from it.
-        self.epoch = multiprocessing.RawValue("q", 0)
+        self._dataset = dataset
+        self._collate = collate
+        self._batch_size = batch_size
+        self._drop_last = drop_last
+        self._seed = seed
+        self._resume = resume
+        # Shared memory: workers that persist learn the next pass's epoch from it.
+        self._epoch = multiprocessing.RawValue("q", 0)
+
+    def begin(self, epoch: int) -> None:
+        """Tell this process and the workers the epoch of the next pass."""
+        self._epoch.value = epoch
 
     def __iter__(self) -> Iterator[tuple[int, Any, Any]]:
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        places, turn = self.places, self.turn
-        self.places, self.turn = {}, 0  # for one pass only
-        done, state = places.get(worker, (0, None))
-        epoch = int(self.epoch.value)
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)
+        resume, self._resume = self._resume, None  # for one pass only
+        done, state, turn = 0, None, 0
+        if resume is not None:
+            (done, state), turn = resume.places.get(worker, (0, None)), resume.turn
+        epoch = int(self._epoch.value)
+        if hasattr(self._dataset, "set_epoch"):
+            self._dataset.set_epoch(epoch)
         if state is not None:
-            self.dataset.load_state_dict(state)
-        rows = iter(self.dataset)
+            self._dataset.load_state_dict(state)
+        rows = iter(self._dataset)
         if state is None and done:
-            size = 1 if self.batch_size is None else self.batch_size
-            next(islice(rows, done * size, done * size), None)  # reads and forgets
+            read = done * (self._batch_size or 1)
+            next(islice(rows, read, read), None)
         if worker < turn:
             yield worker, _WAIT, None
-        while True:
-            seed = mix(self.seed, epoch, done * workers + worker)
-            if info is None:
-                with seeded(seed):
-                    batch = self._take(rows)
-            else:
-                seed_generators(seed)
-                batch = self._take(rows)
-            if batch is _END:
-                return
+        while (
+            batch := self._batch(rows, mix(self._seed, epoch, done * workers + worker))
+        ) is not _END:
             done += 1
-            own = getattr(self.dataset, "state_dict", None)
-            yield worker, (done, own() if callable(own) else None), batch
+            yield worker, (done, self._state()), batch
+
+    def _batch(self, rows: Iterator[Any], seed: int) -> Any:
+        if get_worker_info() is not None:
+            seed_generators(seed)
+            return self._take(rows)
+        with seeded(seed):
+            return self._take(rows)
 
     def _take(self, rows: Iterator[Any]) -> Any:
-        if self.batch_size is None:
+        if self._batch_size is None:
             row = next(rows, _END)
-            return row if row is _END else self.collate(row)
-        taken = list(islice(rows, self.batch_size))
-        if not taken or (self.drop_last and len(taken) < self.batch_size):
+            return row if row is _END else self._collate(row)
+        taken = list(islice(rows, self._batch_size))
+        if not taken or (self._drop_last and len(taken) < self._batch_size):
             return _END
-        return self.collate(taken)
+        return self._collate(taken)
+
+    def _state(self) -> Any:
+        own = getattr(self._dataset, "state_dict", None)
+        # A worker's is copied by being sent; in the main process the dataset may go on editing it.
+        return copy.deepcopy(own()) if callable(own) else None
 
 
 class StreamPass:
-    """One pass over an IterableDataset, and how far each worker's part of it has come."""
+    """One pass over a stream, and how far each worker's part of it has come."""
 
-    def __init__(self, loader: SaveableDataLoader, resume: dict[str, Any] | None) -> None:
-        self.loader = loader
-        self.epoch = loader.epoch
-        self.handed_out = 0
-        self.turn = 0
-        self.places: dict[int, tuple[int, Any]] = {}
-        if resume is not None:
-            self.handed_out = resume["position"]
-            self.turn = resume["turn"]
-            self.places = {int(k): (v[0], v[1]) for k, v in resume["workers"].items()}
-            own = any(state is not None for _, state in self.places.values())
-            if own:
-                logger.info("the stream goes on at batch %d by its own state", self.handed_out)
-            elif self.handed_out:
-                logger.warning(
-                    "%s has no state_dict: its first %d batches are read again to get to where it "
-                    "was", type(loader.dataset).__name__, self.handed_out,
-                )  # fmt: skip
+    def __init__(self, resume: StreamPosition | None, epoch: int, num_workers: int) -> None:
+        resume = StreamPosition(epoch, num_workers) if resume is None else resume
+        self.epoch = epoch
+        self.handed_out = resume.batches
+        self._num_workers = num_workers
+        self._turn = resume.turn
+        self._places = dict(resume.places)
 
-    def begin(self) -> Iterator[Any]:
-        """Iterate from the position on."""
-        loader = self.loader
-        inner = loader._inner
-        if inner is None or not loader.persistent_workers:
-            stream = Stream(
-                loader.dataset, loader.collate_fn, loader.batch_size, bool(loader.drop_last),
-                loader.seed, self.places, self.turn,
-            )  # fmt: skip
-            inner = DataLoader(stream, batch_size=None, collate_fn=same, **loader._inherited())
-            loader._inner = inner
-        assert isinstance(inner.dataset, Stream)
-        inner.dataset.epoch.value = self.epoch
-        numbered: Iterator[Any] = iter(inner)
-        numbered = (item for item in numbered if item[1] != _WAIT)
-        if loader.device is not None:
-            numbered = copied_ahead(numbered, loader.device)
-        return self._hand_out(numbered)
+    def announce(self, dataset: Any) -> None:
+        """Say how the stream gets to where it was."""
+        if any(state is not None for _, state in self._places.values()):
+            logger.info("the stream goes on at batch %d by its own state", self.handed_out)
+        elif self.handed_out:
+            logger.warning(
+                "%s has no state_dict: its first %d batches are read again to get to where it was",
+                type(dataset).__name__,
+                self.handed_out,
+            )
 
-    def _hand_out(self, numbered: Iterator[Any]) -> Iterator[Any]:
-        workers = max(1, self.loader.num_workers)
-        for worker, place, batch in numbered:
+    def unwrapped(self, items: Iterator[Any]) -> Iterator[Placed]:
+        """Yield what the workers gave, without the waits."""
+        return (Placed(*item) for item in items if not isinstance(item[1], str))
+
+    def hand_out(self, items: Iterator[Placed]) -> Iterator[Any]:
+        """Hand batches out and note the places that they lead to."""
+        for item in items:
             self.handed_out += 1
-            self.turn = (worker + 1) % workers
-            self.places[worker] = place
-            yield batch
+            self._turn = (item.worker + 1) % max(1, self._num_workers)
+            self._places[item.worker] = item.place
+            yield item.batch
 
-    @staticmethod
-    def plain(batches: int) -> dict[str, Any]:
-        """Return the state that SpeechBrain's number stands for: one process, replayed."""
-        return {"position": batches, "turn": 0, "workers": {"0": [batches, None]}}
-
-    @staticmethod
-    def check(loader: SaveableDataLoader, state: dict[str, Any]) -> dict[str, Any]:
-        """Return a state that this loader can go on from, or say why it cannot."""
-        if "workers" not in state:
-            raise ValueError(
-                "a state of an IterableDataset is required, got one of a dataset with rows: give "
-                "the loader the dataset that it had"
-            )
-        if state["position"] and state["num_workers"] != loader.num_workers:
-            raise ValueError(
-                f"num_workers={state['num_workers']!r} is required, as each worker of an "
-                f"IterableDataset has a part of its own, got {loader.num_workers!r}: give the "
-                "loader as many, or a dataset with rows"
-            )
-        own = any(place[1] is not None for place in state["workers"].values())
-        if own and not hasattr(loader.dataset, "load_state_dict"):
-            raise ValueError(
-                f"a dataset with load_state_dict is required for its saved state, got "
-                f"{type(loader.dataset).__name__!r}: give the loader the dataset that it had"
-            )
-        return state
+    def position(self) -> StreamPosition:
+        """Return where a pass that takes over from this one goes on."""
+        return StreamPosition(
+            self.epoch, self._num_workers, self.handed_out, self._turn, dict(self._places)
+        )
 
 
-def stream_position(loader: SaveableDataLoader) -> dict[str, Any]:
-    """Return the state of a loader of an IterableDataset."""
-    state: dict[str, Any] = {
-        "format": FORMAT,
-        "epoch": loader.epoch,
-        "num_workers": loader.num_workers,
-    }
-    current = loader._pass
-    if isinstance(loader._resume, dict):
-        return {**state, **{k: loader._resume[k] for k in ("position", "turn", "workers")}}
-    if not isinstance(current, StreamPass):
-        return {**state, "position": 0, "turn": 0, "workers": {}}
-    return {
-        **state,
-        "epoch": current.epoch,
-        "position": current.handed_out,
-        "turn": current.turn,
-        "workers": {str(k): list(v) for k, v in sorted(current.places.items())},
-    }
+@dataclass
+class Placed:
+    """A batch, and where its worker stands after it."""
+
+    worker: int
+    place: Place
+    batch: Any
+
+    def to(self, device: Any, *, non_blocking: bool) -> Placed:  # noqa: ARG002 - always without
+        """Move the batch only."""
+        return Placed(self.worker, self.place, to_device(self.batch, device))

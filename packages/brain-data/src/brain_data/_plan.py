@@ -6,6 +6,7 @@ read. A plan does not know the number of ranks; a `Deal` does, and is worked out
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -52,21 +53,21 @@ class EpochPlan:
         return int(self.bounds[-1])
 
     def rows(self, low: int, high: int) -> list[Any]:
-        """Rows ``low`` to ``high`` of the order, as a list of what the sampler yields."""
+        """Return rows ``low`` to ``high`` of the order."""
         part = self.order[low:high]
         return part.tolist() if isinstance(part, np.ndarray) else list(part)
 
     def batch(self, index: int) -> list[Any]:
-        """The rows of one micro-batch."""
+        """Return the rows of one micro-batch."""
         return self.rows(int(self.bounds[index]), int(self.bounds[index + 1]))
 
     def checksum(self) -> int:
-        """A CRC-32 of the order and the cuts."""
+        """Return a CRC-32 of the order and the cuts."""
         if isinstance(self.order, np.ndarray):
-            crc = zlib.crc32(np.ascontiguousarray(self.order))
+            crc = zlib.crc32(np.ascontiguousarray(self.order).data)
         else:
             crc = zlib.crc32(repr(list(self.order)).encode())
-        return zlib.crc32(np.ascontiguousarray(self.bounds), crc)
+        return zlib.crc32(np.ascontiguousarray(self.bounds).data, crc)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +129,7 @@ class Deal:
         return self.full_rounds + (self.tail is not None)
 
     def rows(self, round_: int, rank: int) -> tuple[int, list[Any]]:
-        """What a rank takes in a round: where in the order it begins, and the rows."""
+        """Return what a rank takes in a round: its place in the order, and the rows."""
         plan = self.plan
         if round_ < self.full_rounds:
             index = self.start + round_ * self.world_size + rank
@@ -142,13 +143,13 @@ class Deal:
         return flat[0], picked
 
     def position(self, rounds_done: int) -> int:
-        """Micro-batches of the plan consumed by all ranks after that many rounds."""
+        """Return how many micro-batches all ranks have consumed after some rounds."""
         if rounds_done >= self.rounds:
             return self.plan.batches
         return self.start + rounds_done * self.world_size
 
     def rounds_done(self, position: int) -> int:
-        """The round that begins at a position; ``position`` must be a boundary."""
+        """Return the round that begins at a position, which must be a boundary."""
         if position >= self.plan.batches:
             return self.rounds
         done, inside = divmod(position - self.start, self.world_size)
@@ -171,7 +172,7 @@ def cut(order: Ints | Sequence[Any], batch_size: int, *, drop_last: bool = False
 
 
 def from_batches(batches: Iterable[Iterable[Any]]) -> EpochPlan:
-    """The plan of batches that are listed one by one."""
+    """Return the plan of batches that are listed one by one."""
     flat: list[Any] = []
     ends = [0]
     for batch in batches:
@@ -181,20 +182,20 @@ def from_batches(batches: Iterable[Iterable[Any]]) -> EpochPlan:
 
 
 def as_order(rows: Sequence[Any]) -> Ints | Sequence[Any]:
-    """Rows as an int64 array where they are plain integers, else as they are."""
+    """Return rows as an int64 array where they are plain integers, else as they are."""
     if all(type(row) is int for row in rows):
         return np.asarray(rows, dtype=np.int64)
     return rows
 
 
 def valid_world_sizes(position: int, start: int = 0) -> list[int]:
-    """World sizes that reach a position at the end of a round."""
+    """Return the world sizes that reach a position at the end of a round."""
     dealt = position - start
     return [size for size in range(1, min(dealt, _VALID_SIZES_UP_TO) + 1) if dealt % size == 0]
 
 
 def _split_round(plan: EpochPlan, first: int, world_size: int) -> tuple[Ints, ...]:
-    """The rows from micro-batch `first` on, fewer micro-batches than ranks, over all ranks."""
+    """Share the rows from micro-batch `first` on, fewer batches than ranks, over all ranks."""
     low, high = int(plan.bounds[first]), plan.samples
     if plan.costs is None:
         # [world_size + 1]: pieces whose sizes differ by one at most
@@ -224,12 +225,12 @@ def _halve_costliest(
     out: list[tuple[int, int]] = []
     for a, b, count in parts:
         edges = [a + (b - a) * i // count for i in range(count + 1)]
-        out.extend(zip(edges[:-1], edges[1:], strict=True))
+        out.extend(itertools.pairwise(edges))
     return out
 
 
 def _join_round(plan: EpochPlan, first: int, world_size: int) -> tuple[Ints, ...]:
-    """The round from micro-batch `first` on, with the few rows that follow it."""
+    """Return the round from micro-batch `first` on, with the few rows that follow it."""
     bounds = plan.bounds
     end = int(bounds[first + world_size])
     if plan.costs is None:

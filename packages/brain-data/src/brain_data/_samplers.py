@@ -6,6 +6,7 @@ which gives the whole epoch at once; iterating has no side effect.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import zlib
 from collections import Counter
@@ -13,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import RandomSampler, Sampler, SequentialSampler, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DistributedSampler,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    WeightedRandomSampler,
+)
 
 from ._plan import EpochPlan, Ints, as_order
 from ._seeding import DEFAULT_SEED
@@ -149,7 +157,7 @@ class ReproducibleWeightedRandomSampler(WeightedRandomSampler):
             "seed": self.seed,
             "replacement": self.replacement,
             "num_samples": self.num_samples,
-            "weights": zlib.crc32(self.weights.contiguous().numpy()),
+            "weights": zlib.crc32(self.weights.contiguous().numpy().data),
         }
 
     def __iter__(self) -> Iterator[int]:
@@ -267,7 +275,7 @@ class ConcatDatasetBatchSampler(Sampler[list[int]]):
             self.samplers, self.batch_sizes, self.offsets, strict=True
         ):
             rows = order_of(sampler, batches * size)
-            # [batches, size]
+            # one row a batch
             columns.append(np.asarray(rows, dtype=np.int64).reshape(batches, size) + offset)
         # [batches * sum(sizes)]: each batch holds its share of every part in turn
         order = np.concatenate(columns, axis=1).reshape(-1)
@@ -293,12 +301,18 @@ class ConcatDatasetBatchSampler(Sampler[list[int]]):
         return min((len(sampler) // size for sampler, size in shares), default=0)
 
 
-def order_of(sampler: Any, limit: int | None = None) -> Any:
-    """Return a sampler's epoch at once: its own `order`, else what iterating it gives."""
+def order_of(sampler: Any, limit: int | None = None, *, seed: int | None = None) -> Any:
+    """Return a sampler's epoch at once: its own `order`, else what iterating it gives.
+
+    ``seed`` is what torch's RandomSampler has drawn for itself, see `Source.draw_seed`.
+    """
     if hasattr(sampler, "order"):
         return sampler.order()[:limit]
     if type(sampler) is SequentialSampler:
         return np.arange(len(sampler), dtype=np.int64)[:limit]
+    if type(sampler) is RandomSampler and seed is not None:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randperm(len(sampler.data_source), generator=generator).numpy()[:limit]
     return as_order(list(itertools.islice(sampler, limit)))
 
 
@@ -307,7 +321,16 @@ def settings_of(sampler: Any) -> dict[str, Any]:
     if hasattr(sampler, "settings"):
         settings: dict[str, Any] = sampler.settings()
         return settings
-    return {"sampler": type(sampler).__name__, "length": len(sampler)}
+    if type(sampler) is BatchSampler:
+        cuts = {"batch_size": sampler.batch_size, "drop_last": sampler.drop_last}
+        return settings_of(sampler.sampler) | cuts
+    settings = {"sampler": type(sampler).__name__}
+    if isinstance(sampler, DistributedSampler):  # torch's own, which gives one rank's part
+        names = ("num_replicas", "shuffle", "seed", "drop_last", "total_size")
+        return settings | {name: getattr(sampler, name) for name in names}
+    with contextlib.suppress(TypeError):  # no length
+        settings["length"] = len(sampler)
+    return settings
 
 
 def _source_length(sampler: Any) -> int:

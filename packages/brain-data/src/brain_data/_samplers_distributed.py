@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from brain_dist import get_rank, get_world_size
 from torch.utils.data import BatchSampler, DistributedSampler
+
+from brain_dist import get_rank, get_world_size
 
 from ._plan import Deal, EpochPlan, cut, from_batches
 from ._samplers import order_of, settings_of
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class DistributedSamplerWrapper(DistributedSampler[Any]):
-    """This rank's share of any sampler, or batch sampler, that is the same on all ranks.
+    """One rank's share of any sampler, or batch sampler, that is the same on all ranks.
 
     A batch sampler's batches are dealt in turn: rank ``r`` takes batches ``r``, ``r + world size``
     and so on. Each rank gets the same number of batches and nothing is repeated; how the last
@@ -86,17 +87,20 @@ class DistributedSamplerWrapper(DistributedSampler[Any]):
         if hasattr(inner, "set_epoch"):
             inner.set_epoch(epoch)
 
-    def whole_order(self) -> Any:
+    def order(self) -> Any:
         """Return the rows of all ranks, in order, for a sampler of rows."""
-        order = order_of(self.sampler)
+        return self.reordered(order_of(self.sampler))
+
+    def reordered(self, order: Any) -> Any:
+        """Return units in the order that ``shuffle`` asks for."""
         if not self.shuffle:
             return order
         chosen = self._permutation(len(order))
         return order[chosen] if isinstance(order, np.ndarray) else [order[i] for i in chosen]
 
-    def whole_plan(self) -> EpochPlan:
+    def whole_plan(self, seed: int | None = None) -> EpochPlan:
         """Return the batches of all ranks, in order, for a batch sampler."""
-        plan = plan_of(self.sampler)
+        plan = plan_of(self.sampler, seed=seed)
         if not self.shuffle:
             return plan
         return from_batches(plan.batch(i) for i in self._permutation(plan.batches).tolist())
@@ -123,30 +127,46 @@ class DistributedSamplerWrapper(DistributedSampler[Any]):
     def __len__(self) -> int:
         """Return the number of this rank's batches or rows."""
         if self.gives_batches and not self.pad:
-            return Deal(self.whole_plan(), self.num_replicas, drop_last=self.drop_last).rounds
+            return Deal(shape_of(self), self.num_replicas, drop_last=self.drop_last).rounds
         units = len(self.sampler)
-        if self.drop_last:
-            return units // self.num_replicas
         if self.pad:
-            return -(-units // self.num_replicas)
-        return len(range(self.rank, units, self.num_replicas))
+            units += -units % self.num_replicas
+        elif self.drop_last:
+            units -= units % self.num_replicas
+        mine: int = -(-(units - self.rank) // self.num_replicas)
+        return max(0, mine)
 
     def _permutation(self, length: int) -> Any:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         return torch.randperm(length, generator=generator).numpy()
 
 
-def plan_of(batch_sampler: Any) -> EpochPlan:
-    """Return a batch sampler's epoch at once."""
+def plan_of(batch_sampler: Any, *, seed: int | None = None) -> EpochPlan:
+    """Return a batch sampler's epoch at once, for all ranks; ``seed`` as for `order_of`."""
+    if isinstance(batch_sampler, DistributedSamplerWrapper) and not batch_sampler.pad:
+        return batch_sampler.whole_plan(seed)
     if hasattr(batch_sampler, "plan"):
         plan: EpochPlan = batch_sampler.plan()
         return plan
-    if type(batch_sampler) is BatchSampler and hasattr(batch_sampler.sampler, "__len__"):
-        inner = batch_sampler.sampler
-        order = inner.whole_order() if _deals_rows(inner) else order_of(inner)
+    if type(batch_sampler) is BatchSampler:
+        inner: Any = batch_sampler.sampler
+        if isinstance(inner, DistributedSamplerWrapper) and not inner.pad:
+            order = inner.reordered(order_of(inner.sampler, seed=seed))
+        else:
+            order = order_of(inner, seed=seed)
         return cut(order, batch_sampler.batch_size, drop_last=batch_sampler.drop_last)
     return from_batches(batch_sampler)
 
 
-def _deals_rows(sampler: Any) -> bool:
-    return isinstance(sampler, DistributedSamplerWrapper) and not sampler.gives_batches
+def shape_of(batch_sampler: Any) -> EpochPlan:
+    """Return a plan whose cuts are those of `plan_of` and whose rows are not, at little cost."""
+    if isinstance(batch_sampler, DistributedSamplerWrapper) and not batch_sampler.pad:
+        # Where batches differ in size, the last ones decide how the last round is dealt.
+        varies = batch_sampler.shuffle or type(batch_sampler.sampler) is not BatchSampler
+        return batch_sampler.whole_plan() if varies else shape_of(batch_sampler.sampler)
+    if type(batch_sampler) is BatchSampler:
+        inner: Any = batch_sampler.sampler
+        dealt = isinstance(inner, DistributedSamplerWrapper) and not inner.pad
+        rows = range(len(inner.sampler if dealt else inner))
+        return cut(rows, batch_sampler.batch_size, drop_last=batch_sampler.drop_last)
+    return plan_of(batch_sampler)

@@ -172,8 +172,8 @@ class DynamicBatchSampler(Sampler[list[int]]):
             "max_batch_ex": self._max_batch_ex,
             "drop_last": self._drop_last,
             "balance_over": self._balance_over,
-            "buckets": zlib.crc32(self.bucket_boundaries),
-            "lengths": zlib.crc32(self.lengths),
+            "buckets": zlib.crc32(self.bucket_boundaries.data),
+            "lengths": zlib.crc32(self.lengths.data),
         }
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -207,7 +207,7 @@ class DynamicBatchSampler(Sampler[list[int]]):
         return EpochPlan(order, bounds, self.lengths[order])
 
     def _chunks(self) -> tuple[Ints, Ints]:
-        """Where each batch begins and ends among the rows sorted by bucket, ``[batches]`` each."""
+        """Return where each batch begins and ends, ``[batches]`` each, in rows sorted by bucket."""
         starts, ends = [], []
         begin = 0
         for count, size in zip(self._counts.tolist(), self.bucket_sizes.tolist(), strict=True):
@@ -219,7 +219,7 @@ class DynamicBatchSampler(Sampler[list[int]]):
         return np.concatenate(starts), np.concatenate(ends)
 
     def _order_batches(self, shuffled: Ints, places: Ints, starts: Ints, ends: Ints) -> Ints:
-        """The order of the batches, ``[batches]``."""
+        """Return the order of the batches, ``[batches]``."""
         batches = len(starts)
         if batches == 0:
             return starts
@@ -287,7 +287,7 @@ def _runs_of_like_cost(
 def _read_lengths(
     dataset: Any, length_func: Callable[[Any], Any], lengths_list: Sequence[float] | None
 ) -> Floats:
-    """The length of each row, ``[rows]``, float64."""
+    """Return the length of each row, ``[rows]``, float64."""
     if lengths_list is not None:
         lengths = np.asarray(lengths_list, dtype=np.float64)
         if lengths.ndim != 1 or len(lengths) != len(dataset):
@@ -332,7 +332,7 @@ def _boundaries(
     given: Sequence[float],
     warping: str,
 ) -> Floats:
-    """The right edges of the buckets, ``[buckets]``, ascending."""
+    """Return the right edges of the buckets, ``[buckets]``, ascending."""
     if len(given) > 0:
         edges = np.asarray(given, dtype=np.float64)
         if (edges < 0).any() or (np.diff(edges) <= 0).any():
@@ -356,7 +356,7 @@ def _boundaries(
 
 
 def _bucket_sizes(edges: Floats, limit: float, max_rows: int | None, rows: int) -> Ints:
-    """How many rows a batch of each bucket takes, ``[buckets + 1]``; beyond the last edge, one."""
+    """Return the rows in a batch of each bucket, ``[buckets + 1]``; beyond the last edge, one."""
     most = max(1, rows if max_rows is None else int(max_rows))
     sizes = [most if edge == 0 else max(1, min(most, int(limit / edge))) for edge in edges.tolist()]
     return np.asarray([*sizes, 1], dtype=np.int64)

@@ -1,8 +1,8 @@
 """Randomness of a batch, seeded by where the batch stands in the plan.
 
 What a dataset or a collate function draws from torch, numpy or random depends on (seed, epoch,
-position) only, so it is the same in any worker, in no worker, and after a restart, and nothing of it
-is saved. With no workers the code runs in the main process, whose own generators are put back.
+position) only, so it is the same in any worker, in no worker, and after a restart, and nothing of
+it is saved. With no workers the code runs in the main process, whose generators are put back.
 """
 
 from __future__ import annotations
