@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
 from brain_dist._control import DEFAULT_TIMEOUT_S, set_control_timeout
 from brain_dist._errors import RanksLostError
@@ -104,20 +105,36 @@ def _check_backend(backend: str, world: World) -> None:
 
 
 def _join(backend: str, world: World, timeout_s: float) -> None:
+    timeout = timedelta(seconds=timeout_s)
+    address = _address(world)
     try:
-        distributed.init_process_group(
-            backend,
-            init_method=_address(world),
-            rank=world.rank,
-            world_size=world.world_size,
-            timeout=timedelta(seconds=timeout_s),
+        store, rank, world_size = next(
+            rendezvous(address, world.rank, world.world_size, timeout=timeout)
         )
     except (distributed.DistError, TimeoutError) as error:
+        raise RanksLostError(_late(world, timeout_s, str(error))) from error
+    keys = {other: f"brain_dist/arrived/{other}" for other in range(world_size)}
+    store.set(keys[rank], "here")
+    try:
+        store.wait(list(keys.values()), timeout)
+    except distributed.DistError as error:
+        missing = [str(other) for other, key in keys.items() if not store.check([key])]
         raise RanksLostError(
-            f"all {world.world_size} ranks have to arrive within {timeout_s:g} s, got on rank "
-            f"{world.rank}: {error}; look for the rank whose log ends early, and check that "
-            f"MASTER_ADDR and MASTER_PORT can be reached from every machine"
+            _late(world, timeout_s, f"rank(s) {', '.join(missing)} did not")
         ) from error
+    store.set_timeout(timeout)
+    distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=timeout
+    )
+
+
+def _late(world: World, timeout_s: float, what: str) -> str:
+    return (
+        f"all {world.world_size} ranks have to arrive within {timeout_s:g} s, got on rank "
+        f"{world.rank}: {what}; look for the rank whose log ends early, check that MASTER_ADDR "
+        f"and MASTER_PORT can be reached from every machine, and where it is only slow give "
+        f"more time with ddp_init_group(timeout_s=...)"
+    )
 
 
 def _address(world: World) -> str:

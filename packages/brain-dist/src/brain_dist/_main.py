@@ -79,7 +79,7 @@ def once_per_node(function: Callable[P, T]) -> Callable[P, T | None]:
     return on_node
 
 
-def run_on_main(  # noqa: PLR0917 - SpeechBrain's signature
+def run_on_main(
     func: Callable[..., T],
     args: Sequence[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -124,7 +124,7 @@ def run_on_main(  # noqa: PLR0917 - SpeechBrain's signature
     return result
 
 
-def run_once_per_node(  # noqa: PLR0917 - SpeechBrain's signature
+def run_once_per_node(
     func: Callable[..., T],
     args: Sequence[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 # EX_TEMPFAIL of sysexits.h: "try again", which a requeue script can tell from a failure.
 EXIT_TRY_AGAIN = 75
 
+_FLAG_BITS = 40
+_MAX_EXPONENT = 7
+_PERIOD_S = 0.2
+
 
 class StopSignal:
     """Remember that somebody asked this process to stop; the training looks when it can.
@@ -105,22 +109,28 @@ class StopSignal:
 class StepVote:
     """What any rank wants, known to all at the same step, for a small part of a step's time.
 
-    Each call starts a reduction of this step's flags in the background and returns what the
-    one before has found, so no rank waits for a message: on several ranks the answer is one
-    call late, and the same everywhere.  In one process it is the flags themselves, at once.
+    A call that starts a reduction of the flags does so in the background, and the next call
+    returns its result, so no rank waits for a message: on several ranks the answer comes later
+    than the question, and at the same call everywhere.  In one process it is the flags
+    themselves, at once.
 
     Parameters
     ----------
-    every : int
-        Reduce at each `every`-th call only; flags given in between are kept for it.
+    every : int, optional
+        Reduce at each `every`-th call; flags given in between are kept for it.  By default the
+        ranks agree on a power of two up to 128, so that reductions are about 0.2 s apart: one
+        costs as much as a very small training step.
     """
 
-    def __init__(self, every: int = 1) -> None:
-        if every < 1:
+    def __init__(self, every: int | None = None) -> None:
+        if every is not None and every < 1:
             raise ValueError(f"every counts calls, from 1 on, got {every!r}; write every=1")
-        self._every = every
-        self._calls = 0
+        self._fixed = every
+        self._interval = every or 1
+        self._calls_left = 1
+        self._calls_made = 0
         self._kept = 0
+        self._started_at: float | None = None
         self._flags = torch.zeros(1, dtype=torch.int64)
         self._work: distributed.Work | None = None
         self._control: Control | None = None
@@ -133,13 +143,13 @@ class StepVote:
         Parameters
         ----------
         flags : int
-            Bits 0 to 62, each with a meaning of the caller's.
+            Bits 0 to 39, each with a meaning of the caller's.
 
         Returns
         -------
         int
             In one process `flags`; else the OR over all ranks of what was given up to the
-            last reduction, and not returned yet.
+            last reduction, each flag once.
 
         Raises
         ------
@@ -149,15 +159,18 @@ class StepVote:
         if must_not_wait():
             return flags
         self._kept |= flags
-        self._calls += 1
-        if self._calls % self._every:
-            return 0
-        found = self._collect()
-        self._start()
+        self._calls_made += 1
+        self._calls_left -= 1
+        found = 0 if self._work is None else self._collect()
+        if self._calls_left <= 0:
+            self._start()
         return found
 
     def settle(self, flags: int = 0) -> int:
-        """Give flags and get all that are still open, of this call too; waits for every rank."""
+        """Give flags and get all that are still open, those of this call too.
+
+        Every rank has to call it, at the same place; it waits for all of them.
+        """
         if must_not_wait():
             return flags
         self._kept |= flags
@@ -166,21 +179,28 @@ class StepVote:
         return found | self._collect()
 
     def close(self) -> None:
-        """Wait for what is in flight; the object can be used again afterwards."""
+        """Wait for what is in flight and forget it; the object can be used again."""
         with contextlib.suppress(RuntimeError):
             self._collect()
         self._kept = 0
 
     def _start(self) -> None:
-        self._control = control()
-        self._flags[0] = self._kept
+        now = time.perf_counter()
+        self._flags[0] = self._kept | (1 << _FLAG_BITS + self._wanted_exponent(now))
         self._kept = 0
+        self._calls_made, self._started_at = 0, now
+        self._calls_left = self._interval
+        self._control = control()
         self._work = distributed.all_reduce(
-            self._flags,
-            op=distributed.ReduceOp.BOR,
-            group=self._control.group,
-            async_op=True,
+            self._flags, op=distributed.ReduceOp.BOR, group=self._control.group, async_op=True
         )
+
+    def _wanted_exponent(self, now: float) -> int:
+        if self._started_at is None or not self._calls_made:
+            return 0
+        step_s = max((now - self._started_at) / self._calls_made, 1e-9)
+        ratio = int(_PERIOD_S / step_s)
+        return min(max(ratio.bit_length() - 1, 0), _MAX_EXPONENT)
 
     def _collect(self) -> int:
         work, self._work = self._work, None
@@ -188,4 +208,8 @@ class StepVote:
             return 0
         assert self._control is not None
         self._control.run("StepVote.vote", lambda: work)
-        return int(self._flags)
+        word = int(self._flags)
+        if self._fixed is None:
+            # The longest interval that any rank wants; every rank reads the same word here.
+            self._interval = 1 << (word >> _FLAG_BITS).bit_length() - 1
+        return word & ((1 << _FLAG_BITS) - 1)

@@ -106,7 +106,7 @@ def wrap_modules(
         if sync_batchnorm and device.type in _SYNC_BATCHNORM_DEVICES and get_world_size() > 1:
             use_sync_batchnorm(module)
         if parallel == "fsdp":
-            from brain_dist._shard import shard_module  # noqa: PLC0415 - FSDP takes long to import
+            from brain_dist._shard import shard_module
 
             shard_module(
                 module,
@@ -193,7 +193,8 @@ def _device_ids(device: torch.device) -> list[torch.device] | None:
 
 
 def _register_hook(module: DistributedDataParallel, name: CommHook) -> None:
-    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks  # noqa: PLC0415 - rarely used
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
     hooks = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
-    module.register_comm_hook(None, hooks[name])
+    # By way of a lambda: torch refuses its bf16 hook by name on gloo, where it works as well.
+    module.register_comm_hook(None, lambda state, bucket: hooks[name](state, bucket))  # noqa: PLW0108

@@ -1,0 +1,129 @@
+"""Making the process group."""
+
+import socket
+
+import pytest
+import torch
+from torch import distributed
+
+import brain_dist
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Set the variables of a rank that torchrun started."""
+
+    def launch(rank=0, world_size=2, **more):
+        names = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank, **more}
+        for name, value in names.items():
+            monkeypatch.setenv(name, str(value))
+
+    return launch
+
+
+def _free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_no_group_is_made_alone():
+    """One process needs none."""
+    brain_dist.ddp_init_group({"distributed_backend": "gloo"})
+    brain_dist.ddp_init_group()
+    assert not distributed.is_initialized()
+
+
+def test_a_group_that_exists_is_kept(alone_in_a_group, launched):
+    """Whoever made it."""
+    launched(1, 2)
+    brain_dist.ddp_init_group({"distributed_backend": "nonsense"})
+    assert distributed.get_world_size() == 1
+
+
+def test_a_backend_that_does_not_exist_is_refused(launched):
+    """The error lists what there is."""
+    launched()
+    with pytest.raises(ValueError, match=r"nccl, gloo, mpi, got 'goo'; write .*=gloo"):
+        brain_dist.ddp_init_group({"distributed_backend": "goo"})
+
+
+def test_a_backend_that_is_not_built_is_refused(launched):
+    """MPI is in no wheel of torch."""
+    launched()
+    with pytest.raises(ValueError, match=r"MPI is not supported .* got distributed_backend='mpi'"):
+        brain_dist.ddp_init_group({"distributed_backend": "mpi"})
+
+
+def test_more_ranks_than_gpus_are_refused(launched, monkeypatch):
+    """The error says which rank, how many GPUs, and the line to write."""
+    launched(2, 3)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(distributed, "is_backend_available", lambda _: True)
+    message = (
+        r"Not enough GPUs .* rank 2 as number 2 .* 2 GPU\(s\); write torchrun --nproc-per-node=2"
+    )
+    with pytest.raises(ValueError, match=message):
+        brain_dist.ddp_init_group({"distributed_backend": "nccl"})
+
+
+def test_rank_without_world_size_is_refused(launched, monkeypatch):
+    """The line that sets both is in the error."""
+    launched()
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(ValueError, match="needs WORLD_SIZE beside it"):
+        brain_dist.ddp_init_group({"distributed_backend": "gloo"})
+
+
+def test_a_rank_needs_an_address(launched):
+    """RANK and WORLD_SIZE set by hand are not enough."""
+    launched()
+    with pytest.raises(ValueError, match=r"no MASTER_ADDR; start with `torchrun"):
+        brain_dist.ddp_init_group({"distributed_backend": "gloo"})
+
+
+def _init(rank, options):
+    if options.pop("stay_away", None) == rank:
+        return None
+    try:
+        brain_dist.ddp_init_group({"distributed_backend": "gloo"}, **options)
+    except brain_dist.RanksLostError as error:
+        return str(error)
+    return brain_dist.gather_objects(brain_dist.get_rank())
+
+
+def test_the_ranks_of_a_launcher_meet(ranks):
+    """By torchrun's variables, with gloo."""
+    environ = {"RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}"}
+    environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    assert ranks(_init, 2, {"timeout_s": 20.0}, group=False, environ=environ) == [[0, 1]] * 2
+
+
+def test_the_ranks_of_srun_meet(ranks):
+    """By SLURM's variables alone; the port comes from the number of the job."""
+    environ = {"SLURM_PROCID": "{rank}", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "{rank}"}
+    environ |= {"SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1", "SLURM_JOB_ID": str(_free_port() - 20000)}
+    assert ranks(_init, 2, {"timeout_s": 20.0}, group=False, environ=environ) == [[0, 1]] * 2
+
+
+def test_a_rank_that_does_not_arrive_is_an_error_on_the_others(ranks):
+    """Within the timeout, not after two hours."""
+    environ = {"RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}"}
+    environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    options = {"timeout_s": 2.0, "stay_away": 1}
+    results = ranks(_init, 2, options, group=False, environ=environ)
+    assert "all 2 ranks have to arrive within 2 s, got on rank 0" in results[0]
+
+
+def test_under_an_agents_store_the_missing_rank_is_named(ranks):
+    """Torchrun keeps the store itself, so that all who came can see who did not."""
+    port = _free_port()
+    agent = distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    environ = {"RANK": "{rank}", "WORLD_SIZE": "3", "LOCAL_RANK": "{rank}"}
+    environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    options = {"timeout_s": 2.0, "stay_away": 1}
+    results = ranks(_init, 3, options, group=False, environ=environ)
+    assert "got on rank 0: rank(s) 1 did not" in results[0]
+    assert "got on rank 2: rank(s) 1 did not" in results[2]
+    del agent

@@ -1,0 +1,141 @@
+"""Stop requests and votes."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+import brain_dist
+from brain_dist import StepVote, StopSignal
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_is_noted_and_the_former_handler_comes_back(name):
+    """The process lives on, and says which signal it was."""
+    number = getattr(signal, name)
+    former = signal.getsignal(number)
+    with StopSignal() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        time.sleep(0.01)
+        assert stop.requested
+        assert stop.reason == name
+        stop.request("too late")
+        assert stop.reason == name
+    assert signal.getsignal(number) is former
+    assert stop.requested
+
+
+def test_handlers_come_back_after_an_exception():
+    """Whatever happens inside."""
+    former = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyError), StopSignal():
+        raise KeyError
+    assert signal.getsignal(signal.SIGTERM) is former
+
+
+def test_a_stop_may_be_requested_by_code_and_keeps_its_first_reason():
+    """Works without entering, too."""
+    stop = StopSignal()
+    stop.request("enough")
+    stop.request("more than enough")
+    assert (stop.requested, stop.reason) == (True, "enough")
+
+
+def test_outside_the_main_thread_no_handler_is_installed():
+    """Python allows handlers in the main thread only."""
+    former = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def work():
+        with StopSignal() as stop:
+            seen.append(signal.getsignal(signal.SIGTERM) is former)
+            stop.request("here")
+            seen.append(stop.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [True, True]
+
+
+def test_a_time_limit_is_a_request():
+    """It counts from the block's start."""
+    stop = StopSignal(time_limit_s=0.02)
+    time.sleep(0.03)
+    assert not stop.requested
+    with stop:
+        assert not stop.requested
+        time.sleep(0.03)
+        assert stop.requested
+    assert stop.reason == "time limit"
+
+
+def test_a_time_limit_is_above_zero():
+    """Zero would stop before the first step."""
+    with pytest.raises(ValueError, match="above zero seconds, got 0"):
+        StopSignal(time_limit_s=0)
+
+
+def test_the_exit_code_says_try_again():
+    """EX_TEMPFAIL, which no failure of Python's has."""
+    assert brain_dist.EXIT_TRY_AGAIN == 75
+
+
+def test_alone_a_vote_is_its_own_answer():
+    """At once, without a group."""
+    vote = StepVote()
+    assert [vote.vote(flags) for flags in (0, 5, 0)] == [0, 5, 0]
+    assert vote.settle(2) == 2
+    vote.close()
+
+
+def _vote(rank, flags, every):
+    vote = StepVote(every)
+    answers = [vote.vote(flags[rank][i]) for i in range(len(flags[rank]))]
+    answers.append(vote.settle(8 if rank == 1 else 0))
+    vote.close()
+    return answers
+
+
+def test_every_rank_hears_of_every_flag_at_the_same_call(ranks):
+    """One call after it was given; what is open at the end settle() tells."""
+    flags = [[0, 1, 0, 0, 0], [0, 2, 0, 4, 16]]
+    assert ranks(_vote, 2, flags, 1) == [[0, 0, 3, 0, 4, 24]] * 2
+
+
+def test_flags_between_two_reductions_are_kept(ranks):
+    """With every=3 they wait for it, and are told once."""
+    flags = [[0, 1, 0, 0, 2, 0, 0, 0], [0] * 8]
+    answers = ranks(_vote, 2, flags, 3)
+    assert answers[0] == answers[1]
+    assert [a for a in answers[0] if a] == [1, 2, 8]
+
+
+def _adapt(rank):
+    vote = StepVote()
+    answers = []
+    for call in range(400):
+        if call == 200:
+            time.sleep(0.02 * rank)
+        answers.append(vote.vote(1 if (rank, call) == (1, 300) else 0))
+    interval = vote._interval
+    vote.close()
+    return answers, interval
+
+
+def test_fast_steps_vote_less_often_and_still_agree(ranks):
+    """The ranks settle on one interval though their clocks differ."""
+    (first, interval), (second, other) = ranks(_adapt, 2)
+    assert first == second
+    assert sum(first) == 1
+    assert 300 < first.index(1) <= 300 + 2 * 128
+    assert interval == other > 8
+
+
+def test_an_interval_is_a_whole_number_of_calls():
+    """Zero calls would never vote."""
+    with pytest.raises(ValueError, match="from 1 on, got 0"):
+        StepVote(every=0)

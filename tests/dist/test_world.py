@@ -1,0 +1,127 @@
+"""Which process this is."""
+
+import pytest
+import torch
+from torch import distributed
+
+import brain_dist
+from brain_dist import World
+
+
+def test_a_process_started_by_hand_is_rank_0_of_1():
+    """Without a launcher's variables there is one process."""
+    assert World.from_environment({}) == World(0, 1, 0, 1, launched=False)
+    assert (brain_dist.get_rank(), brain_dist.get_local_rank()) == (0, 0)
+    assert brain_dist.get_world_size() == 1
+    assert brain_dist.if_main_process()
+    assert brain_dist.is_local_rank_zero()
+    assert not brain_dist.is_distributed_initialized()
+
+
+def test_torchruns_variables_are_read():
+    """Torchrun says all four numbers."""
+    environ = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert World.from_environment(environ) == World(5, 8, 1, 4, launched=True)
+
+
+def test_torchrun_within_slurm_wins():
+    """SLURM_PROCID counts srun's processes, which torchrun has started more of."""
+    environ = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3"}
+    environ |= {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0"}
+    world = World.from_environment(environ)
+    assert (world.rank, world.world_size, world.local_rank) == (3, 4, 3)
+
+
+def test_sruns_variables_are_read():
+    """Srun alone is a launcher, too; it writes a repeated number as 2(x3)."""
+    environ = {"SLURM_PROCID": "4", "SLURM_STEP_NUM_TASKS": "6", "SLURM_LOCALID": "0"}
+    environ["SLURM_NTASKS_PER_NODE"] = "2(x3)"
+    assert World.from_environment(environ) == World(4, 6, 0, 2, launched=True)
+
+
+@pytest.mark.parametrize("tasks", [{}, {"SLURM_STEP_NUM_TASKS": "1"}])
+def test_the_shell_of_a_slurm_job_is_one_process(tasks):
+    """A batch script has SLURM_PROCID=0 and the job's SLURM_NTASKS without any sibling."""
+    environ = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", **tasks}
+    assert World.from_environment(environ) == World()
+
+
+def test_jsruns_variables_are_read():
+    """LSF's jsrun has names of its own."""
+    environ = {
+        "JSM_NAMESPACE_RANK": "1",
+        "JSM_NAMESPACE_SIZE": "2",
+        "JSM_NAMESPACE_LOCAL_RANK": "1",
+    }
+    assert World.from_environment(environ) == World(1, 2, 1, 2, launched=True)
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"RANK": "1"}, r"needs WORLD_SIZE beside it, got rank 1 .* start with `torchrun"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, r"got RANK='one'; .*unset RANK"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, r"got rank=2 and world_size=2; start with `torchrun"),
+    ],
+)
+def test_an_environment_that_cannot_be_is_refused(environ, message):
+    """The error says which variable is wrong and the line to write."""
+    with pytest.raises(ValueError, match=message):
+        World.from_environment(environ)
+
+
+def test_under_torchrun_only_rank_0_is_main_before_the_group_exists(monkeypatch):
+    """SpeechBrain calls every process main there, so that all make the experiment's folder."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert not brain_dist.if_main_process()
+    assert not brain_dist.is_local_rank_zero()
+    assert (brain_dist.get_rank(), brain_dist.get_world_size()) == (1, 2)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert brain_dist.if_main_process()
+    assert brain_dist.is_local_rank_zero()
+
+
+def _who(rank):
+    return brain_dist.get_rank(), brain_dist.if_main_process(), brain_dist.is_local_rank_zero()
+
+
+def test_a_group_made_without_rank_has_one_main_process(ranks):
+    """SpeechBrain calls nobody main there."""
+    assert ranks(_who, 2) == [(0, True, True), (1, False, False)]
+
+
+def test_the_group_is_asked_before_the_environment(ranks):
+    """A group that somebody numbered otherwise is believed."""
+    environ = {"RANK": "7", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    assert ranks(_who, 2, environ=environ) == [(0, True, False), (1, False, False)]
+
+
+def test_the_device_is_the_cpu_where_nothing_else_is(monkeypatch):
+    """No accelerator, no index."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert brain_dist.infer_device() == "cpu"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert brain_dist.infer_device() == "mps"
+
+
+def test_under_a_launcher_each_process_has_a_gpu_of_its_own(monkeypatch):
+    """The device has the local rank's number under torchrun, and none alone."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert brain_dist.infer_device() == "cuda"
+    for name, value in {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert brain_dist.infer_device() == "cuda:1"
+
+
+def test_a_group_that_is_gone_leaves_one_process(tmp_path):
+    """After destroy_process_group the answers are those of a lone process, and a new one works."""
+    for name in ("first", "second"):
+        store = distributed.FileStore(str(tmp_path / name), 1)
+        distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        assert brain_dist.gather_objects(name) == [name]
+        distributed.destroy_process_group()
+        assert not brain_dist.is_distributed_initialized()
+        assert brain_dist.gather_objects("alone") == ["alone"]
