@@ -543,7 +543,7 @@ class Checkpointer:
         def verify_and_read() -> str | None:
             items = list(self._items(only))
             required = [] if self.allow_partial_load else required_names(items)
-            manifest = verify(checkpoint, required)
+            manifest = verify(checkpoint, required, trusted=trusted)
             steps.extend(
                 prepare(
                     checkpoint,

@@ -135,7 +135,7 @@ def _numpy_scalar(loader: _MetaLoader, suffix: str, node: yaml.Node) -> Any:
 
 
 def _dtype(node: yaml.Node) -> tuple[str, str]:
-    """Read the code and the byte order of a pickled dtype, ``{args: [f8, …], state: [3, <, …]}``."""
+    """Read code and byte order of a pickled dtype, ``{args: [f8, …], state: [3, <, …]}``."""
     code, order = "", "<"
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:

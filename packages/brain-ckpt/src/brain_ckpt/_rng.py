@@ -24,7 +24,7 @@ class RNGState:
         """Return the states as tensors and plain numbers."""
         version, words, gauss = random.getstate()
         state: dict[str, Any] = {
-            "python": [version, list(words), gauss],
+            "python": [version, torch.tensor(words), gauss],
             "torch": torch.get_rng_state(),
         }
         numpy = sys.modules.get("numpy")
@@ -32,7 +32,7 @@ class RNGState:
             kind, keys, position, has_gauss, cached = numpy.random.get_state()
             state["numpy"] = [
                 str(kind),
-                keys.tolist(),
+                torch.from_numpy(keys.astype("int64")),
                 int(position),
                 int(has_gauss),
                 float(cached),
@@ -52,13 +52,13 @@ class RNGState:
             If a state is not one of a generator's.
         """
         version, words, gauss = state["python"]
-        random.setstate((version, tuple(words), gauss))
+        random.setstate((version, tuple(words.tolist()), gauss))
         torch.set_rng_state(state["torch"])
         if "numpy" in state:
             import numpy  # noqa: ICN001 - only where the state has it
 
             kind, keys, position, has_gauss, cached = state["numpy"]
-            words_array = numpy.array(keys, dtype=numpy.uint32)
+            words_array = keys.numpy().astype(numpy.uint32)
             numpy.random.set_state((kind, words_array, position, has_gauss, cached))  # noqa: NPY002 - the state that is shared
         for name, module in _accelerators():
             for index, saved in enumerate(state.get(name, [])):

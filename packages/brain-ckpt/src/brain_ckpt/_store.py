@@ -275,7 +275,9 @@ def read_manifest(path: Path) -> Manifest | None:
     return load_manifest(content, str(file))
 
 
-def verify(checkpoint: Checkpoint, required: list[str] | None = None) -> Manifest | None:
+def verify(
+    checkpoint: Checkpoint, required: list[str] | None = None, *, trusted: bool = False
+) -> Manifest | None:
     """Compare a whole checkpoint with what was written.
 
     Parameters
@@ -284,6 +286,8 @@ def verify(checkpoint: Checkpoint, required: list[str] | None = None) -> Manifes
         Which one.
     required : list of str, optional
         Recoverables that a checkpoint without a manifest has to hold.
+    trusted : bool
+        Whether tensors that have no checksum anywhere are let through.
 
     Returns
     -------
@@ -299,7 +303,7 @@ def verify(checkpoint: Checkpoint, required: list[str] | None = None) -> Manifes
     path = checkpoint.path
     manifest = read_manifest(path)
     if manifest is None:
-        _verify_without_manifest(checkpoint, required or [])
+        _verify_without_manifest(checkpoint, required or [], trusted=trusted)
         return None
     for name in manifest.files:
         _refuse_links(path, name)
@@ -319,9 +323,9 @@ def verify(checkpoint: Checkpoint, required: list[str] | None = None) -> Manifes
     return manifest
 
 
-def _verify_without_manifest(checkpoint: Checkpoint, required: list[str]) -> None:
+def _verify_without_manifest(checkpoint: Checkpoint, required: list[str], *, trusted: bool) -> None:
     for file in checkpoint.paramfiles.values():
-        damage = own_damage(file)
+        damage = own_damage(file, trusted=trusted)
         if damage is not None:
             raise CheckpointDamagedError(f"{checkpoint.path} is damaged: {damage}")
     missing = [name for name in required if name not in checkpoint.paramfiles]

@@ -85,8 +85,15 @@ def respell(state: Any) -> Any:
     return renamed
 
 
-def own_damage(path: Path) -> str | None:
+def own_damage(path: Path, *, trusted: bool = False) -> str | None:
     """Find damage by what a file itself holds, for checkpoints without a manifest.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    trusted : bool
+        Whether tensors without checksums are let through.
 
     Returns
     -------
@@ -99,7 +106,7 @@ def own_damage(path: Path) -> str | None:
         if not magic:
             return f"{path.name} is empty"
         if magic.startswith(_ZIP_MAGIC):
-            return _zip_damage(path)
+            return _zip_damage(path, trusted=trusted)
         if magic.startswith(_PICKLE_MAGIC):
             # The old format has no checksum; that it can be read to its end has to do.
             torch.load(path, map_location="cpu", weights_only=True)
@@ -116,14 +123,22 @@ def _magic(path: Path) -> bytes:
         return _fs.read_at(descriptor, 4, 0)
 
 
-def _zip_damage(path: Path) -> str | None:
+def _zip_damage(path: Path, *, trusted: bool) -> str | None:
     with _fs.opened(path) as (descriptor, size), zipfile.ZipFile(_file(descriptor)) as archive:
         for entry in archive.infolist():
             # torch.save stores, never compresses: anything else is a bomb, or not torch's.
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
                 return f"{path.name} holds {entry.filename!r}, which torch.save did not write"
         if all(entry.CRC == 0 for entry in archive.infolist()):
-            return None  # written with torch's checksums turned off, as this package does
+            # With torch's checksums turned off, as this package writes it: beside a manifest.
+            return (
+                None
+                if trusted
+                else (
+                    f"MANIFEST.json is missing, and {path.name} holds no checksums of its own (load "
+                    f"it with trusted=True if something other than brain-ckpt wrote it)"
+                )
+            )
         for entry in archive.infolist():
             with archive.open(entry) as content:
                 crc = 0

@@ -1,0 +1,180 @@
+"""A file system that forgets what was not fsynced: which states can a loss of power leave?
+
+The operations of a real run are written down at the failpoint.  From the first k of them states
+are made: of each directory some of the changes since its last fsync are left out, in any
+combination; of each file what was written since its last fsync is there, missing, zeroed or
+cut.  A rename is one change, whole or not at all, as every file system has it.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class File:
+    durable: bytes = b""
+    content: bytes = b""
+
+
+@dataclass
+class Directory:
+    durable: dict = field(default_factory=dict)
+    entries: dict = field(default_factory=dict)
+    pending: list = field(default_factory=list)
+
+    def change(self, *change):
+        self.pending.append(change)
+        apply(self.entries, change)
+
+
+def apply(entries, change):
+    """Carry out one change of a directory."""
+    kind, name, *rest = change
+    if kind == "add":
+        entries[name] = rest[0]
+    elif kind == "remove":
+        entries.pop(name, None)
+    else:  # rename
+        entries.pop(name, None)
+        entries[rest[0]] = rest[1]
+
+
+class Recorder:
+    """A failpoint that writes everything down; call `acknowledge` when a save returns."""
+
+    def __init__(self, root):
+        self.root = Path(root)
+        self.operations = []
+
+    def __call__(self, operation, path, detail):
+        if operation in ("list", "open"):
+            return None
+        name = str(Path(path).relative_to(self.root))
+        if operation == "write":
+            detail = bytes(detail)
+        elif operation == "adopt":
+            detail = Path(path).read_bytes()
+        elif operation == "rename":
+            detail = str(Path(detail).relative_to(self.root))
+        self.operations.append((operation, name, detail))
+        return None
+
+    def acknowledge(self, number):
+        self.operations.append(("acknowledge", "", number))
+
+
+class Disk:
+    """What the kernel holds, and what of it the disk has confirmed."""
+
+    def __init__(self, start):
+        self.root = read_tree(start)
+        self.acknowledged = 0
+
+    def run(self, operations):
+        for operation, name, detail in operations:
+            getattr(self, operation)(name, detail)
+        return self
+
+    def mkdir(self, name, _):
+        parent, leaf = self._parent(name)
+        parent.change("add", leaf, Directory())
+
+    def create(self, name, _):
+        parent, leaf = self._parent(name)
+        parent.change("add", leaf, File())
+
+    def write(self, name, data):
+        self._find(name).content += data
+
+    def adopt(self, name, content):
+        parent, leaf = self._parent(name)
+        parent.change("add", leaf, File(content=content))
+
+    def fsync(self, name, _):
+        file = self._find(name)
+        file.durable = file.content
+
+    def fsync_directory(self, name, _):
+        directory = self._find(name)
+        directory.durable = dict(directory.entries)
+        directory.pending = []
+
+    def rename(self, name, target):
+        parent, leaf = self._parent(name)
+        parent.change("rename", leaf, target, parent.entries[leaf])
+
+    def unlink(self, name, _):
+        parent, leaf = self._parent(name)
+        parent.change("remove", leaf)
+
+    rmdir = unlink
+
+    def acknowledge(self, _, number):
+        self.acknowledged = number
+
+    def after_power_loss(self, random):
+        """Return one tree of bytes that the disk may hold now."""
+        luck = random.choice((0.0, 0.5, 0.9, 1.0))
+        return self._survivors(self.root, random, luck)
+
+    def _survivors(self, node, random, luck):
+        if isinstance(node, File):
+            return lose(node, random, luck)
+        entries = dict(node.durable)
+        for change in node.pending:
+            if random.random() < luck:
+                apply(entries, change)
+        return {
+            name: self._survivors(child, random, luck) for name, child in sorted(entries.items())
+        }
+
+    def _parent(self, name):
+        path = Path(name)
+        return self._find(str(path.parent)), path.name
+
+    def _find(self, name):
+        node = self.root
+        for part in Path(name).parts:
+            node = node.entries[part]
+        return node
+
+
+def lose(file, random, luck):
+    """Return what the disk may hold of a file."""
+    if file.content == file.durable or random.random() < luck * luck:
+        return file.content
+    kept, new = file.durable, file.content[len(file.durable) :]
+    fate = random.choice(("missing", "zeroed", "halved"))
+    if fate == "missing":
+        return kept
+    return kept + (bytes(len(new)) if fate == "zeroed" else new[: len(new) // 2])
+
+
+def read_tree(path):
+    """Return a directory on the disk as one that is confirmed."""
+    entries = {
+        child.name: read_tree(child) if child.is_dir() else _confirmed(child.read_bytes())
+        for child in path.iterdir()
+        if child.name != ".brain.lock"
+    }
+    return Directory(durable=dict(entries), entries=entries)
+
+
+def write_tree(tree, path):
+    """Write a tree of bytes."""
+    path.mkdir()
+    for name, content in tree.items():
+        if isinstance(content, dict):
+            write_tree(content, path / name)
+        else:
+            (path / name).write_bytes(content)
+
+
+def fingerprint(tree):
+    """Return what tells two trees apart."""
+    return hashlib.sha256(repr(tree).encode()).digest()
+
+
+def _confirmed(content):
+    return File(durable=content, content=content)

@@ -1,0 +1,113 @@
+"""Whatever a loss of power leaves, the last acknowledged checkpoint is there."""
+
+import random
+import shutil
+
+import pytest
+from brain_ckpt import _fs
+
+# A save is about forty operations, and a disk may stop after any of them.
+PER_WORKLOAD = {"first": 400, "later": 900, "best": 600, "replacing": 700, "asynchronous": 400}
+
+
+def losses(work, power, fast_dir, start, workload, states, *, seed):
+    """Try states that a loss of power can leave; return (tried, distinct, what was lost)."""
+    directory = fast_dir / "recorded"
+    directory.mkdir()
+    before = work.base(directory, start)
+    confirmed = power.read_tree(directory)
+    recorder = power.Recorder(directory)
+    with work.failpoint(recorder):
+        workload(directory, recorder.acknowledge)
+    operations = recorder.operations
+    assert sum(operation == "acknowledge" for operation, _, _ in operations) > 0
+    chance = random.Random(seed)
+    seen, found = {}, []
+    for tried in range(states):
+        shutil.rmtree(directory)
+        directory.mkdir()
+        disk = power.Disk(directory)
+        disk.root = _copy(power, confirmed)
+        disk.acknowledged = before
+        # every place once, then by chance
+        place = tried if tried <= len(operations) else chance.randint(0, len(operations))
+        disk.run(operations[:place])
+        tree = disk.after_power_loss(chance)
+        key = (power.fingerprint(tree), disk.acknowledged)
+        if key in seen:
+            continue
+        directory.rmdir()
+        power.write_tree(tree, directory)
+        problem = work.problem_after_fault(directory, disk.acknowledged, saves_again=tried % 5 == 0)
+        seen[key] = problem
+        if problem is not None:
+            found.append(f"after operation {place} {operations[:place][-1:]}: {problem}")
+    return states, len(seen), found
+
+
+def _copy(power, node):
+    if isinstance(node, power.File):
+        return power.File(node.durable, node.content)
+    entries = {name: _copy(power, child) for name, child in node.entries.items()}
+    return power.Directory(durable=dict(entries), entries=entries)
+
+
+@pytest.mark.parametrize("name", PER_WORKLOAD)
+def test_no_loss_of_power_takes_an_acknowledged_checkpoint(
+    name, work, power, fast_dir, times, tally
+):
+    """Unsynced data dropped, zeroed or cut, unsynced names in any combination."""
+    states = times(PER_WORKLOAD[name], PER_WORKLOAD[name] * 100 // 3)
+    tried, distinct, found = losses(
+        work, power, fast_dir, name, work.WORKLOADS[name], states, seed=name
+    )
+    tally["states tried"] += tried
+    tally["losses"] += len(found)
+    assert distinct > states // 10
+    assert found == []
+
+
+def no_fsync_of_files(monkeypatch, work):
+    monkeypatch.setattr(_fs, "fsync", lambda descriptor, path: None)
+    return work.later_saves
+
+
+def no_fsync_of_the_temporary_directory(monkeypatch, work):
+    real = _fs.fsync_directory
+    monkeypatch.setattr(
+        _fs, "fsync_directory", lambda path: None if ".tmp-" in str(path) else real(path)
+    )
+    return work.later_saves
+
+
+def no_fsync_of_the_save_directory(monkeypatch, work):
+    real = _fs.fsync_directory
+    monkeypatch.setattr(
+        _fs, "fsync_directory", lambda path: real(path) if ".tmp-" in str(path) else None
+    )
+    return work.later_saves
+
+
+def delete_before_save(monkeypatch, work):
+    return work.deleting_first
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        no_fsync_of_files,
+        no_fsync_of_the_temporary_directory,
+        no_fsync_of_the_save_directory,
+        delete_before_save,
+    ],
+    ids=lambda mutant: mutant.__name__,
+)
+def test_a_protocol_with_a_step_left_out_loses_checkpoints(
+    mutant, work, power, fast_dir, monkeypatch, capsys
+):
+    """The test above can fail: each mutant of the protocol turns it red."""
+    workload = mutant(monkeypatch, work)
+    tried, distinct, found = losses(work, power, fast_dir, "later", workload, 300, seed="mutant")
+    with capsys.disabled():
+        print(f"\n  {mutant.__name__}: {len(found)} of {distinct} states lost ({tried} tried)")
+    assert len(found) > 5
