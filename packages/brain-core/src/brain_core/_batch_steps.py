@@ -85,7 +85,7 @@ class BatchSteps(BrainHooks):
                 loss = self.compute_objectives(outputs, batch, Stage.TRAIN)
             try:
                 self._backward(loss)
-            except (AttributeError, RuntimeError, TypeError) as error:
+            except (AttributeError, RuntimeError, TypeError, ValueError) as error:
                 _explain_loss(loss, error)
                 raise
         if should_step:

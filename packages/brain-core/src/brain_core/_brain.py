@@ -189,27 +189,29 @@ class Brain(CheckpointedPasses):
             for each epoch:
                 on_stage_start           TRAIN
                 zero_grad
+                    freeze_optimizers
                 for each batch, from where the checkpoint left off:
                     fit_batch
                         on_fit_batch_start
                         compute_forward
                         compute_objectives
                         check_loss_isfinite
-                        optimizers_step  when the window is full, or the data ends
+                        optimizers_step      when the window is full, or the data ends
                             freeze_optimizers
-                            check_gradients   with skip_nonfinite_grads
+                            check_gradients  with skip_nonfinite_grads
                         on_fit_batch_end
                     update_average       if overridden; else the loss is read later
-                    a due checkpoint, or a stop, at the window's border
+                    (at the window's border: a due checkpoint, a stop that was asked for)
                 zero_grad
-                on_stage_end             TRAIN, the mean loss of all ranks
-                on_stage_start           VALID, and so on, with a valid_set
+                    freeze_optimizers
+                on_stage_end             TRAIN, with the mean loss of all ranks
+                on_stage_start           VALID, if there is a valid_set
                 for each batch:
                     evaluate_batch
                         compute_forward
                         compute_objectives
                     update_average       if overridden
-                on_stage_end             VALID
+                on_stage_end             VALID, with its mean
 
         Parameters
         ----------

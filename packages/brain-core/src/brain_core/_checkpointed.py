@@ -86,7 +86,7 @@ class CheckpointedPasses(Passes):
     def _join_checkpointer(self, checkpointer: Checkpointer) -> None:
         options = self.run_options
         if options.debug and not options.debug_persistently:
-            self._debug_folder = redirect_to_temporary(checkpointer)
+            redirect_to_temporary(checkpointer)
         checkpointer.add_recoverable("brain", self)
         if self.scaler.is_enabled():
             checkpointer.add_recoverable("scaler", self.scaler, optional_load=True)

@@ -31,9 +31,11 @@ class LossMean:
 
     def add(self, loss: Any) -> None:
         """Take a loss into the mean: a number, or a tensor of one element."""
-        if isinstance(loss, torch.Tensor) and loss.device.type != "cpu":
-            self._add_on_device(loss)
-            return
+        if isinstance(loss, torch.Tensor):
+            if loss.device.type != "cpu":
+                self._add_on_device(loss)
+                return
+            loss = loss.item()
         value = float(loss)
         if math.isfinite(value):
             self._total += value
@@ -78,7 +80,7 @@ class LossMean:
 
 def is_finite(loss: Any) -> bool:
     """Whether a loss, a number or a tensor of one element, is neither NaN nor infinite."""
-    return math.isfinite(float(loss))
+    return math.isfinite(loss.item() if isinstance(loss, torch.Tensor) else loss)
 
 
 def spoil_if_nonfinite(loss: torch.Tensor) -> torch.Tensor:

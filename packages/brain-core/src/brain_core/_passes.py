@@ -137,7 +137,7 @@ class Passes(BatchSteps):
             self._forget_epoch()
             self.nonfinite_count = 0
         self._resumes_epoch = False
-        for part in (self.train_sampler, train_set):
+        for part in (train_set, self.train_sampler):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from brain_ckpt import RNGState
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["PendingRNG", "Progress"]
 
@@ -67,13 +64,13 @@ class PendingRNG:
     """
 
     def __init__(self) -> None:
-        self._state: Mapping[str, Any] | None = None
+        self._state: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the generators' states now."""
         return RNGState().state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the states for `restore`."""
         self._state = state
 

@@ -60,5 +60,5 @@ def decorrelate_ranks(rank: int) -> None:
 
 def _seed_generators(seed: int) -> None:
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  # the global one is what recipes draw from  # the global generator is the one that recipes draw from
+    np.random.seed(seed)  # noqa: NPY002  # the global one is what recipes draw from
     torch.manual_seed(seed)  # every device too

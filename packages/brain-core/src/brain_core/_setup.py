@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -115,12 +117,12 @@ def check_group() -> None:
         )
 
 
-def redirect_to_temporary(checkpointer: Checkpointer) -> tempfile.TemporaryDirectory[str]:
-    """Let a debug run's checkpoints go to a directory that vanishes with what is returned."""
-    folder = tempfile.TemporaryDirectory(prefix="brain-debug-")
-    logger.info("Debug mode: checkpoints go to the temporary directory %s.", folder.name)
-    checkpointer.checkpoints_dir = Path(folder.name)
-    return folder
+def redirect_to_temporary(checkpointer: Checkpointer) -> None:
+    """Let a debug run's checkpoints go to a directory that vanishes with the checkpointer."""
+    folder = tempfile.mkdtemp(prefix="brain-debug-")
+    logger.info("Debug mode: checkpoints go to the temporary directory %s.", folder)
+    checkpointer.checkpoints_dir = Path(folder)
+    weakref.finalize(checkpointer, shutil.rmtree, folder, ignore_errors=True)
 
 
 def describe_parameters(name: str, modules: torch.nn.Module) -> str:

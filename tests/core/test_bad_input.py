@@ -1,0 +1,139 @@
+"""What a recipe that cannot work is told, and when."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+def sgd(parameters):
+    """Make an optimizer."""
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+def test_a_missing_hparam_is_named_with_the_nearest_one(regression):
+    """Where the recipe reads it; hasattr still says no."""
+    brain = regression(hparams={"learning_rate": 0.1})
+    assert not hasattr(brain.hparams, "learning_rates")
+    with pytest.raises(AttributeError, match=r"'lerning_rate'.*Did you mean 'learning_rate'\?"):
+        _ = brain.hparams.lerning_rate
+
+
+def test_a_missing_module_is_named_with_those_there_are(regression, pairs):
+    """Not as an attribute of ModuleDict."""
+    brain = regression({"modle": torch.nn.Linear(4, 2)}, sgd)
+    with pytest.raises(AttributeError, match=r"'model'.*only modle.*Did you mean 'modle'\?"):
+        brain.fit(range(1), pairs)
+
+
+def test_something_that_is_no_module_is_refused(regression):
+    """With its name."""
+    with pytest.raises(TypeError, match=r"got 3 as 'model'\. Put anything else into hparams"):
+        regression({"model": 3})
+
+
+@pytest.mark.parametrize(
+    ("make_loss", "message"),
+    [
+        (lambda p: p, r"a tensor of shape \(4, 2\). Reduce it, for instance by .mean\(\)"),
+        (lambda p: p.detach().mean(), r"one without a gradient"),
+        (lambda p: None, r"got None"),
+        (lambda p: 0.5, r"got 0.5"),
+    ],
+)
+def test_a_loss_that_cannot_be_trained_on_is_explained(regression, pairs, make_loss, message):
+    """Instead of an error from inside autograd."""
+
+    class Wrong(regression):
+        def compute_objectives(self, predictions, batch, stage):
+            return make_loss(predictions)
+
+    brain = Wrong({"model": torch.nn.Linear(4, 2)}, sgd)
+    with pytest.raises(ValueError, match=message):
+        brain.fit(range(1), pairs, train_loader_kwargs={"batch_size": 4})
+
+
+def test_an_error_inside_backward_that_is_not_the_losss_fault_passes_as_it_is(regression, pairs):
+    """Nothing is blamed on compute_objectives that it did not do."""
+
+    class Failing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise RuntimeError("kernel failed")
+
+    class Wrong(regression):
+        def compute_objectives(self, predictions, batch, stage):
+            return Failing.apply(predictions).mean()
+
+    with pytest.raises(RuntimeError, match="kernel failed"):
+        Wrong({"model": torch.nn.Linear(4, 2)}, sgd).fit(range(1), pairs)
+
+
+@pytest.mark.parametrize("modules", [None, {"model": torch.nn.ReLU()}])
+def test_an_optimizer_without_parameters_is_refused_before_training(regression, pairs, modules):
+    """It says what to put where."""
+    with pytest.raises(ValueError, match="at least one trainable parameter"):
+        regression(modules, sgd).fit(range(1), pairs)
+
+
+def test_the_two_methods_that_must_be_defined_say_so(pairs):
+    """With the class and the signature."""
+    from brain_core import Brain
+
+    class Empty(Brain):
+        pass
+
+    brain = Empty({"model": torch.nn.Linear(4, 2)}, sgd)
+    with pytest.raises(NotImplementedError, match=r"Empty must define compute_forward\(self"):
+        brain.fit(range(1), pairs)
+    with pytest.raises(NotImplementedError, match=r"compute_objectives\(self, predictions"):
+        brain.compute_objectives(None, None, None)
+
+
+def test_shuffle_and_a_sampler_exclude_each_other(regression, pairs):
+    """Before an epoch begins."""
+    brain = regression({"model": torch.nn.Linear(4, 2)}, sgd)
+    kwargs = {"shuffle": True, "sampler": torch.utils.data.SequentialSampler(pairs)}
+    with pytest.raises(ValueError, match="either shuffle=True or a sampler, got both"):
+        brain.fit(range(1), pairs, train_loader_kwargs=kwargs)
+
+
+@pytest.mark.parametrize("option", ["jit", "compile"])
+def test_a_module_key_that_is_not_there_is_refused(regression, pairs, option):
+    """With those there are."""
+    options = {option: True, f"{option}_module_keys": ["modle"], "device": "cpu"}
+    brain = regression({"model": torch.nn.Linear(4, 2)}, sgd, run_opts=options)
+    with pytest.raises(ValueError, match=r"\(model\), got 'modle'. Did you mean 'model'\?"):
+        brain.fit(range(1), pairs)
+
+
+def test_training_under_torchrun_needs_a_group(regression, monkeypatch):
+    """Every rank would train on its own otherwise."""
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"rank 1 of 2(.|\n)*ddp_init_group\(run_opts\)"):
+        regression()
+
+
+def test_after_an_error_modules_train_as_before_and_the_bar_is_gone(regression, pairs, capfd):
+    """An exception in validation does not leave the model in evaluation mode."""
+
+    class Failing(regression):
+        def evaluate_batch(self, batch, stage):
+            raise OSError("disk")
+
+    frozen = torch.nn.Dropout()
+    frozen.eval()
+    modules = {"model": torch.nn.Linear(4, 2), "frozen": frozen}
+    brain = Failing(modules, sgd)
+    brain.modules.train()
+    frozen.eval()
+    with pytest.raises(OSError, match="disk"):
+        brain.evaluate(pairs, progressbar=True)
+    assert brain.modules.model.training
+    assert not frozen.training
+    assert capfd.readouterr().err.endswith("\n")
