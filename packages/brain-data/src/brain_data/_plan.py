@@ -17,7 +17,9 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[Any]
+"""Integers of 64 bits, or of 32 where that is enough."""
+
 Floats = npt.NDArray[np.float64]
 
 _VALID_SIZES_UP_TO = 1024
@@ -30,17 +32,17 @@ class EpochPlan:
     Parameters
     ----------
     order
-        The rows, ``[samples]``: an int64 array, or a list when a sampler yields other keys.
+        The rows, ``[samples]``: an array of integers, or a list when a sampler yields other keys.
     bounds
         ``[batches + 1]``, int64. Micro-batch ``i`` is ``order[bounds[i]:bounds[i + 1]]``.
-    costs
-        The length of each row of ``order``, ``[samples]``, for batches that vary; None for batches
-        of one size. It decides how an incomplete round is split, see `Deal`.
+    lengths
+        The length of each row of the data, ``[rows]``, for batches that vary; None for batches of
+        one size. It decides how an incomplete round is split, see `Deal`.
     """
 
     order: Ints | Sequence[Any]
     bounds: Ints
-    costs: Floats | None = None
+    lengths: Floats | None = None
 
     @property
     def batches(self) -> int:
@@ -60,6 +62,12 @@ class EpochPlan:
     def batch(self, index: int) -> list[Any]:
         """Return the rows of one micro-batch."""
         return self.rows(int(self.bounds[index]), int(self.bounds[index + 1]))
+
+    def costs(self, low: int, high: int) -> Floats:
+        """Return the lengths of rows ``low`` to ``high`` of the order."""
+        assert self.lengths is not None  # asked only where batches vary
+        costs: Floats = self.lengths[np.asarray(self.order[low:high])]
+        return costs
 
     def checksum(self) -> int:
         """Return a CRC-32 of the order and the cuts."""
@@ -197,7 +205,7 @@ def valid_world_sizes(position: int, start: int = 0) -> list[int]:
 def _split_round(plan: EpochPlan, first: int, world_size: int) -> tuple[Ints, ...]:
     """Share the rows from micro-batch `first` on, fewer batches than ranks, over all ranks."""
     low, high = int(plan.bounds[first]), plan.samples
-    if plan.costs is None:
+    if plan.lengths is None:
         # [world_size + 1]: pieces whose sizes differ by one at most
         edges = low + (high - low) * np.arange(world_size + 1, dtype=np.int64) // world_size
         return tuple(np.arange(edges[r], edges[r + 1]) for r in range(world_size))
@@ -207,18 +215,18 @@ def _split_round(plan: EpochPlan, first: int, world_size: int) -> tuple[Ints, ..
         (int(a), int(b))
         for a, b in zip(plan.bounds[first:-1], plan.bounds[first + 1 :], strict=True)
     ]
-    return tuple(np.arange(a, b) for a, b in _halve_costliest(spans, plan.costs, world_size))
+    return tuple(np.arange(a, b) for a, b in _halve_costliest(spans, plan, world_size))
 
 
 def _halve_costliest(
-    spans: list[tuple[int, int]], costs: Floats, pieces: int
+    spans: list[tuple[int, int]], plan: EpochPlan, pieces: int
 ) -> list[tuple[int, int]]:
     """Cut micro-batches into `pieces` parts, the costliest part first."""
     parts = [(a, b, 1) for a, b in spans if b > a]
     while sum(count for _, _, count in parts) < pieces:
         index = max(
             (i for i, (a, b, count) in enumerate(parts) if b - a > count),
-            key=lambda i: float(costs[parts[i][0] : parts[i][1]].sum()) / parts[i][2],
+            key=lambda i: float(plan.costs(*parts[i][:2]).sum()) / parts[i][2],
         )
         a, b, count = parts[index]
         parts[index] = (a, b, count + 1)
@@ -233,7 +241,7 @@ def _join_round(plan: EpochPlan, first: int, world_size: int) -> tuple[Ints, ...
     """Return the round from micro-batch `first` on, with the few rows that follow it."""
     bounds = plan.bounds
     end = int(bounds[first + world_size])
-    if plan.costs is None:
+    if plan.lengths is None:
         edges = (
             int(bounds[first])
             + (plan.samples - int(bounds[first]))
@@ -242,10 +250,11 @@ def _join_round(plan: EpochPlan, first: int, world_size: int) -> tuple[Ints, ...
         )
         return tuple(np.arange(edges[r], edges[r + 1]) for r in range(world_size))
     parts = [np.arange(bounds[first + r], bounds[first + r + 1]) for r in range(world_size)]
+    longest = [float(plan.costs(int(part[0]), int(part[-1]) + 1).max()) for part in parts]
     free = list(range(world_size))
     for row in range(end, plan.samples):
-        longest = [max(float(plan.costs[parts[r]].max()), float(plan.costs[row])) for r in free]
-        padded = [longest[i] * (len(parts[r]) + 1) for i, r in enumerate(free)]
+        length = float(plan.costs(row, row + 1)[0])
+        padded = [max(longest[r], length) * (len(parts[r]) + 1) for r in free]
         chosen = free.pop(int(np.argmin(padded)))
         parts[chosen] = np.append(parts[chosen], row)
     return tuple(parts)

@@ -189,22 +189,25 @@ class DynamicBatchSampler(Sampler[list[int]]):
     def _make_plan(self) -> EpochPlan:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         rows = len(self.lengths)
-        shuffled = (
-            torch.randperm(rows, generator=generator).numpy()
+        # 32 bits hold any row that fits in memory; the values drawn are the same.
+        shuffled: Ints = (
+            torch.randperm(rows, generator=generator, dtype=torch.int32).numpy()
             if self._shuffle_ex
-            else np.arange(rows, dtype=np.int64)
+            else np.arange(rows, dtype=np.int32)
         )
         # [rows]: places in `shuffled`, bucket by bucket, each bucket in shuffled order
         places = np.argsort(self._buckets[shuffled], kind="stable")
+        shuffled = shuffled[places]
         starts, ends = self._chunks()
-        batch_order = self._order_batches(shuffled, places, starts, ends)
+        batch_order = self._order_batches(shuffled, places[ends - 1], starts, ends)
+        del places
         starts, ends = starts[batch_order], ends[batch_order]
         sizes = ends - starts
         bounds = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes)])
-        # [samples]: for each batch its run of `places`, one after the other
-        runs = np.arange(bounds[-1]) + np.repeat(starts - bounds[:-1], sizes)
-        order = shuffled[places[runs]]
-        return EpochPlan(order, bounds, self.lengths[order])
+        # [samples]: for each batch its run of `shuffled`, one after the other
+        runs = np.arange(bounds[-1], dtype=np.int32)
+        runs += np.repeat((starts - bounds[:-1]).astype(np.int32), sizes)
+        return EpochPlan(shuffled[runs], bounds, self.lengths)
 
     def _chunks(self) -> tuple[Ints, Ints]:
         """Return where each batch begins and ends, ``[batches]`` each, in rows sorted by bucket."""
@@ -218,31 +221,35 @@ class DynamicBatchSampler(Sampler[list[int]]):
             begin += count
         return np.concatenate(starts), np.concatenate(ends)
 
-    def _order_batches(self, shuffled: Ints, places: Ints, starts: Ints, ends: Ints) -> Ints:
-        """Return the order of the batches, ``[batches]``."""
+    def _order_batches(self, rows: Ints, last_places: Ints, starts: Ints, ends: Ints) -> Ints:
+        """Return the order of the batches, ``[batches]``.
+
+        ``rows`` are sorted by bucket; ``last_places`` says where in shuffled order each batch's
+        last row was.
+        """
         batches = len(starts)
         if batches == 0:
             return starts
         # As they are filled when rows come one by one: full batches by their last row, then the
         # part-filled ones by bucket.
-        part_filled = ends - starts < self.bucket_sizes[self._buckets[shuffled[places[starts]]]]
-        filled_at = np.where(part_filled, len(places), places[ends - 1])
+        part_filled = ends - starts < self.bucket_sizes[self._buckets[rows[starts]]]
+        filled_at = np.where(part_filled, len(rows), last_places)
         filled = np.argsort(filled_at, kind="stable")
-        if self._batch_ordering != "random":
-            lengths = self.lengths[shuffled[places]]
-            longest = np.maximum.reduceat(lengths, starts)[filled]
-            sign = -1.0 if self._batch_ordering == "descending" else 1.0
-            by_longest: Ints = filled[np.argsort(sign * longest, kind="stable")]
-            return by_longest
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order: Ints = filled[torch.randperm(batches, generator=generator).numpy()]
-        if self._balance_over == 1:
-            return order
-        lengths = self.lengths[shuffled[places]]
-        # reduceat sums from each start to the next: `starts` has a gap only where rows are dropped
-        sums = np.concatenate([np.zeros(1), np.cumsum(lengths)])
-        totals = sums[ends] - sums[starts]
-        return _runs_of_like_cost(order, totals, ends - starts, self._balance_over, generator)
+        if self._batch_ordering == "random":
+            generator = torch.Generator().manual_seed(self.seed + self.epoch)
+            order: Ints = filled[torch.randperm(batches, generator=generator).numpy()]
+            if self._balance_over == 1:
+                return order
+            sums = np.concatenate([np.zeros(1), np.cumsum(self.lengths[rows])])
+            totals = sums[ends] - sums[starts]
+            return _runs_of_like_cost(order, totals, ends - starts, self._balance_over, generator)
+        # Between two batches there may be rows that are left out, so that each batch's end is a
+        # cut too; the sentinel lets the last end be one.
+        cuts = np.stack([starts, ends], axis=1).reshape(-1)
+        longest = np.maximum.reduceat(np.append(self.lengths[rows], 0.0), cuts)[::2][filled]
+        sign = -1.0 if self._batch_ordering == "descending" else 1.0
+        by_longest: Ints = filled[np.argsort(sign * longest, kind="stable")]
+        return by_longest
 
     def _log_buckets(self) -> None:
         if not logger.isEnabledFor(logging.DEBUG):
