@@ -102,7 +102,7 @@ def stack_if_possible(values: list[Any]) -> Any:
     broken = any(isinstance(one, float) for one in values)
     try:
         return torch.tensor(values, dtype=torch.float64 if broken else None)
-    except RuntimeError:  # a whole number of more than 64 bits
+    except (RuntimeError, ValueError, OverflowError):  # a whole number of more than 64 bits
         return values
 
 
@@ -126,8 +126,8 @@ def without_dtype(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, A
     if args and isinstance(args[0], Tensor):
         args = (args[0].device, *args[1:])
     kept = {name: value for name, value in kwargs.items() if name != "dtype"}
-    if isinstance(kept.get("other"), Tensor):
-        kept["device"] = kept.pop("other").device
+    if isinstance(kept.get("tensor"), Tensor):
+        kept["device"] = kept.pop("tensor").device
     if not any(isinstance(one, torch.dtype) for one in args):
         return args, kept
     # .to(dtype, non_blocking, copy) or .to(device, dtype, non_blocking, copy)

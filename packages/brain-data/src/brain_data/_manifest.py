@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
     Path = str | os.PathLike[str]
 
+
+class DuplicateKeyError(ValueError):
+    """A key that comes twice in one mapping."""
+
+
 _VARIABLE = re.compile(r"\$([\w.]+)")
 
 
@@ -109,7 +114,12 @@ def read_csv_rows(
 def parse_json_rows(text: str, source: object) -> dict[str, dict[str, Any]]:
     """Parse a whole JSON manifest, and check that it is a mapping of mappings, each ID once."""
     try:
-        data = json.loads(text, object_pairs_hook=lambda pairs: _checked_pairs(pairs, source))
+        data = json.loads(text, object_pairs_hook=unique_keys)
+    except DuplicateKeyError as error:
+        raise ManifestError(
+            f"Each ID or key of a JSON manifest must be there once; {source} has {error.args[0]!r} "
+            "twice in one mapping: rename or remove one of them."
+        ) from None
     except json.JSONDecodeError as error:
         raise ManifestError(
             f"A JSON manifest must be valid JSON; {source} is not: {error}. Correct the file there."
@@ -121,6 +131,15 @@ def parse_json_rows(text: str, source: object) -> dict[str, dict[str, Any]]:
         )
     for uid, row in data.items():
         check_is_row(uid, row, source)
+    return data
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dict of the pairs that a JSON parser has found, and refuse a key that comes twice."""
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise DuplicateKeyError(next(key for key in keys if keys.count(key) > 1))
     return data
 
 
@@ -161,18 +180,6 @@ def _formatted(value: Any, given: Mapping[str, Any]) -> Any:
     if isinstance(value, list):
         return [_formatted(one, given) for one in value]
     return value
-
-
-def _checked_pairs(pairs: list[tuple[str, Any]], source: object) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ManifestError(
-            f"Each ID or key of a JSON manifest must be there once; {source} has {twice!r} twice "
-            "in one mapping: rename or remove one of them."
-        )
-    return data
 
 
 def _csv_header(header: list[str], source: object) -> list[str]:

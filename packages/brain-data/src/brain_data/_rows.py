@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._dataset_errors import ManifestError, ManifestKeyError
-from ._manifest import format_row, read_csv_rows
+from ._manifest import DuplicateKeyError, format_row, read_csv_rows, unique_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,7 +36,7 @@ PACK_BYTES = 4 * 2**20
 
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 _SIDES: tuple[Any, Any] = ("left", "right")
-_parse = json.JSONDecoder().raw_decode
+_parse = json.JSONDecoder(object_pairs_hook=unique_keys).raw_decode
 
 
 class RowStore(Mapping[Any, Mapping[str, Any]]):
@@ -218,6 +218,11 @@ class JsonRows(PackedRows):
         uid, end = _parse(text)
         try:
             row, end = _parse(text, text.index("{", end))
+        except DuplicateKeyError as error:
+            raise ManifestError(
+                f"Each key of a row must be there once; row {uid!r} of {self.source} has "
+                f"{error.args[0]!r} twice: rename or remove one of them."
+            ) from None
         except ValueError as error:
             raise ManifestError(
                 f"Each row of a JSON manifest must be valid JSON; row {uid!r} of {self.source} is "

@@ -1,0 +1,88 @@
+"""Padding: against the plain way, and what it refuses."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from brain_data import PaddedBatch, PaddingError, batch_pad_right, undo_padding
+
+LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(lambda ns: max(ns) > 0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(LENGTHS, st.lists(st.integers(1, 3), max_size=2), st.sampled_from([0, -100, 7]))
+def test_padding_is_what_filling_by_hand_gives(lengths, rest, value):
+    """Any lengths, also none, with any further dimensions."""
+    tensors = [torch.randn(n, *rest) for n in lengths]
+    data, relative = batch_pad_right(tensors, value=value)
+    expected = torch.full((len(lengths), max(lengths), *rest), float(value))
+    for row, one in zip(expected, tensors, strict=True):
+        row[: len(one)] = one
+    assert torch.equal(data, expected)
+    assert torch.equal(relative, torch.tensor([n / max(lengths) for n in lengths]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(LENGTHS)
+def test_undoing_gives_the_rows_back(lengths):
+    """By relative lengths and by whole numbers."""
+    rows = [list(range(n)) for n in lengths]
+    batch = PaddedBatch([{"x": torch.tensor(row, dtype=torch.long)} for row in rows])
+    assert undo_padding(*batch.x) == rows
+    assert undo_padding(batch.x.data, batch.x.integer_lengths) == rows
+
+
+def test_one_tensor_is_not_a_view_of_the_row():
+    """Changing the batch in place does not change a dataset that keeps its tensors."""
+    row = torch.ones(3)
+    data, _ = batch_pad_right([row])
+    data.zero_()
+    assert row.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("mode", ["replicate", "reflect"])
+def test_other_modes_pad_with_the_row_s_own_values(mode):
+    """The reference's modes, for vectors and for features."""
+    filled = {"replicate": [0, 1, 2, 2, 2], "reflect": [0, 1, 2, 1, 0]}[mode]
+    data, _ = batch_pad_right([torch.arange(3.0), torch.arange(5.0)], mode=mode)
+    assert data[0].tolist() == filled
+    wide, _ = batch_pad_right(
+        [torch.arange(3.0)[:, None].expand(3, 2), torch.ones(5, 2)], mode=mode
+    )
+    assert wide[0, :, 1].tolist() == filled
+
+
+def test_mixed_dtypes_lose_nothing():
+    """A whole number and a half are padded as floats, whichever comes first."""
+    whole, half = torch.tensor([1]), torch.tensor([0.5, 1])
+    assert batch_pad_right([whole, half])[0].tolist() == [[1.0, 0.0], [0.5, 1.0]]
+    assert batch_pad_right([half, whole])[0].tolist() == [[0.5, 1.0], [1.0, 0.0]]
+
+
+def test_empty_tensors_are_a_batch_too():
+    """Rows without words, all of them."""
+    data, lengths = batch_pad_right([torch.ones(0, 2)] * 2)
+    assert (data.shape, lengths.tolist()) == ((2, 0, 2), [1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [[torch.ones(2), torch.ones(2, 1)], [torch.ones(2, 1), torch.ones(2, 2)], [torch.tensor(1)]],
+)
+def test_shapes_that_do_not_fit_are_refused(tensors):
+    """Only the first dimension may vary, and there must be one."""
+    with pytest.raises(PaddingError, match=r"agree in all but the first; got \("):
+        batch_pad_right(tensors)
+
+
+def test_nothing_to_pad_is_refused():
+    """An empty list has no shape."""
+    with pytest.raises(PaddingError, match="at least one tensor"):
+        batch_pad_right([])
+
+
+def test_lengths_of_another_batch_are_refused():
+    """Lengths that disagree with the batch would cut it silently."""
+    with pytest.raises(ValueError, match=r"shape \(2, 3\) and 1 lengths"):
+        undo_padding(torch.ones(2, 3), torch.ones(1))
