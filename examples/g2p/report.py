@@ -35,7 +35,12 @@ def draw_curves(curves, test_error_rate, path):
     right.axhline(test_error_rate, linestyle="--", color="tab:red", label="test, best checkpoint")
     for step, rate in curves.error_rates:
         right.annotate(f"{rate:.1f}", (step, rate), textcoords="offset points", xytext=(4, 6))
-    right.set(title="Phoneme error rate, %", xlabel="step", ylim=(0, 1.15 * max(rates)))
+    right.set(
+        title="Phoneme error rate, %",
+        xlabel="step",
+        xlim=(0, 1.1 * steps[-1]),
+        ylim=(0, 1.2 * max(rates)),
+    )
     right.legend()
     figure.savefig(path, dpi=110)
 

@@ -20,12 +20,12 @@ import brain_core
 from brain_data import DynamicBatchSampler, DynamicItemDataset, provides, takes
 from brain_dist import ddp_init_group, if_main_process, run_on_main
 
-FULL = [
-    "--number_of_epochs=8",
-    "--hidden_size=192",
-    "--dropout=0.2",
-    "--output_folder=results/g2p/full",
-]
+FULL = {
+    "--number_of_epochs": 8,
+    "--hidden_size": 192,
+    "--dropout": 0.2,
+    "--output_folder": "results/g2p/full",
+}
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,260 @@
+"""Every command and example of README.md is run, or checked against what it names."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECIPE = """
+import sys
+import torch
+import speechbrain as sb
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.distributed import run_on_main
+
+class Line(sb.Brain):
+    def compute_forward(self, batch, stage):
+        batch = batch.to(self.device)
+        x, lengths = batch.x
+        return self.modules.model(x)
+
+    def compute_objectives(self, predictions, batch, stage):
+        return (predictions - batch.y.data).square().mean()
+
+    def on_stage_end(self, stage, stage_loss, epoch):
+        if stage == sb.Stage.VALID:
+            self.hparams.train_logger.log_stats({"epoch": epoch}, valid_stats={"loss": stage_loss})
+            self.checkpointer.save_and_keep_only(meta={"loss": stage_loss}, min_keys=["loss"])
+
+hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+sb.utils.distributed.ddp_init_group(run_opts)
+with open(hparams_file) as fin:
+    hparams = load_hyperpyyaml(fin, overrides)
+sb.create_experiment_directory(
+    experiment_directory=hparams["output_folder"],
+    hyperparams_to_save=hparams_file,
+    overrides=overrides,
+)
+run_on_main(print, kwargs={"end": ""})
+
+@sb.utils.data_pipeline.takes("n")
+@sb.utils.data_pipeline.provides("x", "y")
+def item(n):
+    yield torch.tensor([float(n)])
+    yield torch.tensor([2.0 * float(n)])
+
+rows = {str(n): {"n": n / 8} for n in range(8)}
+data = sb.dataio.dataset.DynamicItemDataset(rows)
+sb.dataio.dataset.add_dynamic_item([data], item)
+sb.dataio.dataset.set_output_keys([data], ["id", "x", "y"])
+brain = Line(hparams["modules"], hparams["opt_class"], hparams, run_opts, hparams["checkpointer"])
+brain.fit(hparams["epoch_counter"], data, data, train_loader_kwargs=hparams["dataloader_options"])
+print(brain.evaluate(data, min_key="loss"))
+"""
+HPARAMS = """
+seed: 3
+__set_seed: !apply:speechbrain.utils.seed_everything [!ref <seed>]
+output_folder: !PLACEHOLDER
+dataloader_options:
+    batch_size: 4
+model: !new:torch.nn.Linear
+    in_features: 1
+    out_features: 1
+modules:
+    model: !ref <model>
+opt_class: !name:torch.optim.SGD
+    lr: 0.1
+epoch_counter: !new:speechbrain.utils.epoch_loop.EpochCounter
+    limit: 2
+train_logger: !new:speechbrain.utils.train_logger.FileTrainLogger
+    save_file: !ref <output_folder>/train_log.txt
+checkpointer: !new:speechbrain.utils.checkpoints.Checkpointer
+    checkpoints_dir: !ref <output_folder>/save
+    recoverables:
+        model: !ref <model>
+        counter: !ref <epoch_counter>
+"""
+
+
+def blocks(language: str) -> list[str]:
+    """Return the README's code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Return the lines of the README's shell blocks."""
+    return [line for block in blocks("bash") for line in block.splitlines()]
+
+
+def rows_after(heading: str) -> list[list[str]]:
+    """Return the cells of the table in a section."""
+    section = README.split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def run(*words: str, cwd: Path, **more: str) -> str:
+    """Run Python in a folder with one thread; return what it printed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", **more}
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_example_shown_is_the_file():
+    """What a reader copies is what the tests run; and it is forty lines."""
+    (shown,) = blocks("python")
+    assert shown == (ROOT / "examples/digits.py").read_text(encoding="utf-8")
+    assert len(shown.splitlines()) == 40
+
+
+def test_the_example_prints_and_draws_what_is_shown(tmp_path):
+    """Five lines of the form shown, digits read as well as shown, and a picture."""
+    assert "python examples/digits.py" in commands()
+    printed = run(str(ROOT / "examples/digits.py"), cwd=tmp_path).splitlines()
+    form = re.compile(r"epoch (\d): loss (\d\.\d{4}), (\d{3}) of 360 digits right")
+    (shown,) = blocks("text")
+    ours, theirs = (
+        [form.fullmatch(line).groups() for line in t] for t in (printed, shown.splitlines())
+    )
+    assert [row[0] for row in ours] == [row[0] for row in theirs]
+    assert abs(int(ours[-1][2]) - int(theirs[-1][2])) <= 7
+    assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
+    assert (ROOT / re.search(r"!\[.*\]\((.*)\)", README)[1]).exists()
+
+
+def test_the_example_runs_on_two_processes_to_one_loss(tmp_path):
+    """Under torchrun both ranks end with the same losses and weights, with BatchNorm, on gloo."""
+    assert "torchrun --standalone --nproc-per-node 2 examples/digits.py" in commands()
+    program = tmp_path / "both.py"
+    program.write_text(
+        "import runpy, sys, brain_dist\n"
+        "made = runpy.run_path(sys.argv[1])\n"
+        "own = {k: v.tolist() for k, v in made['brain'].raw_modules.state_dict().items()}\n"
+        "seen = brain_dist.gather_objects((list(made['losses'].values()), own))\n"
+        "assert brain_dist.get_world_size() == 2\n"
+        "assert seen[0][0] == seen[1][0], 'losses'\n"
+        "assert seen[0][1] == seen[1][1], 'weights'\n"
+        "assert any(key.endswith('running_mean') for key in own)\n"
+    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    printed = run(*launcher, str(program), str(ROOT / "examples/digits.py"), cwd=tmp_path)
+    assert printed.count("epoch 5: loss") == 1
+
+
+def test_the_two_commands_name_sessions_and_ci_runs_the_second():
+    """Each is one line that makes its own environment; what CI runs is what the README says."""
+    one_line = (
+        "python3 -m venv .venv && .venv/bin/python -m pip install nox && .venv/bin/python -m nox"
+    )
+    assert {f"{one_line} -s demo", one_line} <= set(commands())
+    ci = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert one_line in ci.replace(" --quiet", "")
+
+
+@pytest.mark.parametrize("start", ["pipx run nox", "uvx nox", ".venv/bin/python -m nox"])
+def test_the_demo_is_a_session_however_nox_is_started(start):
+    """Nox finds the session that the README names."""
+    pytest.importorskip("nox")
+    (line,) = [line for line in commands() if line.endswith(f"{start} -s demo")]
+    arguments = line.split(" nox ")[-1].split()
+    listed = run("-m", "nox", "--list", *arguments, cwd=ROOT)
+    assert re.search(r"^\* demo ->", listed, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("row", rows_after("Packages"), ids=lambda row: row[0])
+def test_installing_one_package_names_all_of_ours_that_it_needs(row):
+    """The command stands alone: each sibling that a named package requires is named too."""
+    command = row[2].strip("`").split()
+    assert command[:2] == ["pip", "install"]
+    folders = [ROOT / word for word in command[2:]]
+    assert folders[0].name == re.match(r"\[(.*?)\]", row[0])[1]
+    texts = [(folder / "pyproject.toml").read_text(encoding="utf-8") for folder in folders]
+    required = {
+        name for text in texts for name in re.findall(r'^    "(brain-\w+)==', text, re.MULTILINE)
+    }
+    assert required <= {folder.name for folder in folders}
+
+
+def test_the_packages_install_as_shown(tmp_path):
+    """pip takes the row that names all five; only downloading is left out."""
+    pytest.importorskip("hatchling")
+    words = rows_after("Packages")[-1][2].strip("`").split()[2:]
+    offline = ["--no-index", "--no-deps", "--no-build-isolation", "--target", str(tmp_path)]
+    run("-m", "pip", "install", "-q", *offline, *words, cwd=ROOT)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {"brain_ckpt", "brain_core", "brain_data", "brain_dist"}
+
+
+def test_extras_named_are_offered():
+    """An extra that the README names can be installed."""
+    for package, first, others in re.findall(
+        r"`(brain-\w+)\[(\w+)\]`((?:[, ]+(?:and )?\s*`\[\w+\]`)*)", README
+    ):
+        text = (ROOT / "packages" / package / "pyproject.toml").read_text(encoding="utf-8")
+        for extra in [first, *re.findall(r"\[(\w+)\]", others)]:
+            assert re.search(rf"^{extra} = \[", text, flags=re.MULTILINE), (package, extra)
+
+
+def test_links_lead_somewhere():
+    """No link into the repository is broken."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_a_speechbrain_recipe_runs_after_the_replacements(tmp_path):
+    """The table, applied as text to a small recipe and its YAML, is all that it takes."""
+    table = [
+        [cell.strip("`") for cell in row] for row in rows_after("A SpeechBrain recipe moves over")
+    ]
+    imports = re.search(r"becomes `(.*?)`", README)[1]
+
+    def moved(text: str) -> str:
+        text = text.replace("import speechbrain as sb", imports)
+        for old, new in table:
+            text = re.sub(rf"\b(speechbrain|sb)\.{re.escape(old)}\b", new, text)
+        return text
+
+    recipe, hparams = moved(RECIPE), moved(HPARAMS)
+    assert "speechbrain" not in recipe + hparams
+    (tmp_path / "train.py").write_text(recipe)
+    (tmp_path / "hparams.yaml").write_text(hparams)
+    printed = run("train.py", "hparams.yaml", "--output_folder=out", "--device=cpu", cwd=tmp_path)
+    assert 0 < float(printed.splitlines()[-1]) < 1
+    assert len((tmp_path / "out/train_log.txt").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "row", rows_after("A SpeechBrain recipe moves over"), ids=lambda row: row[0]
+)
+def test_where_a_module_went_its_names_are(row):
+    """The right side of the table can be imported."""
+    package, _, name = row[1].strip("`").partition(".")
+    module = importlib.import_module(package)
+    assert not name or hasattr(module, name)
+
+
+def test_what_is_imported_in_the_example_is_public():
+    """The example uses exported names only."""
+    for node in ast.parse(blocks("python")[0]).body:
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("brain_"):
+            exported = importlib.import_module(node.module).__all__
+            assert {alias.name for alias in node.names} <= set(exported)
