@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -10,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._environment import get_environment_description
-from ._experiment_logging import ExperimentLogging, LogConfig
+from ._experiment_logging import ExperimentLogging, read_log_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
     from typing_extensions import Self
+
+    from ._experiment_logging import LogConfig
 
 _OURS = ("brain_data", "brain_core", "brain_dist", "brain_ckpt")
 
@@ -116,12 +119,10 @@ def create_experiment_directory(
     rank = get_rank()
     try:
         if rank == 0:
-            log = _write_all(directory, hyperparams_to_save, overrides, log_config, script)
-            if save_env_desc:
-                where = script.parent if script is not None else None
-                _write(directory / "env.log", get_environment_description(where))
+            files = _texts(hyperparams_to_save, overrides, script, save_env_desc)
+            log = _write_all(directory, files, script, log_config)
     except Exception as caught:  # noqa: BLE001 - raised below, on every rank
-        error = _explained(caught, directory)
+        error = caught
     try:
         raise_together(error)
         if rank != 0:
@@ -134,21 +135,37 @@ def create_experiment_directory(
     return _Active.now
 
 
-def _write_all(
-    directory: Path,
+def _texts(
     hyperparams: str | os.PathLike[str] | None,
     overrides: Mapping[str, Any] | str | None,
-    log_config: LogConfig,
     script: Path | None,
-) -> ExperimentLogging:
-    import logging
-
-    directory.mkdir(parents=True, exist_ok=True)
+    environment: bool,
+) -> dict[str, str]:
+    """Make up the files, before anything is written."""
+    texts = {}
     if hyperparams is not None:
-        _write(directory / "hyperparams.yaml", _resolved(hyperparams, overrides))
-    if script is not None and script.parent != directory.resolve():
-        shutil.copy(script, directory)
-    log = ExperimentLogging(directory / "log.txt", log_config, main=True)
+        texts["hyperparams.yaml"] = _resolved(hyperparams, overrides)
+    if environment:
+        texts["env.log"] = get_environment_description(None if script is None else script.parent)
+    return texts
+
+
+def _write_all(
+    directory: Path, files: Mapping[str, str], script: Path | None, log_config: LogConfig
+) -> ExperimentLogging:
+    settings = None if log_config is None else read_log_config(log_config)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            _write(directory / name, text)
+        if script is not None and script.parent != directory.resolve():
+            shutil.copy(script, directory)
+        # Whether the log can be appended to is found here, and not by logging later.
+        with (directory / "log.txt").open("a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise _explained(error, directory) from error
+    log = ExperimentLogging(directory / "log.txt", settings, main=True)
     logger = logging.getLogger("brain_data.experiment")
     logger.info("Beginning experiment!")
     logger.info("Experiment folder: %s", directory)
@@ -162,7 +179,16 @@ def _resolved(
 
     path = os.path.abspath(hyperparams)
     with open(path, encoding="utf-8") as file:
-        text = resolve_references(file, overrides or None).getvalue()
+        try:
+            text = resolve_references(file, overrides or None).getvalue()
+        except OSError:  # of an included file; says which
+            raise
+        except Exception as error:
+            raise ValueError(
+                "The hyperparameters of an experiment must be a HyperPyYAML file whose references "
+                f"resolve; {path} with the overrides {overrides!r} is not: "
+                f"{type(error).__name__}: {error}. Correct the file or the overrides."
+            ) from error
     today = date.today()  # noqa: DTZ011 - the user's own day
     return f"# Generated {today} from:\n# {path}\n# yamllint disable\n{text}"
 
@@ -190,12 +216,8 @@ def _calling_script() -> Path | None:
     return None
 
 
-def _explained(error: Exception, directory: Path) -> Exception:
-    if isinstance(error, OSError) and error.errno is not None:
-        text = (
-            f"An experiment needs a directory that it can write to; {directory} is not one "
-            f"({error.strerror}: {error.filename!r}): choose another folder, or change its "
-            "permissions."
-        )
-        return type(error)(text).with_traceback(error.__traceback__)
-    return error
+def _explained(error: OSError, directory: Path) -> OSError:
+    return type(error)(
+        f"An experiment needs a directory that it can write to; {directory} is not one ({error}): "
+        "choose another folder, or change its permissions."
+    )

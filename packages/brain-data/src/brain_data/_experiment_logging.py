@@ -42,15 +42,14 @@ class ExperimentLogging:
     ----------
     log_file : Path
         What this rank appends to. Another rank than 0 makes it only when there is an error.
-    config : path, mapping or None
-        A ``logging.config`` dictionary or a YAML file with one; its ``file_handler`` gets
-        `log_file`. None: a file with everything from INFO on, and the console, unless there is
-        one already.
+    config : dict or None
+        A dictionary for ``logging.config``; its ``file_handler`` gets `log_file`. None: a file with
+        everything from INFO on, and the console, unless there is one already.
     main : bool
         Whether this is rank 0.
     """
 
-    def __init__(self, log_file: Path, config: LogConfig, main: bool) -> None:
+    def __init__(self, log_file: Path, config: dict[str, Any] | None, main: bool) -> None:
         self._root = logging.getLogger()
         self._handlers = list(self._root.handlers)
         self._level = self._root.level
@@ -89,8 +88,7 @@ class ExperimentLogging:
             self._root.setLevel(logging.INFO)
         return file
 
-    def _by_config(self, log_file: Path, config: LogConfig) -> logging.Handler:
-        settings = _read_config(config)
+    def _by_config(self, log_file: Path, settings: dict[str, Any]) -> logging.Handler:
         handlers = settings.setdefault("handlers", {})
         if "file_handler" in handlers:
             handlers["file_handler"]["filename"] = str(log_file)
@@ -107,12 +105,11 @@ class ExperimentLogging:
 
     def _put_handlers_back(self) -> None:
         for handler in list(self._root.handlers):
+            self._root.removeHandler(handler)
             if handler not in self._handlers:
-                self._root.removeHandler(handler)
                 handler.close()
         for handler in self._handlers:
-            if handler not in self._root.handlers:
-                self._root.addHandler(handler)
+            self._root.addHandler(handler)
         self._root.setLevel(self._level)
 
     def _log_exception(
@@ -145,7 +142,8 @@ def _file_handler(path: Path, level: int, delay: bool = True) -> logging.FileHan
     return handler
 
 
-def _read_config(config: LogConfig) -> dict[str, Any]:
+def read_log_config(config: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """Read a dictionary for ``logging.config`` from a YAML file, or copy the one that is given."""
     import copy
 
     if isinstance(config, Mapping):
