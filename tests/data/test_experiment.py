@@ -231,6 +231,6 @@ def test_console_lines_leave_a_progress_bar_whole(capsys):
     with tqdm(total=1, file=sys.stderr, ascii=True) as bar:
         handler.emit(logging.makeLogRecord({"msg": "hello"}))
         bar.update()
-    lines = [line.split("\r")[-1].rstrip() for line in capsys.readouterr().err.splitlines()]
+    lines = [line.split("\r")[-1].rstrip() for line in capsys.readouterr().err.split("\n") if line]
     assert lines[0] == "hello"
     assert lines[-1].startswith("100%")
