@@ -13,6 +13,7 @@ from brain_dist._collectives import (
 )
 from brain_dist._control import set_control_timeout
 from brain_dist._errors import RanksLostError, RemoteError
+from brain_dist._evaluate import ExactMean, deal, gather_dealt, local_forward
 from brain_dist._group import ddp_init_group
 from brain_dist._kinds import unwrap_module
 from brain_dist._main import main_process_only, once_per_node, run_on_main, run_once_per_node
@@ -25,6 +26,8 @@ from brain_dist._precision import (
 from brain_dist._rehearse import rehearse
 from brain_dist._signals import EXIT_TRY_AGAIN, StepVote, StopSignal
 from brain_dist._sync import no_sync
+from brain_dist._weighted import WeightedGradients
+from brain_dist._whole import full_state_dict, load_full_state_dict
 from brain_dist._world import (
     World,
     get_local_rank,
@@ -40,18 +43,23 @@ from brain_dist._wrap import wrap_modules
 __all__ = [
     "EXIT_TRY_AGAIN",
     "AMPConfig",
+    "ExactMean",
     "RanksLostError",
     "RemoteError",
     "StepVote",
     "StopSignal",
     "TorchAutocast",
+    "WeightedGradients",
     "World",
     "check_same_modules",
     "ddp_all_reduce",
     "ddp_barrier",
     "ddp_broadcast",
     "ddp_init_group",
+    "deal",
+    "full_state_dict",
     "fwd_default_precision",
+    "gather_dealt",
     "gather_objects",
     "get_local_rank",
     "get_rank",
@@ -60,6 +68,8 @@ __all__ = [
     "infer_device",
     "is_distributed_initialized",
     "is_local_rank_zero",
+    "load_full_state_dict",
+    "local_forward",
     "main_process_only",
     "make_grad_scaler",
     "no_sync",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+import contextlib
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import distributed
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
+    from torch import nn
     from torch.distributed import ProcessGroup
     from torch.distributed.distributed_c10d import Store
+    from torch.distributed.fsdp import FSDPModule
 
 
 def default_store() -> Store:
@@ -29,3 +32,23 @@ def default_group() -> ProcessGroup:
 def new_gloo_group(timeout: timedelta) -> ProcessGroup:
     """Make a gloo group of all ranks; every rank has to call it."""
     return cast("ProcessGroup", distributed.new_group(backend="gloo", timeout=timeout))  # type: ignore[no-untyped-call,unused-ignore]  # untyped in torch
+
+
+def forget_forwards(root: FSDPModule) -> None:
+    """Make FSDP2 forget in which order its parts ran without a backward.
+
+    It gathers parameters in that order in the next backward, also after forwards that some
+    ranks did oftener than others; they would wait for each other for ever.
+    """
+    if hasattr(root, "reset_iter_state"):  # torch 2.13
+        # Where no forward has run yet there is nothing to forget, and torch stumbles over it.
+        with contextlib.suppress(AttributeError):
+            root.reset_iter_state()
+        return
+    for part in cast("nn.Module", root).modules():
+        if hasattr(part, "_get_fsdp_state"):
+            state = cast("Any", part)._get_fsdp_state()  # noqa: SLF001 - no public way before 2.13
+            state._comm_ctx.post_forward_order.clear()  # noqa: SLF001
+            group = state._fsdp_param_group  # noqa: SLF001
+            if group is not None:
+                group._post_forward_indices.clear()  # noqa: SLF001

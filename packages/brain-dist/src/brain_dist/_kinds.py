@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeGuard
 
 from torch import nn
@@ -17,6 +18,23 @@ def is_sharded(module: nn.Module) -> TypeGuard[FSDPModule]:
     # Importing FSDP takes half a second, and where nobody has, nothing is sharded.
     fsdp = sys.modules.get("torch.distributed.fsdp")
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
+def members(
+    modules: nn.Module | Mapping[str, nn.Module] | Iterable[nn.Module],
+) -> Iterator[nn.Module]:
+    """Yield the modules of a set given in any way, and what torch's containers in it hold."""
+    if isinstance(modules, nn.Module):
+        modules = (modules,)
+    elif isinstance(modules, Mapping):
+        modules = modules.values()
+    for module in modules:
+        yield module
+        if isinstance(module, _CONTAINERS) and not is_sharded(module):
+            yield from members(module.children())
+
+
+_CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.Sequential)
 
 
 def unwrap_module(module: nn.Module) -> nn.Module:

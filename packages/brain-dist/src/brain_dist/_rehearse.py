@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from brain_dist._world import is_distributed_initialized
+from brain_dist._kinds import members
+from brain_dist._world import get_world_size, is_distributed_initialized
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+# a + b is b + a to the last bit; only from three terms on does the order round differently.
+_ORDER_MATTERS_FROM = 3
 
 
 def rehearse(
@@ -26,8 +33,8 @@ def rehearse(
     one (pytorch issues 35137 and 44798).  Call it on every rank, after wrapping and before the
     state is loaded.
 
-    Parameters, buffers, gradients and random number generators are put back; an optimizer must
-    not step in it.
+    Buffers, gradients and random number generators are put back; an optimizer must not step in
+    it.  Where nothing is to be gained (no DDP, or fewer than three ranks) `step` is not called.
 
     Parameters
     ----------
@@ -36,12 +43,12 @@ def rehearse(
     modules : nn.Module, mapping or iterable of nn.Module
         Those that the step uses.
     """
-    if not is_distributed_initialized():
+    if not is_distributed_initialized() or get_world_size() < _ORDER_MATTERS_FROM:
         return
-    if isinstance(modules, (nn.ModuleDict, Mapping)):
-        modules = modules.values()
-    modules = [modules] if isinstance(modules, nn.Module) else list(modules)
-    with _random_state(), _tensors_put_back(modules):
+    wrapped = [m for m in members(modules) if isinstance(m, DistributedDataParallel)]
+    if not wrapped:
+        return
+    with _random_state(), _tensors_put_back(list(members(modules))):
         step()
 
 

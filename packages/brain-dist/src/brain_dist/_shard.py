@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from brain_dist._evaluate import RESHARDS
 from brain_dist._precision import AMPConfig
 from brain_dist._world import get_world_size
 
@@ -40,12 +41,10 @@ def shard_module(
     )
     sharded_mesh = _without_tensor_dimension(mesh)
     for part in [*_parts(module, shard), module]:
-        fully_shard(
-            part,
-            mesh=sharded_mesh,
-            mp_policy=policy,
-            reshard_after_forward=reshard_after_forward,
-        )
+        # torch frees the parameters of the outermost module in the backward only.
+        reshards = reshard_after_forward and part is not module
+        fully_shard(part, mesh=sharded_mesh, mp_policy=policy, reshard_after_forward=reshards)
+        vars(part)[RESHARDS] = reshards
 
 
 def _without_tensor_dimension(mesh: DeviceMesh) -> DeviceMesh:

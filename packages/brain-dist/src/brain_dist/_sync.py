@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING
 
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from brain_dist._kinds import is_sharded
+from brain_dist._kinds import is_sharded, members
 from brain_dist._world import is_distributed_initialized
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
+    from torch import nn
     from torch.distributed.fsdp import FSDPModule
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
@@ -47,7 +47,11 @@ def no_sync(
     if not use or not is_distributed_initialized():
         return _NOTHING
     contexts: list[AbstractContextManager[object]] = []
-    _collect(modules, contexts)
+    for module in members(modules):
+        if isinstance(module, DistributedDataParallel):
+            contexts.append(module.no_sync())
+        elif is_sharded(module):
+            contexts.append(_ShardedNoSync(module))
     if not contexts:
         return _NOTHING
     if len(contexts) == 1:
@@ -98,20 +102,3 @@ class _ShardedNoSync(AbstractContextManager[None]):
     def _set(self, *, off: bool) -> None:
         vars(self._module)[_OFF] = off
         self._module.set_requires_gradient_sync(not off)
-
-
-def _collect(
-    modules: nn.Module | Mapping[str, nn.Module] | Iterable[nn.Module],
-    contexts: list[AbstractContextManager[object]],
-) -> None:
-    if isinstance(modules, (nn.ModuleDict, Mapping)):
-        modules = modules.values()
-    elif isinstance(modules, nn.Module) and not isinstance(modules, (nn.ModuleList, nn.Sequential)):
-        modules = (modules,)
-    for module in modules:
-        if isinstance(module, DistributedDataParallel):
-            contexts.append(module.no_sync())
-        elif is_sharded(module):
-            contexts.append(_ShardedNoSync(module))
-        elif isinstance(module, (nn.ModuleDict, nn.ModuleList, nn.Sequential)):
-            _collect(module, contexts)
