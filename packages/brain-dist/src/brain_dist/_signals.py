@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
-from typing_extensions import Self
 
 from brain_dist._control import Control, control, must_not_wait
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
+
+    from typing_extensions import Self
 
 # EX_TEMPFAIL of sysexits.h: "try again", which a requeue script can tell from a failure.
 EXIT_TRY_AGAIN = 75
