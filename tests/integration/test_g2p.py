@@ -129,7 +129,7 @@ def test_no_held_out_word_is_trained_on(undisturbed):
 
 def test_full_sets_what_is_not_given(tmp_path):
     """``--full`` is larger; what stands on the command line beside it wins."""
-    finish(start(tmp_path, "--full", "--debug", "--output_folder=out"))
+    finish(start(tmp_path, "--full", "--test_only", "--output_folder=out"))
     resolved = (tmp_path / "out/hyperparams.yaml").read_text()
     assert re.search(r"^dropout: 0.2$", resolved, flags=re.MULTILINE)
     assert re.search(r"^hidden_size: 24$", resolved, flags=re.MULTILINE)

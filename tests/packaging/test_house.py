@@ -6,6 +6,8 @@ import ast
 
 import pytest
 
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
 
 def test_the_noxfile_is_short_and_each_session_says_what_it_does(house):
     """One entry point that can be read in one sitting."""
@@ -47,14 +49,14 @@ def test_every_licence_is_the_same(house, distribution):
 
 
 def test_modules_and_functions_stay_readable(house, package):
-    """A module is read in one go, a function on a screen."""
-    long = [
-        p.name for p in house.sources(package) if p.read_text(encoding="utf-8").count("\n") > 450
-    ]
-    assert long == []
+    """A module has at most 450 lines besides docstrings, a function 60."""
     for path, tree in house.sources(package).items():
+        code = path.read_text(encoding="utf-8").count("\n")
         for node in ast.walk(tree):
+            if isinstance(node, DOCUMENTED) and ast.get_docstring(node):
+                code -= node.body[0].end_lineno - node.body[0].lineno + 1
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 body = node.body[1:] if ast.get_docstring(node) else node.body
                 lines = node.end_lineno - body[0].lineno if body else 0
                 assert lines <= 60, f"{path.name}:{node.lineno} {node.name} has {lines} lines"
+        assert code <= 450, f"{path.name} has {code} lines besides docstrings"
