@@ -117,7 +117,7 @@ def test_flags_between_two_reductions_are_kept(ranks):
 def _adapt(rank):
     vote = StepVote()
     answers = []
-    for call in range(400):
+    for call in range(700):
         if call == 200:
             time.sleep(0.02 * rank)
         answers.append(vote.vote(1 if (rank, call) == (1, 300) else 0))

@@ -1,0 +1,41 @@
+"""The README's example."""
+
+import contextlib
+import io
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+README = Path(__file__).parents[2] / "packages" / "brain-dist" / "README.md"
+
+
+def _example(rank, code, folder):
+    os.chdir(folder)
+    sys.argv = ["train.py", "--cpu"]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(code, "train.py", "exec"), {"__name__": "__main__"})
+    return said.getvalue()
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_readmes_example_runs(ranks, tmp_path, world_size):
+    """Alone and as torchrun would start it; it saves a model with plain keys."""
+    code = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
+    environ = {}
+    if world_size > 1:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1])}
+        environ |= {"RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}"}
+    said = ranks(_example, world_size, code, str(tmp_path), group=False, environ=environ)
+    assert re.match(
+        rf"{world_size} process\(es\), mean output \S+, saved \['weight', 'bias'\]", said[0]
+    )
+    assert said[1:] == [""] * (world_size - 1)
+    assert torch.load(tmp_path / "model.pt", weights_only=True).keys() == {"weight", "bias"}
