@@ -30,7 +30,7 @@ from ._losses import LossMean
 from ._options import RunOptions
 from ._profiling import StepProfiler
 from ._progress import should_show
-from ._resume import PendingRNG
+from ._resume import RankState
 from ._seed import decorrelate_ranks
 from ._setup import (
     HParams,
@@ -164,7 +164,7 @@ class Brain(CheckpointedPasses):
         self._epochs_done: int | None = None  # up to which a plain iterable of epochs is skipped
         self._has_wrapped = False
         self._stop = StopSignal()
-        self._rng = PendingRNG()
+        self._rank_state = RankState(lambda: self._train_mean)
         if checkpointer is not None:
             self._join_checkpointer(checkpointer)
 
@@ -244,7 +244,7 @@ class Brain(CheckpointedPasses):
         self._add_recoverables_of_fit(train_set)
         self._epochs_done = None
         self.on_fit_start()
-        if not self._rng.is_pending:
+        if not self._rank_state.holds_rng:
             self._draw_ranks_apart()
         self._saves_before_validation = valid_set is not None
         enable = self._shows_bars(progressbar)

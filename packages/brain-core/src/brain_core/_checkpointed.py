@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brain_ckpt import mark_as_loader, mark_as_saver
+from brain_dist import get_world_size, if_main_process, sum_over_ranks
 
 from ._borders import SaveSchedule, WindowBorder
 from ._losses import LossMean
@@ -18,7 +19,7 @@ from ._stage import Stage
 from ._train_logger import TrainLogger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from brain_ckpt import Checkpoint, Checkpointer
     from brain_dist import StopSignal
@@ -40,6 +41,7 @@ class CheckpointedPasses(Passes):
     run_options: RunOptions
 
     _stop: StopSignal
+    _losses_of_all_ranks: Sequence[float] = (0.0, 0)  # the epoch's sum and count when it is saved
     _epoch: int | None
     _epochs_done: int | None  # up to which a plain iterable of epochs is skipped
 
@@ -55,12 +57,15 @@ class CheckpointedPasses(Passes):
 
     @mark_as_saver
     def _save(self, path: str | Path) -> None:
+        alone = (self._train_mean.total, self._train_mean.count)
+        total, count = self._losses_of_all_ranks if get_world_size() > 1 else alone
         progress = Progress(
             step=self.step,
             optimizer_step=self.optimizer_step,
             epoch=self._epoch,
-            loss_total=self._train_mean.total,
-            loss_count=self._train_mean.count,
+            world_size=get_world_size(),
+            loss_total=total,
+            loss_count=int(count),
             nonfinite_count=self.nonfinite_count,
             avg_train_loss=float(self.avg_train_loss),
         )
@@ -77,9 +82,10 @@ class CheckpointedPasses(Passes):
         if end_of_epoch:
             self._forget_epoch()
             return
-        self.step = progress.step
+        self.step = progress.step * progress.world_size // get_world_size()
         self.nonfinite_count = progress.nonfinite_count
-        self._train_mean = LossMean(progress.loss_total, progress.loss_count)
+        if if_main_process():  # on as many ranks as before, each has its own in its RankState
+            self._train_mean = LossMean(progress.loss_total, progress.loss_count)
         own = self._overrides("update_average")
         self._own_average = progress.avg_train_loss if own else None
 
@@ -96,12 +102,12 @@ class CheckpointedPasses(Passes):
         if self.checkpointer is None:
             return
         known = {id(obj) for obj in self.checkpointer.recoverables.values()}
-        mine = {"rng_state": self._rng, f"dataloader-{Stage.TRAIN.name}": train_set}
+        mine = {"rank_state": self._rank_state, f"dataloader-{Stage.TRAIN.name}": train_set}
         mine |= {k: v for k, v in vars(self.hparams).items() if isinstance(v, TrainLogger)}
         for name, obj in mine.items():
             if id(obj) not in known and hasattr(obj, "state_dict"):
                 self.checkpointer.add_recoverable(
-                    name, obj, optional_load=True, per_rank=obj is self._rng
+                    name, obj, optional_load=True, per_rank=obj is self._rank_state
                 )
 
     @contextmanager
@@ -129,6 +135,7 @@ class CheckpointedPasses(Passes):
     def _save_intra_epoch_ckpt(self) -> None:
         if self.checkpointer is None:
             return
+        self._losses_of_all_ranks = sum_over_ranks([self._train_mean.total, self._train_mean.count])
         self.checkpointer.save_and_keep_only(
             meta={INTRA_EPOCH_CKPT_FLAG: True},
             end_of_epoch=False,

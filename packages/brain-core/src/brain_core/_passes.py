@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ._borders import WindowBorder
     from ._profiling import StepProfiler
-    from ._resume import PendingRNG
+    from ._resume import RankState
 
 __all__ = ["Passes"]
 
@@ -37,7 +37,7 @@ class Passes(BatchSteps):
     train_sampler: Any
     profiler: StepProfiler | None
 
-    _rng: PendingRNG
+    _rank_state: RankState
     _train_mean: LossMean
     _own_average: float | None  # what a recipe has put in place of that mean
     _border: WindowBorder | None = None
@@ -133,9 +133,12 @@ class Passes(BatchSteps):
         return limit is not None and self.optimizer_step >= limit
 
     def _begin_epoch(self, train_set: Any, epoch: int) -> None:
+        losses = self._rank_state.take_losses()
         if not self._resumes_epoch:
             self._forget_epoch()
             self.nonfinite_count = 0
+        elif losses is not None:
+            self._train_mean = losses
         self._resumes_epoch = False
         for part in (train_set, self.train_sampler):
             if hasattr(part, "set_epoch"):
@@ -147,13 +150,13 @@ class Passes(BatchSteps):
     ) -> Iterator[tuple[Batches[Any], ProgressBar]]:
         """Open the data where it was left, with the random state of that moment."""
         if self.step == 0:
-            self._rng.restore()  # saved between epochs, before the iterator's draw
+            self._rank_state.restore_rng()  # saved between epochs, before the iterator's draw
         limit = max(0, self.debug_batches - self.step) if self.debug else None
         batches = Batches(train_set, 0 if self._reached_step_limit() else limit)
         if self.step and needs_replay(train_set):
             logger.info("This loader cannot seek: its first %d batches are read again.", self.step)
             batches.skip(self.step)
-        self._rng.restore()  # saved within an epoch, after it
+        self._rank_state.restore_rng()  # saved within an epoch, after it
         self._batches = batches
         bar = ProgressBar(
             enable=enable,

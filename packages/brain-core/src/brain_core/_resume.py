@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from brain_ckpt import RNGState
+from brain_dist import get_world_size
 
-__all__ = ["PendingRNG", "Progress"]
+from ._losses import LossMean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Progress", "RankState"]
 
 
 @dataclass(kw_only=True)
@@ -24,17 +30,20 @@ class Progress:
         Accumulation windows since training began.
     epoch : int, optional
         The epoch under way, or the last one.
+    world_size : int
+        Ranks that ``step`` batches were done on, each.
     loss_total, loss_count : float, int
-        Sum and number of the epoch's finite losses.
+        Sum and number of the epoch's finite losses, over all ranks.
     nonfinite_count : int
         Batches of the epoch with a non-finite loss or gradient.
     avg_train_loss : float
-        Their mean. SpeechBrain reads this one.
+        Mean of rank 0's losses. SpeechBrain reads this one.
     """
 
     step: int = 0
     optimizer_step: int = 0
     epoch: int | None = None
+    world_size: int = 1
     loss_total: float = 0.0
     loss_count: int = 0
     nonfinite_count: int = 0
@@ -56,31 +65,52 @@ class Progress:
         return cls(**{key: value for key, value in saved.items() if key in known})
 
 
-class PendingRNG:
-    """Random state of this rank, restored not when it is loaded but when the loop says so.
+class RankState:
+    """What each rank has of its own: its random state and its share of the epoch's losses.
 
-    Making a loader's iterator draws from torch's generator. Within an epoch the state was saved
-    after that draw, so it has to be put back after the draw too.
+    It is put back not when it is loaded but when the loop says so. Making a loader's iterator
+    draws from torch's generator; within an epoch the state was saved after that draw, so it has
+    to be put back after the draw too.
+
+    Parameters
+    ----------
+    losses : callable
+        Returns the epoch's `LossMean` on this rank.
     """
 
-    def __init__(self) -> None:
-        self._state: dict[str, Any] | None = None
+    def __init__(self, losses: Callable[[], LossMean]) -> None:
+        self._losses = losses
+        self._rng: dict[str, Any] | None = None
+        self._saved_losses: LossMean | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the generators' states now."""
-        return RNGState().state_dict()
+        """Return the state now."""
+        losses = self._losses()
+        return {
+            "world_size": get_world_size(),
+            "loss_total": losses.total,
+            "loss_count": losses.count,
+            "rng": RNGState().state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keep the states for `restore`."""
-        self._state = state
+        """Keep the state for later. On another number of ranks, losses are not this rank's."""
+        self._rng = state["rng"]
+        if state["world_size"] == get_world_size():
+            self._saved_losses = LossMean(state["loss_total"], state["loss_count"])
 
     @property
-    def is_pending(self) -> bool:
-        """Whether a state was loaded and not put back yet."""
-        return self._state is not None
+    def holds_rng(self) -> bool:
+        """Whether a random state was loaded and not put back yet."""
+        return self._rng is not None
 
-    def restore(self) -> None:
+    def restore_rng(self) -> None:
         """Put the generators into the state that was loaded last, if it was not done yet."""
-        if self._state is not None:
-            RNGState().load_state_dict(self._state)
-        self._state = None
+        if self._rng is not None:
+            RNGState().load_state_dict(self._rng)
+        self._rng = None
+
+    def take_losses(self) -> LossMean | None:
+        """Return the losses that were loaded last, once."""
+        losses, self._saved_losses = self._saved_losses, None
+        return losses

@@ -1,0 +1,48 @@
+"""What each rank of a test runs; the `ranks` fixture starts it with JOB among its globals."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import traceback
+import warnings
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+
+def _main(sender, function, group, environ):
+    os.environ.update(environ)
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    try:
+        _join(*group)
+        test_file, name, args = function
+        spec = importlib.util.spec_from_file_location("_rank_functions", test_file)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        outcome = ("returned", getattr(module, name)(group[1], *args))
+    except BaseException:  # noqa: BLE001 - told to the test, whatever it is
+        outcome = ("raised", traceback.format_exc())
+    sender.send(outcome)
+    # Stay until the test has heard of all: a rank that is gone looks like one that was killed.
+    sender.poll(60)
+
+
+def _join(store, rank, world_size):
+    if store is None:
+        return
+    distributed.init_process_group(
+        "gloo",
+        store=distributed.FileStore(str(store), world_size),
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=40),
+    )
+
+
+if __name__ == "rank":
+    _main(**globals()["JOB"])

@@ -1,0 +1,159 @@
+"""Two gloo ranks: the same step on both, or the same error, and a run that goes on."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+
+import torch
+
+from brain_ckpt import Checkpointer
+from brain_core import Brain, EpochCounter, TrainingStopped, seed_everything
+from brain_dist import get_rank
+
+
+class Rows(torch.utils.data.Dataset):
+    """Twenty rows: five batches of four, so that the last round has one batch for two ranks."""
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(7)
+        self.x = torch.randn(20, 4, generator=generator)
+        self.y = torch.randn(20, 2, generator=generator)
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return self.x[index], self.y[index], index
+
+
+class Run(Brain):
+    """A training with BatchNorm and dropout that rank 1 can disturb."""
+
+    def __init__(self, *args, disturb, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.disturb = disturb if get_rank() == 1 else "nothing"
+        self.rows, self.means, self.draws = [], [], []
+
+    def compute_forward(self, batch, stage):
+        return self.modules.model(batch[0])
+
+    def compute_objectives(self, predictions, batch, stage):
+        loss = torch.nn.functional.mse_loss(predictions, batch[1])
+        return loss + math.nan if self.disturb == "nan" and self.step in (1, 2) else loss
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        self.rows.append(batch[2].tolist())
+        self.draws.append(torch.rand(()).item())
+        if self.disturb == "stop" and len(self.rows) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if self.disturb == "kill" and len(self.rows) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        self.means.append((stage.name, stage_loss))
+
+
+def train(rank, folder, disturb, hparams=None, options=None):
+    """Train on this rank and return what it saw."""
+    seed_everything(3)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Dropout(0.3), torch.nn.Linear(6, 2)
+    )
+    counter = EpochCounter(2)
+    checkpointer = Checkpointer(folder, {"model": model, "counter": counter})
+    brain = Run(
+        {"model": model},
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        hparams,
+        {"device": "cpu", "ckpt_interval_steps": 2, "nonfinite_patience": 1, **(options or {})},
+        checkpointer,
+        disturb=disturb,
+    )
+    error = None
+    try:
+        loading = {"batch_size": 4, "shuffle": True}
+        brain.fit(counter, Rows(), Rows(), None, loading, {"batch_size": 4})
+    except (TrainingStopped, ValueError) as stopped:
+        error = f"{type(stopped).__name__}: {stopped}"
+    checkpointer.close()
+    return {
+        "error": error,
+        "rows": brain.rows,
+        "means": brain.means,
+        "draws": brain.draws,
+        "nonfinite": brain.nonfinite_count,
+        "weights": [p.tolist() for p in brain.raw_modules.parameters()],
+    }
+
+
+def test_two_ranks_train_to_the_same_weights_and_means(ranks, tmp_path):
+    """With BatchNorm on gloo, without hparams, every row once an epoch, dropout of their own.
+
+    Reference rows: SyncBatchNorm was a ValueError here; a missing hparams was an AttributeError;
+    the seed was not passed; the same numbers were drawn on every rank.
+    """
+    a, b = ranks(train, 2, tmp_path / "save", "nothing")
+    assert a["error"] is b["error"] is None
+    assert a["weights"] == b["weights"]
+    assert a["means"] == b["means"]
+    assert [name for name, _ in a["means"]] == ["TRAIN", "VALID"] * 2
+    assert len(a["rows"]) == len(b["rows"]) == 6
+    rows = [row for batch in a["rows"][:3] + b["rows"][:3] for row in batch]
+    assert sorted(rows) == list(range(20))
+    assert not set(a["draws"]) & set(b["draws"])
+
+
+def in_order(rank, folder):
+    """Return the batches of a training that asks for no shuffling, with a recipe's `sorting`."""
+    brain = Brain(hparams={"sorting": "random"}, run_opts={"device": "cpu"})
+    from brain_core import Stage
+
+    loader = brain.make_dataloader(Rows(), Stage.TRAIN, batch_size=4, shuffle=False)
+    return [batch[2].tolist() for batch in loader]
+
+
+def test_shuffle_false_is_obeyed_on_several_ranks(ranks, tmp_path):
+    """Reference row: it was shuffled by default, and hparams.sorting decided."""
+    a, b = ranks(in_order, 2, tmp_path)
+    assert a == [[0, 1, 2, 3], [8, 9, 10, 11], [16, 17]]
+    assert b == [[4, 5, 6, 7], [12, 13, 14, 15], [18, 19]]
+
+
+def test_a_nan_on_one_rank_is_counted_on_both_and_both_give_up_alike(ranks, tmp_path):
+    """Reference row: the rank with the NaN raised, and the other one hung."""
+    a, b = ranks(train, 2, tmp_path / "save", "nan")
+    assert a["error"] == b["error"]
+    assert a["error"].startswith("ValueError: Losses and gradients must be finite, but 2 batches")
+    assert a["weights"] == b["weights"]
+    assert "nan" not in str(a["weights"])
+    assert a["nonfinite"] == b["nonfinite"] == 2
+
+
+def test_a_stop_on_one_rank_saves_on_both_and_the_run_goes_on_bit_for_bit(ranks, tmp_path):
+    """Both leave at the same border, and go on as if nothing had been."""
+    whole = ranks(train, 2, tmp_path / "whole", "nothing")
+    stopped = ranks(train, 2, tmp_path / "save", "stop")
+    assert [seen["error"] for seen in stopped] == [
+        "TrainingStopped: training stopped: another rank was asked to",
+        "TrainingStopped: training stopped: SIGTERM",
+    ]
+    resumed = ranks(train, 2, tmp_path / "save", "nothing")
+    for one, before, after in zip(whole, stopped, resumed, strict=True):
+        assert after["weights"] == one["weights"]
+        assert before["rows"] + after["rows"] == one["rows"]
+        assert before["draws"] + after["draws"] == one["draws"]
+        assert after["means"] == one["means"]
+
+
+def test_a_killed_rank_ends_the_run_and_the_next_one_goes_on_bit_for_bit(ranks, tmp_path):
+    """From the last checkpoint that both had written."""
+    whole = ranks(train, 2, tmp_path / "whole", "nothing")
+    killed = ranks.outcomes(train, 2, tmp_path / "save", "kill")
+    assert killed[0][0] == "raised"
+    assert killed[1] == ("exited", -signal.SIGKILL)
+    resumed = ranks(train, 2, tmp_path / "save", "nothing")
+    for one, after in zip(whole, resumed, strict=True):
+        assert after["weights"] == one["weights"]
+        assert one["rows"][-len(after["rows"]) :] == after["rows"]
