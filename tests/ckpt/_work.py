@@ -72,7 +72,7 @@ class Run:
         return 0 if found is None else self.number()
 
 
-def first_save(directory, acknowledge):
+def first_save(directory, acknowledge, saves=1):
     """Save into an empty directory."""
     run = Run(directory)
     run.set(1)
@@ -80,41 +80,41 @@ def first_save(directory, acknowledge):
     acknowledge(1)
 
 
-def later_saves(directory, acknowledge):
+def later_saves(directory, acknowledge, saves=1):
     """Save, and let only the newest stay."""
     run = Run(directory)
     start = run.recover()
-    for number in range(start + 1, start + 3):
+    for number in range(start + 1, start + 1 + saves):
         run.set(number)
         run.checkpointer.save_and_keep_only()
         acknowledge(number)
 
 
-def best_saves(directory, acknowledge):
+def best_saves(directory, acknowledge, saves=1):
     """Save; the newest and the best stay."""
     run = Run(directory)
     start = run.recover()
-    for number, loss in ((start + 1, 0.5), (start + 2, 0.7)):
+    for number, loss in ((start + 1, 0.5), (start + 2, 0.7))[:saves]:
         run.set(number)
         run.checkpointer.save_and_keep_only(meta={"loss": loss}, min_keys=["loss"])
         acknowledge(number)
 
 
-def replacing_saves(directory, acknowledge):
+def replacing_saves(directory, acknowledge, saves=1):
     """Save twice under one name."""
     run = Run(directory)
     start = run.recover()
-    for number in range(start + 1, start + 3):
+    for number in range(start + 1, start + 1 + saves):
         run.set(number)
         run.checkpointer.save_and_keep_only(name="last")
         acknowledge(number)
 
 
-def asynchronous_saves(directory, acknowledge):
+def asynchronous_saves(directory, acknowledge, saves=1):
     """Save while the state changes."""
     run = Run(directory, asynchronous=True)
     start = run.recover()
-    for number in range(start + 1, start + 3):
+    for number in range(start + 1, start + 1 + saves):
         run.set(number)
         run.checkpointer.save_and_keep_only()
         run.set(-1)
@@ -123,11 +123,11 @@ def asynchronous_saves(directory, acknowledge):
     run.checkpointer.close()
 
 
-def deleting_first(directory, acknowledge):
+def deleting_first(directory, acknowledge, saves=1):
     """Delete before saving, as nobody should."""
     run = Run(directory)
     start = run.recover()
-    for number in range(start + 1, start + 3):
+    for number in range(start + 1, start + 1 + saves):
         run.set(number)
         run.checkpointer.delete_checkpoints(num_to_keep=0)
         run.checkpointer.save_checkpoint()

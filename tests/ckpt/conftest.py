@@ -1,5 +1,6 @@
 """Fixtures of the checkpointer's tests, and the figures of the long runs."""
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -16,6 +17,13 @@ TALLY = pytest.StashKey[Counter]()
 
 # Files are made and torn apart by the thousand: in memory where there is such a place.
 FAST = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+def pytest_addoption(parser):
+    with contextlib.suppress(ValueError):  # another room's tests have the option too
+        parser.addoption(
+            "--chaos", action="store_true", help="inject as many faults as for a release"
+        )
 
 
 def pytest_configure(config):
@@ -50,9 +58,10 @@ def tally(request):
 
 
 @pytest.fixture
-def times():
+def times(request):
     """Returns how often to try a fault: the number per commit, or that of the long run."""
-    return lambda per_commit, long: long if os.environ.get("BRAIN_CHAOS") else per_commit
+    long_run = request.config.getoption("chaos", default=False) or os.environ.get("BRAIN_CHAOS")
+    return lambda per_commit, long: long if long_run else per_commit
 
 
 @pytest.fixture(autouse=True)

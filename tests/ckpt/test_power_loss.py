@@ -18,7 +18,7 @@ def losses(work, power, fast_dir, start, workload, states, *, seed):
     confirmed = power.read_tree(directory)
     recorder = power.Recorder(directory)
     with work.failpoint(recorder):
-        workload(directory, recorder.acknowledge)
+        workload(directory, recorder.acknowledge, saves=2)
     operations = recorder.operations
     assert sum(operation == "acknowledge" for operation, _, _ in operations) > 0
     chance = random.Random(seed)
@@ -38,7 +38,9 @@ def losses(work, power, fast_dir, start, workload, states, *, seed):
             continue
         directory.rmdir()
         power.write_tree(tree, directory)
-        problem = work.problem_after_fault(directory, disk.acknowledged, saves_again=tried % 5 == 0)
+        problem = work.problem_after_fault(
+            directory, disk.acknowledged, saves_again=tried % 10 == 0
+        )
         seen[key] = problem
         if problem is not None:
             found.append(f"after operation {place} {operations[:place][-1:]}: {problem}")

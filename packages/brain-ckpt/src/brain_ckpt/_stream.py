@@ -47,6 +47,7 @@ class Stream:
         self._pool: ThreadPoolExecutor | None = None
         self._early: Future[None] | None = None
         self._unsynced_bytes = 0
+        self._held = bytearray()
         self._descriptor = _fs.create(path)
 
     def write(self, data: Any) -> int:
@@ -54,9 +55,12 @@ class Stream:
         view = memoryview(data).cast("B")
         size = len(view)
         if size < _BESIDE_BYTES:
-            _fs.write(self._descriptor, self._path, view)
-            self._digester.update(view)
+            # torch.save writes each header and each padding by itself.
+            self._held += view
+            if len(self._held) >= _BESIDE_BYTES:
+                self._write_held()
         else:
+            self._write_held()
             # The caller's memory is only ours until we return, so that both are waited for.
             beside = self._workers().submit(self._digester.update, view)
             try:
@@ -69,11 +73,12 @@ class Stream:
         return size
 
     def flush(self) -> None:
-        """Do nothing: bytes are never held back."""
+        """Do nothing: what is held back is written at the end."""
 
     def finish(self) -> FileDigest:
         """Have the disk confirm the file, close it and return its checksums."""
         try:
+            self._write_held()
             self._end_workers()
             if self._durable:
                 try:
@@ -90,6 +95,12 @@ class Stream:
         self._close()
         with contextlib.suppress(OSError):
             _fs.unlink(self._path)
+
+    def _write_held(self) -> None:
+        held, self._held = self._held, bytearray()
+        if held:
+            _fs.write(self._descriptor, self._path, memoryview(held))
+            self._digester.update(memoryview(held))
 
     def _close(self) -> None:
         if self._descriptor >= 0:

@@ -131,13 +131,11 @@ def _zip_damage(path: Path, *, trusted: bool) -> str | None:
                 return f"{path.name} holds {entry.filename!r}, which torch.save did not write"
         if all(entry.CRC == 0 for entry in archive.infolist()):
             # With torch's checksums turned off, as this package writes it: beside a manifest.
+            if trusted:
+                return None
             return (
-                None
-                if trusted
-                else (
-                    f"MANIFEST.json is missing, and {path.name} holds no checksums of its own (load "
-                    f"it with trusted=True if something other than brain-ckpt wrote it)"
-                )
+                f"MANIFEST.json is missing, and {path.name} has no checksums of its own (load it "
+                f"with trusted=True if something other than brain-ckpt wrote it)"
             )
         for entry in archive.infolist():
             with archive.open(entry) as content:

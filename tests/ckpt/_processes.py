@@ -1,0 +1,95 @@
+"""Children that are forked, since importing torch anew takes seconds, and always reaped."""
+
+import os
+import select
+import signal
+import time
+import traceback
+
+WRITING = (
+    "mkdir",
+    "create",
+    "write",
+    "adopt",
+    "fsync",
+    "fsync_directory",
+    "rename",
+    "unlink",
+    "rmdir",
+)
+
+KILLED, FINISHED, FAILED, HUNG = "killed", "finished", "failed", "hung"
+
+
+class Child:
+    """A forked child that runs a function and reports bytes through a pipe."""
+
+    def __init__(self, function):
+        reading, writing = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.close(reading)
+                function(lambda number: os.write(writing, bytes([number])))
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        os.close(writing)
+        self.pipe = reading
+        self.reports = []
+
+    def wait(self, timeout_s=60.0):
+        """Return how the child ended; one that takes too long is killed, and has hung."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if select.select([self.pipe], [], [], 0.1)[0]:
+                data = os.read(self.pipe, 4096)
+                if not data:
+                    return self._reap()
+                self.reports.extend(data)
+        os.kill(self.pid, signal.SIGKILL)
+        self._reap()
+        return HUNG
+
+    def kill(self, sign=signal.SIGKILL):
+        os.kill(self.pid, sign)
+
+    def _reap(self):
+        os.close(self.pipe)
+        _, status = os.waitpid(self.pid, 0)
+        if os.WIFSIGNALED(status):
+            return KILLED
+        return FINISHED if os.WEXITSTATUS(status) == 0 else FAILED
+
+
+class KillAt:
+    """A failpoint that kills its process at the n-th operation; half a write may get through."""
+
+    def __init__(self, number, torn=False):
+        self.number = number
+        self.torn = torn
+        self.count = 0
+
+    def __call__(self, operation, path, detail):
+        # A kill before a read leaves what the operation before it left.
+        self.count += operation in WRITING
+        if self.count < self.number:
+            return None
+        if self.torn and operation == "write" and self.count == self.number and len(detail) > 1:
+            return len(detail) // 2
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)  # another thread may be the one to die last
+
+
+class Count:
+    """A failpoint that counts."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, operation, path, detail):
+        self.count += operation in WRITING
+        return None
