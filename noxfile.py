@@ -22,6 +22,7 @@ EXTRAS = {
     "core": "[tensorboard,plot]",
 }
 TESTED = "[arrow,fsspec,plot,safetensors,tensorboard]"
+EVERYTHING = ("test", "house", "examples")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 ONLY_THESE_SIBLINGS = """
 import importlib.util, sys
@@ -83,7 +84,7 @@ def isolated(session: nox.Session, package: str) -> None:
 @nox.session(requires=["wheels"])
 def meta(session: nox.Session) -> None:
     """Install all five wheels through brain-all, and check what was packed and what it imports."""
-    install_wheels(session, "all", *ROOMS)
+    install_wheels(session, "all", *ROOMS, groups=("test", "house"))
     session.run("python", "-m", "pip", "check")
     run_pytest(session, "tests/packaging")
 
@@ -91,7 +92,7 @@ def meta(session: nox.Session) -> None:
 @nox.session(requires=["wheels"])
 def tests(session: nox.Session) -> None:
     """Run the whole suite against the wheels, less what another session of the same run has run."""
-    install_wheels(session, "all", *ROOMS, extras=TESTED, groups=("test", "examples"))
+    install_wheels(session, "all", *ROOMS, extras=TESTED, groups=EVERYTHING)
     left = sorted({f"tests/{path.name}" for path in rooms_of_tests()} - tested_here)
     run_pytest(session, *left)
 
@@ -100,7 +101,7 @@ def tests(session: nox.Session) -> None:
 @nox.parametrize(["python", "torch"], MATRIX)
 def matrix(session: nox.Session, torch: str) -> None:
     """Run the whole suite on the named pairs of Python and torch; a missing Python is skipped."""
-    install_wheels(session, "all", *ROOMS, groups=("test", "examples"), torch=torch)
+    install_wheels(session, "all", *ROOMS, groups=EVERYTHING, torch=torch)
     run_pytest(session, "tests")
 
 
@@ -113,14 +114,12 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(requires=["wheels"], default=False)
 def chaos(session: nox.Session) -> None:
-    """Kill runs for as long as asked: ``-- --kills 1000``, or ``-- ckpt`` for one package's."""
-    install_wheels(session, "all", *ROOMS, extras=TESTED, groups=("test", "examples"))
-    rooms = [name for name in session.posargs if name in ROOMS]
+    """Break and kill as often as for a release: ``-- ckpt`` in one package's tests, else in all."""
+    install_wheels(session, "all", *ROOMS, extras=TESTED, groups=EVERYTHING)
+    rooms = [name for name in session.posargs if name in ROOMS] or ROOMS
     rest = [name for name in session.posargs if name not in ROOMS]
-    for room in rooms:
-        session.run("pytest", f"tests/{room}", "--chaos", *rest, env=ONE_THREAD)
-    if not rooms:
-        session.run("python", "-m", "brain_core.chaos", *rest, env=ONE_THREAD)
+    folders = [f"tests/{room}" for room in rooms]
+    session.run("pytest", *folders, *rest, env={**ONE_THREAD, "BRAIN_CHAOS": "1"})
 
 
 @nox.session(requires=["wheels"], default=False)
