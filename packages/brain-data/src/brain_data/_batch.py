@@ -13,6 +13,7 @@ from ._collate import (
     batch_pad_right,
     integer_lengths,
     move,
+    pad_and_count,
     stack_if_possible,
     without_dtype,
 )
@@ -137,8 +138,9 @@ class PaddedBatch:
         self._length = len(examples)
         self._keys = list(examples[0].keys())
         self._device_prep_keys: list[str] = []
+        _check_same_keys(examples, self._keys)
         for key in self._keys:
-            values = _column(examples, key)
+            values = [example[key] for example in examples]
             if apply_default_convert and not all(isinstance(one, _PLAIN) for one in values):
                 values = default_convert(values)  # type: ignore[no-untyped-call]  # torch's
             value: Any
@@ -288,15 +290,15 @@ class BatchsizeGuesser:
         return 1
 
 
-def _column(examples: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
-    try:
-        return [example[key] for example in examples]
-    except KeyError:
-        odd = next(i for i, example in enumerate(examples) if key not in example)
-        raise PaddingError(
-            f"Rows of one batch must have the same keys; {_named(examples, odd)} lacks {key!r} "
-            f"and has {list(examples[odd])!r}: complete the row, or do not output the key."
-        ) from None
+def _check_same_keys(examples: Sequence[Mapping[str, Any]], keys: list[str]) -> None:
+    wanted = examples[0].keys()
+    for i, example in enumerate(examples):
+        if example.keys() != wanted:
+            raise PaddingError(
+                f"Rows of one batch must have the same keys; {_named(examples, i)} has "
+                f"{list(example)!r}, and {_named(examples, 0)} has {keys!r}: complete the row, or "
+                "do not output the key."
+            )
 
 
 def _is_padded(key: str, values: list[Any], padded_keys: Sequence[str] | None) -> bool:
@@ -314,16 +316,18 @@ def _pad(
     padding_func: Callable[..., tuple[Tensor, Tensor]],
     options: Mapping[str, Any],
 ) -> PaddedData:
-    odd = next((i for i, one in enumerate(values) if not isinstance(one, Tensor)), None)
-    if odd is not None:
-        raise PaddingError(
-            f"The key {key!r} is padded, so it must be a tensor in every row; "
-            f"{_named(examples, odd)} has a {type(values[odd]).__name__}: {values[odd]!r}. "
-            "Return a tensor from its item, or name what is to be padded in padded_keys."
-        )
     try:
-        data, lengths = padding_func(values, **options)
+        if padding_func is batch_pad_right:
+            return PaddedData(*pad_and_count(values, **options))
+        return PaddedData(*padding_func(values, **options))
     except Exception as error:
+        odd = next((i for i, one in enumerate(values) if not isinstance(one, Tensor)), None)
+        if odd is not None:
+            raise PaddingError(
+                f"The key {key!r} is padded, so it must be a tensor in every row; "
+                f"{_named(examples, odd)} has a {type(values[odd]).__name__}: {values[odd]!r}. "
+                "Return a tensor from its item, or name what is to be padded in padded_keys."
+            ) from error
         shapes = ", ".join(
             f"{_named(examples, i)} {tuple(one.shape)}" for i, one in enumerate(values[:8])
         )
@@ -331,8 +335,6 @@ def _pad(
             f"The key {key!r} cannot be padded into one batch: {error} "
             f"(key {key!r}: {shapes}{', ...' if len(values) > 8 else ''})"  # noqa: PLR2004
         ) from error
-    counts = [one.shape[0] for one in values] if padding_func is batch_pad_right else None
-    return PaddedData(data, lengths, counts)
 
 
 def _named(examples: Sequence[Mapping[str, Any]], index: int) -> str:

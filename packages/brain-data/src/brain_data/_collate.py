@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,6 +42,14 @@ def batch_pad_right(
     SpeechBrain pads each and then stacks; here the pieces and slices of one small filler go
     through one concatenation.
     """
+    padded, lengths, _ = pad_and_count(tensors, mode, value)
+    return padded, lengths
+
+
+def pad_and_count(
+    tensors: Sequence[Tensor], mode: str = "constant", value: float = 0
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Pad as :func:`batch_pad_right`, and give the lengths as whole numbers too."""
     counts = _checked_lengths(tensors)
     longest = max(counts)
     if longest == min(counts):
@@ -49,13 +58,7 @@ def batch_pad_right(
         padded = _padded_by_constant(tensors, counts, longest, value)
     else:
         padded = torch.stack([_padded_by_mode(one, longest, mode) for one in tensors])
-    return padded, relative_lengths(counts, longest)
-
-
-def relative_lengths(counts: Sequence[int], longest: int) -> Tensor:
-    """Divide in double precision and round once, as SpeechBrain does."""
-    # Tensors that are empty, all of them, are full: 0 of 0.
-    return torch.tensor([count / longest if longest else 1.0 for count in counts])
+    return padded, _relative_lengths(counts, longest), counts
 
 
 def undo_padding(batch: Tensor, lengths: Tensor) -> list[Any]:
@@ -162,20 +165,27 @@ def _checked_lengths(tensors: Sequence[Tensor]) -> list[int]:
         raise PaddingError(
             "Padding needs at least one tensor; got an empty list: check that the batch has rows."
         )
-    rest = None
-    counts = []
-    for one in tensors:
-        shape = one.shape if isinstance(one, Tensor) else ()
-        if not shape or (rest is not None and shape[1:] != rest):
-            raise PaddingError(
-                "Tensors that are padded together must have the same number of dimensions (at "
-                f"least one) and agree in all but the first; got {_shapes(tensors)}: transpose "
-                "them so that the dimension that varies comes first, or list the other keys in "
-                "padded_keys."
-            )
-        rest = shape[1:]
-        counts.append(shape[0])
-    return counts
+    try:
+        shapes = [one.shape for one in tensors]
+        rest = shapes[0][1:]
+        if not rest:
+            return [count for (count,) in shapes]
+        if all(shape[1:] == rest for shape in shapes):
+            return [shape[0] for shape in shapes]
+    except (AttributeError, ValueError):  # no tensor, or no vector among vectors
+        pass
+    raise PaddingError(
+        "Tensors that are padded together must have the same number of dimensions (at least one) "
+        f"and agree in all but the first; got {_shapes(tensors)}: transpose them so that the "
+        "dimension that varies comes first, or list the other keys in padded_keys."
+    )
+
+
+def _relative_lengths(counts: list[int], longest: int) -> Tensor:
+    # Divided in double precision and rounded once, as SpeechBrain does. NumPy, since making a
+    # tensor of a list takes as long as copying a clip. Of nothing but empty tensors each is full.
+    relative = np.array(counts) / longest if longest else np.ones(len(counts))
+    return torch.from_numpy(relative.astype(np.float32))
 
 
 def _padded_by_constant(
@@ -188,6 +198,7 @@ def _padded_by_constant(
     for one, count in zip(tensors, counts, strict=True):
         pieces.append(one)
         if count < longest:
+            # Without the empty ones: with one among them, cat takes ten times as long.
             pieces.append(filler[: longest - count])
     return torch.cat(pieces).view(len(counts), longest, *rest)
 

@@ -142,7 +142,9 @@ class SaveableDataLoader(DataLoader[Any]):
             return self._iterate_stream(resume)
         assert not isinstance(resume, StreamPosition)
         seed = None if draws_nothing(self.dataset, self.collate_fn) else self.seed
-        self._pass = current = Pass(self._source, self.epoch, resume, seed)
+        self._pass = current = Pass(
+            self._source, self.epoch, resume, seed=seed, elastic=self.elastic
+        )
         batches = self._copied(iter(self._loader_of_requests()))
         # After torch's own draw from the global generator, as where torch iterates by itself.
         current.prepare()
@@ -241,13 +243,11 @@ class SaveableDataLoader(DataLoader[Any]):
             )
         check_same("dataset", state["data"], data_fingerprint(self.dataset))
         check_same("plan", state["plan"], self._source.settings())
-        batches, start, present = state["position"], state["start"], self._source.world_size
-        if not state["finished"]:
-            if self.elastic and (batches - start) % present:
-                logger.info("what is left after micro-batch %d is dealt out anew", batches)
-                start = batches
-            check_world_size(batches, start, state["world_size"], present)
-        return Position.from_fields(state, start)
+        if not (state["finished"] or self.elastic):
+            check_world_size(
+                state["position"], state["start"], state["world_size"], self._source.world_size
+            )
+        return Position.from_fields(state)
 
     def _iterate_stream(self, resume: StreamPosition | None) -> Iterator[Any]:
         self._pass = current = StreamPass(resume, self.epoch, self.num_workers)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from weakref import WeakMethod
 
 import numpy as np
 import torch
@@ -130,6 +131,8 @@ class Rows(StandIn):
                 return self._collate(dataset[rows[0]])
             if getattr(dataset, "__getitems__", None):
                 place = _COLLATING
+                if worker is not None and self._progress is not None:
+                    self._progress.at(worker, _COLLATING)
                 data = dataset.__getitems__(rows)
             elif worker is None or self._progress is None:
                 data = []
@@ -153,17 +156,24 @@ class Rows(StandIn):
 
 
 class Requests:
-    """A sampler for the inner loader that asks its owner anew at each pass."""
+    """A sampler for the inner loader that asks its owner anew at each pass.
+
+    The owner is referred to weakly: it holds the inner loader, and in a cycle the workers of a
+    loader that is let go would live on until the next garbage collection, maybe a forked child's.
+    """
 
     def __init__(self, begin: Callable[[], Iterator[Request]], length: Callable[[], int]) -> None:
-        self._begin = begin
-        self._length = length
+        self._begin = WeakMethod(begin)
+        self._length = WeakMethod(length)
 
     def __iter__(self) -> Iterator[Request]:
-        return self._begin()
+        begin = self._begin()
+        assert begin is not None  # the owner is there: it iterates
+        return begin()
 
     def __len__(self) -> int:
-        return self._length()
+        length = self._length()
+        return 0 if length is None else length()
 
 
 def same(batch: Any) -> Any:
@@ -185,10 +195,9 @@ def draws_nothing(dataset: Any, collate: Any) -> bool:
 
 
 def explain_worker_failure(
-    error: RuntimeError, progress: Progress | None, rows: Callable[[int], list[Any]]
-) -> RuntimeError | None:
+    text: str, progress: Progress | None, rows: Callable[[int], list[Any]]
+) -> str | None:
     """Turn torch's error about a worker into one that names rows; None for any other error."""
-    text = str(error)
     if progress is None or not _WORKER_FAILED.search(text):
         return None
     seen = progress.read()
@@ -196,11 +205,11 @@ def explain_worker_failure(
     lines = []
     for pid, batch, place in dead or seen:
         asked = rows(batch)
-        what = f"row {asked[place]!r}" if 0 <= place < len(asked) else f"collating rows {asked!r}"
+        what = f"row {asked[place]!r}" if 0 <= place < len(asked) else f"rows {asked!r} together"
         lines.append(f"worker pid {pid} was on {what} of batch {batch}")
     if not lines:
         return None
-    return RuntimeError(
+    return (
         f"{text} ({'; '.join(lines)}). Fetch that row with num_workers=0 to see why, or look for "
         "the kernel's out-of-memory killer"
     )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ._loader_source import Source
+    from ._plan import EpochPlan
 
 logger = logging.getLogger(__name__)
 
@@ -32,16 +33,25 @@ class Pass:
         Where to begin; None for the first batch.
     seed
         The seed of what is drawn while rows are fetched; None where nothing is drawn.
+    elastic
+        Where the ranks do not reach the position, deal out anew what is left after it.
     """
 
     def __init__(
-        self, source: Source, epoch: int, resume: Position | None, seed: int | None
+        self,
+        source: Source,
+        epoch: int,
+        resume: Position | None,
+        *,
+        seed: int | None,
+        elastic: bool = False,
     ) -> None:
         self.source = source
         self.epoch = epoch
         self.handed_out = 0
         self._resume = resume
         self._seed = seed
+        self._elastic = elastic
         self._drawn: int | None = None
         self._order: int | None = None
         self._deal: Deal | None = None
@@ -69,10 +79,7 @@ class Pass:
                     {"checksum of the sampler's order": resume.order},
                     {"checksum of the sampler's order": self._order},
                 )
-        start = 0 if resume is None else resume.start
-        deal = self._deal = Deal(plan, source.world_size, start, source.drop_round)
-        if resume is not None:
-            self.handed_out = _seek(deal, resume)
+        deal = self._deal = self._seek(plan)
         if deal.left_out and not source.drop_round:
             logger.warning(
                 "%d rows are left for %d ranks, fewer than one each and with no batch before them "
@@ -120,6 +127,27 @@ class Pass:
         """Return the rows of a batch of this rank."""
         return [] if self._deal is None else self._deal.rows(number, self.source.rank)[1]
 
+    def _seek(self, plan: EpochPlan) -> Deal:
+        """Return the deal, and note how much of it is done."""
+        source, resume = self.source, self._resume
+        start = 0 if resume is None else resume.start
+        deal = Deal(plan, source.world_size, start, source.drop_round)
+        if resume is None:
+            return deal
+        if resume.finished:
+            self.handed_out = deal.rounds
+            return deal
+        if resume.batches > plan.batches:
+            raise ValueError(
+                f"a position of at most {plan.batches} batches is required, got "
+                f"{resume.batches!r}: the state was saved for more data or smaller batches"
+            )
+        if self._elastic and not deal.reaches(resume.batches):
+            logger.info("what is left after micro-batch %d is dealt out anew", resume.batches)
+            deal = Deal(plan, source.world_size, resume.batches, source.drop_round)
+        self.handed_out = deal.rounds_done(resume.batches)
+        return deal
+
     def _seed_at(self, place: int) -> int | None:
         return None if self._seed is None else mix(self._seed, self.epoch, place)
 
@@ -138,27 +166,20 @@ class HandOut:
         return self
 
     def __next__(self) -> Any:
+        message = None
         try:
             batch = next(self._batches)
         except RuntimeError as error:
-            explained = explain_worker_failure(error, self._progress, self._pass.rows_of)
-            if explained is None:
+            message = explain_worker_failure(str(error), self._progress, self._pass.rows_of)
+            if message is None:
                 raise
-            raise explained from error
+        if message is not None:
+            # Raised here and not from torch's error, whose traceback would keep the iterator and
+            # with it the other workers alive, to be shut down at some later time.
+            self._batches = iter(())
+            raise RuntimeError(message)
         self._pass.handed_out += 1
         return batch
 
     def __len__(self) -> int:
         return self._pass.rounds
-
-
-def _seek(deal: Deal, resume: Position) -> int:
-    """Return the round at which a position lies."""
-    if resume.finished:
-        return deal.rounds
-    if resume.batches > deal.plan.batches:
-        raise ValueError(
-            f"a position of at most {deal.plan.batches} batches is required, got "
-            f"{resume.batches!r}: the state was saved for more data or smaller batches"
-        )
-    return deal.rounds_done(resume.batches)

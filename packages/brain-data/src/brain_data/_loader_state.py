@@ -58,12 +58,12 @@ class Position:
         return fields | {key: value for key, value in optional.items() if value is not None}
 
     @classmethod
-    def from_fields(cls, state: dict[str, Any], start: int) -> Position:
-        """Return a saved position; ``start`` takes the place of the saved one."""
+    def from_fields(cls, state: dict[str, Any]) -> Position:
+        """Return a saved position."""
         return cls(
             epoch=state["epoch"],
             batches=state["position"],
-            start=start,
+            start=state["start"],
             finished=state["finished"],
             drawn=state.get("drawn"),
             order=state.get("order"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import copy
+import itertools
 import logging
 import multiprocessing
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Place = tuple[int, Any]
-"""Batches that a worker has given, and the dataset's own state after them or None."""
+Place = tuple[int, Any, bool]
+"""Batches that a worker has given, the dataset's own state or None, and whether that was all."""
 
 _WAIT = "wait"
 _END = object()
@@ -39,6 +41,8 @@ class StreamPosition:
         The workers that the stream was shared out to: each has a part of its own.
     batches
         Batches handed out.
+    finished
+        Whether the pass was over.
     turn
         The worker whose batch is next.
     places
@@ -48,6 +52,7 @@ class StreamPosition:
     epoch: int | None
     num_workers: int
     batches: int = 0
+    finished: bool = False
     turn: int = 0
     places: dict[int, Place] = field(default_factory=dict)
 
@@ -57,6 +62,7 @@ class StreamPosition:
             "epoch": self.epoch,
             "num_workers": self.num_workers,
             "position": self.batches,
+            "finished": self.finished,
             "turn": self.turn,
             "workers": {str(worker): list(place) for worker, place in sorted(self.places.items())},
         }
@@ -66,9 +72,10 @@ class StreamPosition:
         """Return the position that a plain number of batches stands for."""
         shares = max(1, num_workers)
         places: dict[int, Place] = {
-            worker: ((batches - worker + shares - 1) // shares, None) for worker in range(shares)
+            worker: ((batches - worker + shares - 1) // shares, None, False)
+            for worker in range(shares)
         }
-        return cls(None, num_workers, batches, batches % shares, places)
+        return cls(None, num_workers, batches, turn=batches % shares, places=places)
 
     @classmethod
     def checked(cls, state: dict[str, Any], dataset: Any, num_workers: int) -> StreamPosition:
@@ -84,14 +91,21 @@ class StreamPosition:
                 f"IterableDataset has a part of its own, got {num_workers!r}: give the loader as "
                 "many, or a dataset with rows"
             )
-        places = {int(worker): (place[0], place[1]) for worker, place in state["workers"].items()}
+        places: dict[int, Place] = {int(k): (v[0], v[1], v[2]) for k, v in state["workers"].items()}
         own = any(place[1] is not None for place in places.values())
         if own and not hasattr(dataset, "load_state_dict"):
             raise ValueError(
                 "a dataset with load_state_dict is required for its saved state, got "
                 f"{type(dataset).__name__!r}: give the loader the dataset that it had"
             )
-        return cls(state["epoch"], num_workers, state["position"], state["turn"], places)
+        return cls(
+            state["epoch"],
+            num_workers,
+            state["position"],
+            finished=state["finished"],
+            turn=state["turn"],
+            places=places,
+        )
 
 
 class Stream(StandIn, IterableDataset[Any]):
@@ -132,46 +146,53 @@ class Stream(StandIn, IterableDataset[Any]):
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         resume, self._resume = self._resume, None  # for one pass only
-        done, state, turn = 0, None, 0
-        if resume is not None:
-            (done, state), turn = resume.places.get(worker, (0, None)), resume.turn
+        resume = StreamPosition(None, workers) if resume is None else resume
+        done, state, ended = resume.places.get(worker, (0, None, False))
+        if ended or resume.finished:
+            return
         epoch = int(self._epoch.value)
+        seeds = (mix(self._seed, epoch, place) for place in itertools.count(worker, workers))
         if hasattr(self._dataset, "set_epoch"):
             self._dataset.set_epoch(epoch)
         if state is not None:
             self._dataset.load_state_dict(state)
         rows = iter(self._dataset)
-        if state is None and done:
-            read = done * (self._batch_size or 1)
-            next(islice(rows, read, read), None)
-        if worker < turn:
+        for seed in itertools.islice(seeds, done):
+            if state is None:  # read again, drawing what was drawn
+                with _seeding(seed):
+                    collections.deque(itertools.islice(rows, self._batch_size or 1), maxlen=0)
+        if worker < resume.turn:
             yield worker, _WAIT, None
-        while (
-            batch := self._batch(rows, mix(self._seed, epoch, done * workers + worker))
-        ) is not _END:
+        for seed in seeds:
+            with _seeding(seed):
+                batch, ended = self._take(rows)
+            if batch is _END:
+                return
             done += 1
-            yield worker, (done, self._state()), batch
+            yield worker, (done, self._state(), ended), batch
 
-    def _batch(self, rows: Iterator[Any], seed: int) -> Any:
-        if get_worker_info() is not None:
-            seed_generators(seed)
-            return self._take(rows)
-        with seeded(seed):
-            return self._take(rows)
-
-    def _take(self, rows: Iterator[Any]) -> Any:
+    def _take(self, rows: Iterator[Any]) -> tuple[Any, bool]:
         if self._batch_size is None:
             row = next(rows, _END)
-            return row if row is _END else self._collate(row)
-        taken = list(islice(rows, self._batch_size))
-        if not taken or (self._drop_last and len(taken) < self._batch_size):
-            return _END
-        return self._collate(taken)
+            return (row if row is _END else self._collate(row)), row is _END
+        taken = list(itertools.islice(rows, self._batch_size))
+        short = len(taken) < self._batch_size
+        if not taken or (short and self._drop_last):
+            return _END, True
+        return self._collate(taken), short
 
     def _state(self) -> Any:
         own = getattr(self._dataset, "state_dict", None)
         # A worker's is copied by being sent; in the main process the dataset may go on editing it.
         return copy.deepcopy(own()) if callable(own) else None
+
+
+def _seeding(seed: int) -> AbstractContextManager[None]:
+    """Seed for a block: a worker's generators for good, the main process's until its end."""
+    if get_worker_info() is None:
+        return seeded(seed)
+    seed_generators(seed)
+    return nullcontext()
 
 
 class StreamPass:
@@ -181,13 +202,16 @@ class StreamPass:
         resume = StreamPosition(epoch, num_workers) if resume is None else resume
         self.epoch = epoch
         self.handed_out = resume.batches
+        self._finished = resume.finished
         self._num_workers = num_workers
         self._turn = resume.turn
         self._places = dict(resume.places)
 
     def announce(self, dataset: Any) -> None:
         """Say how the stream gets to where it was."""
-        if any(state is not None for _, state in self._places.values()):
+        if self._finished:
+            return
+        if any(place[1] is not None for place in self._places.values()):
             logger.info("the stream goes on at batch %d by its own state", self.handed_out)
         elif self.handed_out:
             logger.warning(
@@ -207,11 +231,17 @@ class StreamPass:
             self._turn = (item.worker + 1) % max(1, self._num_workers)
             self._places[item.worker] = item.place
             yield item.batch
+        self._finished = True
 
     def position(self) -> StreamPosition:
         """Return where a pass that takes over from this one goes on."""
         return StreamPosition(
-            self.epoch, self._num_workers, self.handed_out, self._turn, dict(self._places)
+            self.epoch,
+            self._num_workers,
+            self.handed_out,
+            finished=self._finished,
+            turn=self._turn,
+            places=dict(self._places),
         )
 
 

@@ -156,17 +156,25 @@ class Deal:
             return self.plan.batches
         return self.start + rounds_done * self.world_size
 
+    def reaches(self, position: int) -> bool:
+        """Tell whether a round begins at a position, or the epoch ends there."""
+        done, inside = divmod(position - self.start, self.world_size)
+        if position >= self.plan.batches:
+            return True
+        # Past the last full round only the split one begins; a joined one has begun before.
+        return 0 <= done <= self.full_rounds and not inside
+
     def rounds_done(self, position: int) -> int:
         """Return the round that begins at a position, which must be a boundary."""
+        if not self.reaches(position):
+            raise ValueError(
+                f"a position that {self.world_size} ranks reach and can go on from is required, "
+                f"got micro-batch {position!r} of {self.plan.batches}: use one of the world sizes "
+                f"{reaching_world_sizes(self.plan, position, self.start)}"
+            )
         if position >= self.plan.batches:
             return self.rounds
-        done, inside = divmod(position - self.start, self.world_size)
-        if inside or done < 0:
-            raise ValueError(
-                f"a position that {self.world_size} ranks reach is required, got {position!r}: use "
-                f"one of the world sizes {valid_world_sizes(position, self.start)}"
-            )
-        return min(done, self.rounds)
+        return min((position - self.start) // self.world_size, self.rounds)
 
 
 def cut(order: Ints | Sequence[Any], batch_size: int, *, drop_last: bool = False) -> EpochPlan:
@@ -200,6 +208,15 @@ def valid_world_sizes(position: int, start: int = 0) -> list[int]:
     """Return the world sizes that reach a position at the end of a round."""
     dealt = position - start
     return [size for size in range(1, min(dealt, _VALID_SIZES_UP_TO) + 1) if dealt % size == 0]
+
+
+def reaching_world_sizes(plan: EpochPlan, position: int, start: int = 0) -> list[int]:
+    """Return the world sizes that can go on from a position without leaving a row out."""
+    return [
+        size
+        for size in valid_world_sizes(position, start)
+        if Deal(plan, size, start).reaches(position)
+    ]
 
 
 def _split_round(plan: EpochPlan, first: int, world_size: int) -> tuple[Ints, ...]:

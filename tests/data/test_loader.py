@@ -1,0 +1,507 @@
+"""SaveableDataLoader over datasets with rows: its position, its state, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, SequentialSampler
+
+from brain_data import (
+    ConcatDatasetBatchSampler,
+    DistributedSamplerWrapper,
+    DynamicBatchSampler,
+    ReproducibleRandomSampler,
+    ReproducibleWeightedRandomSampler,
+    SaveableDataLoader,
+)
+
+
+def listed(batches: Any) -> list[list[int]]:
+    return [batch.tolist() for batch in batches]
+
+
+def shuffled(rows: int = 50, batch_size: int = 4, seed: int = 1, **kwargs: Any) -> Any:
+    sampler = ReproducibleRandomSampler(range(rows), seed=seed)
+    return SaveableDataLoader(range(rows), batch_size=batch_size, sampler=sampler, **kwargs)
+
+
+def on_rank(rank: int, world_size: int, rows: int = 50, batch_size: int = 2, **kwargs: Any) -> Any:
+    batches = BatchSampler(
+        ReproducibleRandomSampler(range(rows), seed=1), batch_size, drop_last=False
+    )
+    sampler = DistributedSamplerWrapper(batches, num_replicas=world_size, rank=rank)
+    return SaveableDataLoader(range(rows), batch_sampler=sampler, **kwargs)
+
+
+def after(loader: Any, batches: int) -> dict[str, Any]:
+    """The state of a loader after some batches, as it comes back from a file."""
+    iterator = iter(loader)
+    for _ in range(batches):
+        next(iterator)
+    return json.loads(json.dumps(loader.state_dict()))
+
+
+SAMPLERS: dict[str, Any] = {
+    "sequential": lambda: {"batch_size": 3},
+    "random": lambda: {"batch_size": 3, "sampler": ReproducibleRandomSampler(range(40))},
+    "drop last": lambda: {
+        "batch_size": 3, "sampler": ReproducibleRandomSampler(range(40)), "drop_last": True,
+    },
+    "weighted": lambda: {
+        "batch_size": 3,
+        "sampler": ReproducibleWeightedRandomSampler(list(range(1, 41)), 30, replacement=True),
+    },
+    "dynamic": lambda: {
+        "batch_sampler": DynamicBatchSampler(
+            range(40), 60, num_buckets=4, lengths_list=list(range(1, 41))
+        )
+    },
+    "concatenated": lambda: {
+        "batch_sampler": ConcatDatasetBatchSampler(
+            [ReproducibleRandomSampler(range(15)), ReproducibleRandomSampler(range(25))], [2, 3]
+        )
+    },
+    "no batches": lambda: {"batch_size": None, "sampler": ReproducibleRandomSampler(range(40))},
+    "lists as rows": lambda: {
+        "batch_size": None,
+        "sampler": BatchSampler(ReproducibleRandomSampler(range(40)), 4, drop_last=False),
+    },
+    "a batch sampler of one's own": lambda: {
+        "batch_sampler": [[3, 1], [2], [39, 0, 7], [5]]
+    },
+}  # fmt: skip
+
+
+class Squares:
+    """Rows that may be asked for one by one or by a list."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, row: Any) -> torch.Tensor:
+        return torch.as_tensor(row) ** 2
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_pass_is_what_torch_gives_and_goes_on_from_any_batch(name: str) -> None:
+    """For every kind of sampler, the rest after a restart is the rest without one."""
+    whole = [batch.tolist() for batch in DataLoader(Squares(), **SAMPLERS[name]())]
+    assert listed(SaveableDataLoader(Squares(), **SAMPLERS[name]())) == whole
+    for done in range(len(whole) + 1):
+        state = after(SaveableDataLoader(Squares(), **SAMPLERS[name]()), done)
+        again = SaveableDataLoader(Squares(), **SAMPLERS[name]())
+        again.load_state_dict(state)
+        assert listed(again) == whole[done:]
+        assert listed(again) == whole
+        assert len(json.dumps(state)) < 1000
+
+
+def test_random_runs_take_every_row_once_and_steps_do_not_depend_on_the_ranks() -> None:
+    """Loaders of 1 to 12 ranks, stopped and continued, take the one-process rows step by step."""
+    draw = random.Random(7)
+    for _ in range(40):
+        rows, size, epoch = draw.randint(30, 90), draw.randint(1, 4), draw.randrange(3)
+        micro = -(-rows // size)
+        position, steps, state = 0, {}, None
+        while position < micro:
+            fits = [w for w in (1, 2, 3, 4, 6, 12) if w <= rows % 12 or not rows % 12 or w == 1]
+            world_size = draw.choice(fits)
+            loaders = [on_rank(r, world_size, rows, size) for r in range(world_size)]
+            for loader in loaders:
+                loader.set_epoch(epoch)
+                if state is not None:
+                    loader.load_state_dict(state)
+            iterators = [iter(loader) for loader in loaders]
+            for _ in range(draw.randint(1, 3) * 12 // world_size):
+                batches = [next(iterator, None) for iterator in iterators]
+                if batches[0] is None:
+                    break
+                step = steps.setdefault(position // 12, [])
+                step.extend(row for batch in batches for row in batch.tolist())
+                position += world_size
+            states = [loader.state_dict() for loader in loaders]
+            assert all(state == states[0] for state in states)
+            state = json.loads(json.dumps(states[0]))
+            assert len(json.dumps(state)) < 1000
+            position = state["position"]
+        order = ReproducibleRandomSampler(range(rows), seed=1, epoch=epoch).order().tolist()
+        taken = [sorted(step) for _, step in sorted(steps.items())]
+        assert sorted(row for step in taken for row in step) == list(range(rows))
+        for index, step in enumerate(taken[:-1]):
+            assert step == sorted(order[index * 12 * size : (index + 1) * 12 * size])
+
+
+def test_the_state_counts_what_was_handed_out_not_what_was_fetched() -> None:
+    """Workers run ahead; the position does not."""
+    loader = shuffled(num_workers=2, prefetch_factor=4)
+    iterator = iter(loader)
+    assert loader.state_dict()["position"] == 0
+    next(iterator)
+    assert loader.state_dict()["position"] == 1
+
+
+def test_several_stops_in_one_epoch() -> None:
+    """Each restart begins where the one before it stopped."""
+    whole, seen, state = listed(shuffled()), [], None
+    for _ in range(len(whole)):
+        loader = shuffled()
+        if state is not None:
+            loader.load_state_dict(state)
+        iterator = iter(loader)
+        seen.append(next(iterator).tolist())
+        state = loader.state_dict()
+    assert seen == whole
+
+
+def test_a_state_saved_before_the_first_batch_after_a_restart_is_the_loaded_one() -> None:
+    """Saving again at once loses nothing."""
+    state = after(shuffled(), 5)
+    loader = shuffled()
+    loader.load_state_dict(state)
+    assert loader.state_dict() == state
+    iterator = iter(loader)
+    assert loader.state_dict() == state
+    next(iterator)
+    assert loader.state_dict()["position"] == 6
+
+
+def test_a_finished_pass_goes_on_with_nothing_and_then_from_the_start() -> None:
+    """As when a run is stopped in the validation after an epoch."""
+    loader = shuffled()
+    loader.load_state_dict(after(shuffled(), len(loader)))
+    assert listed(loader) == []
+    assert listed(loader) == listed(shuffled())
+
+
+def test_an_unfinished_pass_begun_again_starts_at_its_first_batch() -> None:
+    """As torch's loader does."""
+    loader = shuffled()
+    next(iter(loader))
+    assert listed(loader) == listed(shuffled())
+
+
+def test_each_epoch_has_its_order_and_the_loader_tells_its_sampler() -> None:
+    """The epoch reaches the sampler inside the wrapper, too."""
+    loader, ranked = shuffled(), on_rank(0, 2)
+    first, first_ranked = listed(loader), listed(ranked)
+    loader.set_epoch(1)
+    ranked.set_epoch(1)
+    assert loader.sampler.epoch == loader.epoch == ranked.epoch == 1
+    assert listed(loader) != first
+    assert listed(ranked) != first_ranked
+    loader.set_epoch(0)
+    assert listed(loader) == first
+
+
+def test_a_position_is_kept_for_its_own_epoch_and_dropped_for_another() -> None:
+    """Setting the epoch that a run resumes in is part of the loop."""
+    state = after(shuffled(), 5)
+    kept, dropped = shuffled(), shuffled()
+    kept.load_state_dict(state)
+    kept.set_epoch(0)
+    dropped.load_state_dict(state)
+    dropped.set_epoch(1)
+    assert len(listed(kept)) == 8
+    assert len(listed(dropped)) == 13
+
+
+def test_torchs_own_shuffling_is_continued_too() -> None:
+    """The seed that torch's RandomSampler draws is part of the state."""
+    torch.manual_seed(3)
+    expected = listed(DataLoader(range(20), batch_size=3, shuffle=True))
+    torch.manual_seed(3)
+    loader = SaveableDataLoader(range(20), batch_size=3, shuffle=True)
+    assert listed(loader) == expected
+    again = SaveableDataLoader(range(20), batch_size=3, shuffle=True)
+    state = after(loader, 2)
+    rest = listed(loader)
+    loader.load_state_dict(state)
+    again.load_state_dict(state)
+    assert listed(again) == listed(loader) != rest[2:]
+
+
+def test_an_iterator_draws_from_the_global_generator_as_torchs_does() -> None:
+    """What a model draws afterwards is equal, bit for bit."""
+    for make in (
+        lambda cls: cls(range(9), batch_size=2),
+        lambda cls: cls(range(9), batch_size=2, shuffle=True),
+        lambda cls: cls(range(9), batch_size=2, sampler=ReproducibleRandomSampler(range(9))),
+    ):
+        draws = []
+        for cls in (DataLoader, SaveableDataLoader):
+            torch.manual_seed(11)
+            list(make(cls))
+            draws.append(torch.rand(3).tolist())
+        assert draws[0] == draws[1]
+
+
+def test_an_endless_sampler_is_continued_by_iterating_it() -> None:
+    """A sampler without a length has no plan."""
+
+    class Endless(Sampler[int]):
+        def __iter__(self) -> Any:
+            row = 0
+            while True:
+                yield row % 7
+                row += 1
+
+    def make() -> Any:
+        return SaveableDataLoader(range(7), batch_size=3, sampler=Endless())
+
+    state = after(make(), 4)
+    loader = make()
+    loader.load_state_dict(state)
+    assert next(iter(loader)).tolist() == [5, 6, 0]
+
+
+def test_changed_data_or_settings_are_refused_by_name() -> None:
+    """The error says what it was and what it is."""
+    state = after(shuffled(), 5)
+    for other, words in (
+        (shuffled(rows=51), r"dataset.*rows was 50 and is 51"),
+        (shuffled(batch_size=5), r"plan.*batch_size was 4 and is 5"),
+        (shuffled(seed=2), r"plan.*seed was 1 and is 2"),
+        (
+            SaveableDataLoader(range(50), batch_size=4),
+            r"sampler was 'Repro.*is 'SequentialSampler'",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            other.load_state_dict(state)
+        assert other.state_dict()["position"] == 0
+
+
+def test_changed_lengths_are_refused() -> None:
+    """They decide the batches."""
+
+    def make(last: int) -> Any:
+        lengths = [*range(1, 20), last]
+        sampler = DynamicBatchSampler(range(20), 60, num_buckets=3, lengths_list=lengths)
+        return SaveableDataLoader(range(20), batch_sampler=sampler)
+
+    state = after(make(20), 2)
+    with pytest.raises(ValueError, match=r"plan.*lengths was"):
+        make(21).load_state_dict(state)
+
+
+def test_changed_row_ids_are_refused() -> None:
+    """As many rows, but others."""
+
+    class Named(list[int]):
+        def __init__(self, ids: list[str]) -> None:
+            super().__init__(range(len(ids)))
+            self.data_ids = ids
+
+    state = after(SaveableDataLoader(Named(["a", "b", "c"])), 1)
+    with pytest.raises(ValueError, match=r"dataset.*ids was"):
+        SaveableDataLoader(Named(["a", "c", "b"])).load_state_dict(state)
+
+
+def test_an_order_that_only_its_sampler_knows_is_compared_when_it_is_made() -> None:
+    """A generator that stands elsewhere gives another order: going on would repeat rows."""
+
+    def make(seed: int) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        sampler = RandomSampler(range(30), generator=generator)
+        return SaveableDataLoader(range(30), batch_size=4, sampler=sampler)
+
+    whole, state = listed(make(1)), after(make(1), 3)
+    same, other = make(1), make(2)
+    same.load_state_dict(state)
+    other.load_state_dict(state)
+    assert listed(same) == whole[3:]
+    with pytest.raises(ValueError, match=r"one order .*checksum of the sampler's order was"):
+        iter(other)
+
+
+def test_another_world_size_goes_on_where_it_reaches_the_position() -> None:
+    """Two ranks' four batches are four of one rank, or one of each of four."""
+    state = after(on_rank(0, 2), 2)
+    assert state["position"] == 4
+    order = ReproducibleRandomSampler(range(50), seed=1).order().tolist()
+    for world_size in (1, 2, 4):
+        loaders = [on_rank(r, world_size) for r in range(world_size)]
+        for loader in loaders:
+            loader.load_state_dict(state)
+        taken = [row for loader in loaders for batch in listed(loader) for row in batch]
+        assert sorted(taken) == sorted(order[8:])
+
+
+def test_a_world_size_that_does_not_reach_the_position_is_refused_with_those_that_do() -> None:
+    """The error says what to do."""
+    with pytest.raises(
+        ValueError, match=r"got 3 \(the state was saved on 2\).*\[1, 2, 4\].*elastic"
+    ):
+        on_rank(0, 3).load_state_dict(after(on_rank(0, 2), 2))
+
+
+def test_elastic_deals_out_what_is_left_on_any_world_size() -> None:
+    """Nothing is repeated or lost, also over a second stop; only the grouping is another."""
+    state = after(on_rank(0, 2), 2)
+    order = ReproducibleRandomSampler(range(50), seed=1).order().tolist()
+    loaders = [on_rank(r, 3, elastic=True) for r in range(3)]
+    taken = []
+    for loader in loaders:
+        loader.load_state_dict(state)
+        taken += [row for batch in listed(islice(loader, 2)) for row in batch]
+        middle = loader.state_dict()
+    again = [on_rank(r, 3) for r in range(3)]
+    for loader in again:
+        loader.load_state_dict(middle)
+        taken += [row for batch in listed(loader) for row in batch]
+    assert sorted(taken) == sorted(order[8:])
+
+
+def test_speechbrains_number_is_read_and_written(tmp_path: Any) -> None:
+    """The file holds what the reference writes; a number alone is enough to go on."""
+    loader = shuffled()
+    loader._speechbrain_save(tmp_path / "new.ckpt")
+    assert (tmp_path / "new.ckpt").read_text() == "None"
+    state = after(loader, 5)
+    loader._speechbrain_save(tmp_path / "dataloader-TRAIN.ckpt")
+    assert (tmp_path / "dataloader-TRAIN.ckpt").read_text() == "5"
+    assert json.loads((tmp_path / "dataloader-TRAIN.json").read_text()) == state
+    for path in (tmp_path / "dataloader-TRAIN.ckpt", tmp_path / "theirs.ckpt"):
+        path.write_text("5")
+        again = shuffled()
+        again._speechbrain_load(path, end_of_epoch=False)
+        again.set_epoch(0)
+        assert listed(again) == listed(shuffled())[5:]
+
+
+def test_the_number_of_a_run_by_speechbrain_is_for_the_epoch_that_the_loop_sets(
+    tmp_path: Any,
+) -> None:
+    """It does not say its epoch, so that setting one must not drop it."""
+    (tmp_path / "theirs.ckpt").write_text("5")
+    loader, other = shuffled(), shuffled()
+    loader._speechbrain_load(tmp_path / "theirs.ckpt", end_of_epoch=False)
+    loader.set_epoch(2)
+    other.set_epoch(2)
+    assert listed(loader) == listed(other)[5:]
+
+
+def test_an_end_of_epoch_checkpoint_starts_the_next_epoch_at_its_first_batch(tmp_path: Any) -> None:
+    """As in the reference."""
+    loader = shuffled()
+    list(loader)
+    loader._speechbrain_save(tmp_path / "loader.ckpt")
+    again = shuffled()
+    again._speechbrain_load(tmp_path / "loader.ckpt", end_of_epoch=True)
+    assert len(listed(again)) == len(again)
+
+
+def test_a_checkpoint_loaded_for_its_model_leaves_an_iterated_loader_alone(tmp_path: Any) -> None:
+    """As in the reference: the file is read before training only."""
+    loader = shuffled()
+    after(loader, 5)
+    loader._speechbrain_save(tmp_path / "loader.ckpt")
+    loader._speechbrain_load(tmp_path / "loader.ckpt", end_of_epoch=False)
+    assert len(listed(loader)) == len(loader)
+
+
+def test_the_marks_of_the_checkpointer_are_on_the_methods() -> None:
+    """brain-ckpt and SpeechBrain find them by these attributes."""
+    assert SaveableDataLoader._speechbrain_save._speechbrain_saver
+    assert SaveableDataLoader._speechbrain_load._speechbrain_loader
+
+
+def test_a_file_that_is_no_position_is_an_error(tmp_path: Any) -> None:
+    """The error names the file."""
+    (tmp_path / "x.ckpt").write_text("hello")
+    with pytest.raises(ValueError, match=r"x\.ckpt must hold a number of batches.*'hello'"):
+        shuffled()._speechbrain_load(tmp_path / "x.ckpt", end_of_epoch=False)
+
+
+def test_a_position_beyond_the_data_is_an_error(tmp_path: Any) -> None:
+    """A number of SpeechBrain's comes without a fingerprint."""
+    (tmp_path / "x.ckpt").write_text("99")
+    loader = shuffled()
+    loader._speechbrain_load(tmp_path / "x.ckpt", end_of_epoch=False)
+    with pytest.raises(ValueError, match=r"at most 13 batches is required, got 99"):
+        iter(loader)
+
+
+def test_what_is_not_a_state_is_refused() -> None:
+    """Another version's, or another object's."""
+    with pytest.raises(ValueError, match=r"format 1 is required, got None"):
+        shuffled().load_state_dict({"lr": 0.1})
+
+
+def test_batches_out_of_order_are_refused() -> None:
+    """A count says nothing then."""
+    with pytest.raises(ValueError, match=r"in_order must be True.*use torch.utils.data.DataLoader"):
+        SaveableDataLoader(range(3), in_order=False)
+
+
+def test_an_empty_batch_list_is_an_epoch_of_nothing() -> None:
+    """No rows with drop_last, say."""
+    loader = SaveableDataLoader(range(3), batch_size=4, drop_last=True)
+    assert list(loader) == []
+    assert len(loader) == 0
+    assert loader.state_dict()["finished"]
+
+
+def test_torchs_own_attributes_and_length_stay() -> None:
+    """What reads a DataLoader reads this one."""
+    loader = SaveableDataLoader(range(10), batch_size=3)
+    assert (loader.batch_size, len(loader), len(loader.dataset)) == (3, 4, 10)
+    assert isinstance(loader, DataLoader)
+    assert isinstance(loader.sampler, SequentialSampler)
+    assert len(iter(loader)) == 4
+
+
+def test_every_rank_has_the_length_that_it_says() -> None:
+    """Progress bars and schedulers read it, on a rows' sampler too."""
+    draw = random.Random(5)
+    for _ in range(100):
+        rows, size, world_size = draw.randint(1, 60), draw.randint(1, 7), draw.randint(1, 5)
+        drop_last = draw.random() < 0.5
+        lengths = set()
+        for rank in range(world_size):
+            sampler = DistributedSamplerWrapper(SequentialSampler(range(rows)), world_size, rank)
+            loader = SaveableDataLoader(
+                range(rows), batch_size=size, sampler=sampler, drop_last=drop_last
+            )
+            if rows >= world_size:
+                assert len(list(loader)) == len(loader)
+            lengths.add(len(loader))
+        assert len(lengths) == 1
+
+
+def test_rows_that_cannot_be_dealt_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Two rows on three ranks: nobody gets one, and the log says so."""
+    assert list(on_rank(1, 3, rows=2)) == []
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "2 rows are left for 3 ranks" in caplog.text
+
+
+def test_an_error_in_a_row_says_which_row() -> None:
+    """Its type stays; the note names the row and the batch."""
+
+    class Broken(list[int]):
+        def __getitem__(self, row: Any) -> Any:
+            if row == 7:
+                raise KeyError("wav")
+            return row
+
+    with pytest.raises(KeyError, match=r"wav") as caught:
+        list(SaveableDataLoader(Broken(range(10)), batch_size=4))
+    if hasattr(caught.value, "__notes__"):
+        assert caught.value.__notes__ == ["raised by row 7 of batch 1"]
+
+
+def test_a_row_that_raises_stop_iteration_does_not_end_the_epoch() -> None:
+    """In torch's loader it does, in silence."""
+
+    class Broken(list[int]):
+        def __getitem__(self, row: Any) -> Any:
+            raise StopIteration
+
+    with pytest.raises(RuntimeError, match=r"StopIteration by row 0 of batch 0"):
+        list(SaveableDataLoader(Broken(range(10)), batch_size=4))

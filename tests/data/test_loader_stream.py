@@ -1,0 +1,180 @@
+"""SaveableDataLoader over an IterableDataset."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from brain_data import SaveableDataLoader
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
+
+
+class Plain(IterableDataset[int]):
+    """A stream without a state of its own; workers share it out."""
+
+    def __init__(self, rows: int = 30) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Any:
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        yield from range(worker, self.rows, workers)
+
+
+class Stateful(IterableDataset[int]):
+    """A stream that knows where it is, as Hugging Face's do."""
+
+    def __init__(self, rows: int = 30) -> None:
+        self.rows = rows
+        self.done = 0
+        self.read = 0
+
+    def __iter__(self) -> Any:
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        mine = range(worker, self.rows, workers)
+        first, self.done = self.done, 0
+        for place in range(first, len(mine)):
+            self.read += 1
+            self.done = place + 1
+            yield mine[place]
+        self.done = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.done = state["done"]
+
+
+class Noisy(Plain):
+    """Draws for each row."""
+
+    def __iter__(self) -> Any:
+        for row in super().__iter__():
+            yield [row, random.random(), torch.rand(()).item()]
+
+
+def keep(rows: Any) -> Any:
+    return rows
+
+
+@pytest.mark.parametrize("kind", [Plain, Stateful, Noisy])
+@pytest.mark.parametrize("workers", [0, 2, 3])
+def test_a_stream_goes_on_where_it_was(kind: Any, workers: int) -> None:
+    """By its own state or by reading again, the rest is what it would have been."""
+
+    def make() -> Any:
+        return SaveableDataLoader(kind(), batch_size=4, num_workers=workers, collate_fn=keep)
+
+    whole = list(make())
+    if kind is not Noisy:
+        assert whole == list(DataLoader(kind(), batch_size=4, num_workers=workers, collate_fn=keep))
+    for done in (1, 3, 4, len(whole)) if workers < 3 else (4,):
+        loader = make()
+        iterator = iter(loader)
+        assert [next(iterator) for _ in range(done)] == whole[:done]
+        state = json.loads(json.dumps(loader.state_dict()))
+        again = make()
+        again.load_state_dict(state)
+        assert again.state_dict() == state
+        assert list(again) == whole[done:]
+
+
+def test_its_own_state_reads_nothing_again_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A dataset with state_dict and load_state_dict is asked for its place."""
+    caplog.set_level(logging.INFO)
+    loader = SaveableDataLoader(Stateful(), batch_size=4)
+    iterator = iter(loader)
+    next(iterator)
+    next(iterator)
+    dataset = Stateful()
+    again = SaveableDataLoader(dataset, batch_size=4)
+    again.load_state_dict(loader.state_dict())
+    assert next(iter(again)).tolist() == [8, 9, 10, 11]
+    assert dataset.read == 4
+    assert "goes on at batch 2 by its own state" in caplog.text
+
+
+def test_a_replay_is_said_in_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """It may take long."""
+    loader = SaveableDataLoader(Plain(), batch_size=4)
+    iterator = iter(loader)
+    next(iterator)
+    again = SaveableDataLoader(Plain(), batch_size=4)
+    again.load_state_dict(loader.state_dict())
+    iter(again)
+    assert "Plain has no state_dict: its first 1 batches are read again" in caplog.text
+
+
+def test_another_number_of_workers_is_refused() -> None:
+    """Each has a part of its own."""
+    loader = SaveableDataLoader(Plain(), batch_size=4)
+    next(iter(loader))
+    with pytest.raises(ValueError, match=r"num_workers=0 is required.*got 2"):
+        SaveableDataLoader(Plain(), batch_size=4, num_workers=2).load_state_dict(
+            loader.state_dict()
+        )
+
+
+def test_states_of_the_other_kind_of_dataset_are_refused() -> None:
+    """Rows have positions, streams have states."""
+    stream, rows = SaveableDataLoader(Plain()), SaveableDataLoader(range(3))
+    with pytest.raises(ValueError, match="IterableDataset is required"):
+        stream.load_state_dict(rows.state_dict())
+    with pytest.raises(ValueError, match="dataset with rows is required"):
+        rows.load_state_dict(stream.state_dict())
+
+
+def test_a_state_for_a_dataset_that_cannot_load_it_is_refused() -> None:
+    """Reading again would be silent about what changed."""
+    loader = SaveableDataLoader(Stateful(), batch_size=4)
+    next(iter(loader))
+    with pytest.raises(ValueError, match=r"load_state_dict is required.*got 'Plain'"):
+        SaveableDataLoader(Plain(), batch_size=4).load_state_dict(loader.state_dict())
+
+
+def test_speechbrains_number_replays_a_stream(tmp_path: Any) -> None:
+    """The reference cannot go on at all."""
+    (tmp_path / "x.ckpt").write_text("2")
+    for workers in (0, 2):
+        loader = SaveableDataLoader(Plain(), batch_size=4, num_workers=workers)
+        whole = [batch.tolist() for batch in loader]
+        again = SaveableDataLoader(Plain(), batch_size=4, num_workers=workers)
+        again._speechbrain_load(tmp_path / "x.ckpt", end_of_epoch=False)
+        assert [batch.tolist() for batch in again] == whole[2:]
+
+
+def test_persistent_workers_learn_the_epoch() -> None:
+    """The stream is told through the worker, and the noise is another."""
+
+    def make(workers: int) -> Any:
+        return SaveableDataLoader(
+            Noisy(), batch_size=4, num_workers=workers, persistent_workers=workers > 0,
+            collate_fn=keep,
+        )  # fmt: skip
+
+    loader, plain = make(1), make(0)
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        plain.set_epoch(epoch)
+        assert list(loader) == list(plain)
+
+
+def test_a_stream_that_drops_its_last_batch() -> None:
+    """As torch's loader does."""
+    loader = SaveableDataLoader(Plain(10), batch_size=4, drop_last=True)
+    assert [batch.tolist() for batch in loader] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert list(SaveableDataLoader(Plain(3), batch_size=None)) == [0, 1, 2]
