@@ -21,7 +21,7 @@ from brain_data import DynamicBatchSampler, DynamicItemDataset, provides, takes
 from brain_dist import ddp_init_group, if_main_process, run_on_main
 
 FULL = {
-    "--number_of_epochs": 8,
+    "--number_of_epochs": 6,
     "--hidden_size": 192,
     "--dropout": 0.2,
     "--output_folder": "results/g2p/full",
@@ -123,7 +123,7 @@ class G2PBrain(brain_core.Brain):
         """Set the next learning rate and note the loss."""
         if should_step:
             self.scheduler.step()
-        self.curves.losses.append(float(loss))
+        self.curves.losses.append(loss.item())
 
     def on_stage_start(self, stage, epoch=None):
         """Begin to count errors."""
