@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -39,6 +40,10 @@ nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
 nox.options.sessions = ["lint", "types", "isolated", "meta", "tests"]
+
+# pyenv's Pythons answer to their names only when their folders are searched, too.
+for folder in Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/3.*/bin"):
+    os.environ["PATH"] += os.pathsep + str(folder)
 
 tested_here: set[str] = set()
 """Folders of tests that a session of this run has already run against the same wheels."""
