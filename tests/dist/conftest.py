@@ -96,7 +96,7 @@ class Ranks:
             }
             script = str(Path(__file__).with_name("_rank.py"))
             process = self._context.Process(
-                target=runpy.run_path, args=(script, {"JOB": job}, "rank"), daemon=True
+                target=runpy.run_path, args=(script, {"JOB": job}, "rank")
             )
             process.start()
             sender.close()

@@ -1,5 +1,6 @@
 """Stop requests and votes."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -34,6 +35,22 @@ def test_handlers_come_back_after_an_exception():
     with pytest.raises(KeyError), StopSignal():
         raise KeyError
     assert signal.getsignal(signal.SIGTERM) is former
+
+
+def test_a_process_forked_inside_ends_by_a_signal(ranks):
+    """It has no loop that looks at the note: a pool of workers could not be ended."""
+    assert ranks(_fork_and_terminate, 1) == [-signal.SIGTERM]
+
+
+def _fork_and_terminate(rank):
+    with StopSignal() as stop:
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
+        child.start()
+        time.sleep(0.2)
+        child.terminate()
+        child.join(10)
+        assert not stop.requested
+    return child.exitcode
 
 
 def test_a_stop_may_be_requested_by_code_and_keeps_its_first_reason():

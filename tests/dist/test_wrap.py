@@ -56,6 +56,35 @@ def test_what_is_trained_is_wrapped_and_all_ranks_start_equal(ranks, parallel):
     assert first["frozen"] == [0, 0, 0]
 
 
+def _odd_tensors(rank):
+    module = nn.Linear(2, 3).requires_grad_(requires_grad=False)
+    module.weight.data = torch.full((2, 3), float(rank)).t()
+    tensors = [
+        torch.tensor(rank == 0),
+        torch.tensor([rank + 1j]),
+        torch.tensor([rank], dtype=torch.int16),
+    ]
+    for i, tensor in enumerate(
+        [*tensors, torch.zeros(0), torch.full((2,), rank, dtype=torch.bfloat16)]
+    ):
+        module.register_buffer(f"b{i}", tensor)
+    brain_dist.wrap_modules({"m": module}, device="cpu")
+    return {key: value.tolist() for key, value in module.state_dict().items() if key != "bias"}
+
+
+def test_tensors_of_every_kind_become_those_of_rank_0(ranks):
+    """Booleans, complex and short numbers, empty ones, and a transposed weight."""
+    expected = {
+        "weight": [[0.0, 0.0]] * 3,
+        "b0": True,
+        "b1": [1j],
+        "b2": [0],
+        "b3": [],
+        "b4": [0.0, 0.0],
+    }
+    assert ranks(_odd_tensors, 2) == [expected] * 2
+
+
 def _wrap_twice(rank):
     modules = _make(rank)
     brain_dist.wrap_modules(modules, device="cpu")

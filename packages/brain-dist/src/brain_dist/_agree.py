@@ -47,10 +47,14 @@ def check_same_modules(modules: Mapping[str, nn.Module] | nn.ModuleDict) -> None
 
 def broadcast_tensors(module: nn.Module) -> None:
     """Make every parameter and buffer of a module that of rank 0, in place."""
-    with torch.no_grad():
-        for tensor in [*module.parameters(), *module.buffers()]:
-            # A view of the same memory that autograd does not watch.
-            distributed.broadcast(tensor.detach(), src=0)
+    for tensor in [*module.parameters(), *module.buffers()]:
+        # A view of the same memory that autograd does not watch.
+        own = tensor.detach()
+        sent = own.contiguous().view(-1)
+        # As bytes: not every backend knows every dtype.
+        distributed.broadcast(sent.view(torch.uint8), src=0)
+        if not own.is_contiguous():
+            own.copy_(sent.view(own.shape))
 
 
 def _describe(modules: Mapping[str, nn.Module] | nn.ModuleDict) -> Description:

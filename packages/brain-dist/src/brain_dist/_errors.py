@@ -50,19 +50,16 @@ def report(error: BaseException) -> ErrorReport:
 def naming_ranks(error: BaseException, ranks: list[int], world_size: int) -> BaseException:
     """Return a like exception whose text ends with the ranks, where its text is a plain string."""
     where = f" (on rank {', '.join(map(str, ranks))} of {world_size})"
-    rebuilt: Any = error.__reduce__()
-    if (
-        isinstance(rebuilt, tuple)
-        and rebuilt[0] is type(error)
-        and len(rebuilt[1]) == 1
-        and isinstance(rebuilt[1][0], str)
-    ):
-        try:
-            named = rebuilt[0](rebuilt[1][0] + where)
-        except Exception:  # noqa: BLE001 - whatever a class of the user's does in its constructor
+    try:
+        rebuilt: Any = error.__reduce__()
+        make, args = rebuilt[:2]
+        if make is not type(error) or len(args) != 1 or not isinstance(args[0], str):
             return error
+        named = make(args[0] + where)
         vars(named).update(vars(error))
-        if type(named) is type(error) and where in str(named):
-            assert isinstance(named, BaseException)
-            return named
-    return error
+    except Exception:  # noqa: BLE001 - whatever a class of the user's does in its constructor
+        return error
+    if type(named) is not type(error) or where not in str(named):
+        return error
+    assert isinstance(named, BaseException)
+    return named

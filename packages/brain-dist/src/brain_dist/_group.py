@@ -67,10 +67,13 @@ def ddp_init_group(
     options: Options = {} if run_opts is None else run_opts
     device_type = torch.device(options.get("device") or _default_device()).type
     backend = options.get("distributed_backend") or _BACKENDS.get(device_type, "gloo")
-    _check_backend(backend, world)
+    # "cpu:gloo,cuda:nccl" names one for each kind of device.
+    names = [part.rpartition(":")[2] for part in str(backend).split(",")]
+    for name in names:
+        _check_backend(name, world)
     if timeout_s is None:
         timeout_s = options.get("distributed_timeout_s") or DEFAULT_TIMEOUT_S
-    if backend == "nccl":
+    if "nccl" in names:
         torch.cuda.set_device(world.local_rank)
     _join(backend, world, timeout_s)
     set_control_timeout(timeout_s if control_timeout_s is None else control_timeout_s)
@@ -84,7 +87,7 @@ def _default_device() -> str:
 
 
 def _check_backend(backend: str, world: World) -> None:
-    if not hasattr(distributed.Backend, str(backend).upper()):
+    if not hasattr(distributed.Backend, backend.upper()):
         raise ValueError(
             f"{backend} communication protocol doesn't exist: distributed_backend is one of "
             f"nccl, gloo, mpi, got {backend!r}; write --distributed_backend=gloo"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -63,6 +64,7 @@ class StopSignal:
         self._time_limit_s = time_limit_s
         self._deadline: float | None = None
         self._former: list[tuple[int, Any]] = []
+        self._pid = os.getpid()
 
     @property
     def requested(self) -> bool:
@@ -82,6 +84,7 @@ class StopSignal:
 
     def __enter__(self) -> Self:
         """Install the handlers and start the clock."""
+        self._pid = os.getpid()
         if self._time_limit_s is not None:
             self._deadline = time.monotonic() + self._time_limit_s
         if threading.current_thread() is threading.main_thread():
@@ -104,6 +107,11 @@ class StopSignal:
             signal.signal(number, signal.SIG_DFL if former is None else former)
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - Python's interface
+        if os.getpid() != self._pid:
+            # A process forked inside the block: it has no loop that looks, and is to end.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         self.request(signal.Signals(number).name)
 
 

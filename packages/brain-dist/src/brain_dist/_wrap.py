@@ -93,13 +93,17 @@ def wrap_modules(
     _check_options(parallel, comm_hook, mesh is not None or parallelize is not None)
     device = torch.device(device)
     check_same_modules(modules)
-    trainable = {
+    bare = {
         name: module
         for name, module in modules.items()
-        if any(p.requires_grad for p in module.parameters())
-        and not (isinstance(module, DistributedDataParallel) or is_sharded(module))
+        if not (isinstance(module, DistributedDataParallel) or is_sharded(module))
     }
-    for name, module in modules.items():
+    trainable = {
+        name: module
+        for name, module in bare.items()
+        if any(p.requires_grad for p in module.parameters())
+    }
+    for name, module in bare.items():
         if parallel == "fsdp" or name not in trainable:
             broadcast_tensors(module)
     for name, module in trainable.items():
@@ -184,7 +188,7 @@ def _check_options(parallel: str, comm_hook: str | None, meshed: bool) -> None:
 
 
 def _device_ids(device: torch.device) -> list[torch.device] | None:
-    if device.type == "cpu":
+    if device.type not in ("cuda", "xpu"):
         return None
     if device.index is None:
         index = getattr(torch, device.type).current_device()
