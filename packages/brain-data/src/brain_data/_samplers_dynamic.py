@@ -323,7 +323,9 @@ def _check_lengths(dataset: Any, lengths: Floats, limit: float) -> None:
             continue
         ids = getattr(dataset, "data_ids", None)
         shown = ", ".join(
-            f"row {row}" + ("" if ids is None else f" (id {ids[row]!r})") + f": {lengths[row]!r}"
+            f"row {row}"
+            + ("" if ids is None else f" (id {ids[row]!r})")
+            + f": {float(lengths[row])!r}"
             for row in rows[:5].tolist()
         )
         raise ValueError(
