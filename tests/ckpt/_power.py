@@ -49,7 +49,7 @@ class Recorder:
 
     def __call__(self, operation, path, detail):
         if operation in ("list", "open"):
-            return None
+            return
         name = str(Path(path).relative_to(self.root))
         if operation == "write":
             detail = bytes(detail)
@@ -58,7 +58,7 @@ class Recorder:
         elif operation == "rename":
             detail = str(Path(detail).relative_to(self.root))
         self.operations.append((operation, name, detail))
-        return None
+        return
 
     def acknowledge(self, number):
         self.operations.append(("acknowledge", "", number))

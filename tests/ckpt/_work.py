@@ -3,6 +3,7 @@
 import contextlib
 
 import torch
+
 from brain_ckpt import (
     Checkpointer,
     CheckpointError,
@@ -180,7 +181,7 @@ def problem_after_fault(directory, acknowledged, *, saves_again=False):
     for checkpoint in run.checkpointer.list_checkpoints():
         try:
             verify(checkpoint)
-        except CheckpointError as error:
+        except CheckpointError as error:  # noqa: PERF203 - each one is looked at
             return f"listed, and damaged: {error}"
     if saves_again:
         run.set(number + 1)

@@ -4,6 +4,7 @@ import random
 import shutil
 
 import pytest
+
 from brain_ckpt import _fs
 
 # A save is about forty operations, and a disk may stop after any of them.
@@ -111,5 +112,7 @@ def test_a_protocol_with_a_step_left_out_loses_checkpoints(
     workload = mutant(monkeypatch, work)
     tried, distinct, found = losses(work, power, fast_dir, "later", workload, 300, seed="mutant")
     with capsys.disabled():
-        print(f"\n  {mutant.__name__}: {len(found)} of {distinct} states lost ({tried} tried)")
+        print(  # noqa: T201 - the figure is what the test shows
+            f"\n  {mutant.__name__}: {len(found)} of {distinct} states lost ({tried} tried)"
+        )
     assert len(found) > 5

@@ -372,23 +372,21 @@ class Checkpointer:
             if not listing.checkpoints and not listing.unreadable:
                 logger.info("no checkpoint in %s yet", self.checkpoints_dir)
                 return None
-            gone = False
             problems = list(listing.unreadable.values())
             for candidate in listing.checkpoints:
                 try:
                     steps = self._prepare(candidate, only, trusted=trusted)
-                except CheckpointDamagedError as error:
-                    gone = decide(lambda path=candidate.path: not path.is_dir())  # type: ignore[misc]  # mypy cannot infer it
-                    if gone:
+                    self._apply(candidate, steps)
+                except (CheckpointDamagedError, FileNotFoundError) as error:  # noqa: PERF203 - few
+                    if self._is_gone(candidate):
                         break
-                    if not by_recency:
+                    if not by_recency or isinstance(error, FileNotFoundError):
                         raise
                     logger.error("%s; trying the next older checkpoint", error)  # noqa: TRY400 - no traceback wanted
                     problems.append(str(error))
-                    continue
-                self._apply(candidate, steps)
-                return candidate
-            if not gone:
+                else:
+                    return candidate
+            else:
                 raise NoIntactCheckpointError(
                     f"{self.checkpoints_dir} has to hold an intact checkpoint, got only damaged "
                     f"ones: {'; '.join(problems)}; put a copy back, or empty the directory to "
@@ -536,6 +534,10 @@ class Checkpointer:
         found = choose(listing.checkpoints, importance_key, max_key, min_key, ckpt_predicate)
         best_first = found if importance_key or max_key or min_key else newest_first(found)
         return Listing(best_first, listing.unreadable, listing.seq)
+
+    def _is_gone(self, checkpoint: Checkpoint) -> bool:
+        # A living run deleted it while it was read: what was restored of it is restored again.
+        return decide(lambda: not checkpoint.path.is_dir())
 
     def _prepare(self, checkpoint: Checkpoint, only: Only | None, *, trusted: bool) -> list[Step]:
         steps: list[Step] = []
