@@ -77,6 +77,8 @@ class Ranks:
     def __call__(self, function, world_size, *args, **options):
         outcomes = self.outcomes(function, world_size, *args, **options)
         for rank, (kind, value) in enumerate(outcomes):
+            if kind == "raised" and "FSDP2 on the CPU needs a later torch" in value:
+                pytest.skip("FSDP2 on the CPU needs a later torch")
             assert kind == "returned", f"rank {rank} {kind}: {value}"
         return [value for _, value in outcomes]
 

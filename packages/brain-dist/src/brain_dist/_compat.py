@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import distributed
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ def default_group() -> ProcessGroup:
 def new_gloo_group(timeout: timedelta) -> ProcessGroup:
     """Make a gloo group of all ranks; every rank has to call it."""
     return cast("ProcessGroup", distributed.new_group(backend="gloo", timeout=timeout))  # type: ignore[no-untyped-call,unused-ignore]  # untyped in torch
+
+
+def sharding_works_on_cpu() -> bool:
+    """Say whether this torch's FSDP2 runs on the CPU; torch 2.6's does not."""
+    return hasattr(torch.cpu.Stream, "record_event")
 
 
 def forget_forwards(root: FSDPModule) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from brain_dist import _compat
 from brain_dist._evaluate import RESHARDS
 from brain_dist._precision import AMPConfig
 from brain_dist._world import get_world_size
@@ -31,6 +32,11 @@ def shard_module(
     parallelize: Callable[[nn.Module, DeviceMesh], None] | None,
 ) -> None:
     """Shard a module in place, its chosen parts first, then what is left as a whole."""
+    if device.type == "cpu" and not _compat.sharding_works_on_cpu():
+        raise ValueError(
+            f"FSDP2 on the CPU needs a later torch, got parallel='fsdp' on 'cpu' with torch "
+            f"{torch.__version__}; write parallel='ddp', or install a newer torch"
+        )
     mesh = mesh or init_device_mesh(device.type, (get_world_size(),), mesh_dim_names=("dp",))
     if parallelize is not None:
         parallelize(module, mesh)
