@@ -138,6 +138,7 @@ def test_the_surface_of_the_command_line_is_frozen():
             "profile_training",
             "profile_warmup",
             "remove_vector_weight_decay",
+            "shard_evaluation",
             "skip_nonfinite_grads",
             "test_only",
             "tqdm_barcolor",

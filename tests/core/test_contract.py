@@ -36,6 +36,7 @@ SIGNATURES = {
     "evaluate_batch": "batch stage",
     "fit": "epoch_counter train_set valid_set= progressbar= train_loader_kwargs= "
     "valid_loader_kwargs=",
+    "loss_weight": "batch",
     "evaluate": "test_set max_key= min_key= progressbar= test_loader_kwargs=",
     "update_average": "loss avg_loss",
     "no_sync": "use=",

@@ -157,3 +157,113 @@ def test_a_killed_rank_ends_the_run_and_the_next_one_goes_on_bit_for_bit(ranks, 
     for one, after in zip(whole, resumed, strict=True):
         assert after["weights"] == one["weights"]
         assert one["rows"][-len(after["rows"]) :] == after["rows"]
+
+
+class Sharded(Brain):
+    """A wide linear model whose batches weigh as many samples as they have."""
+
+    def compute_forward(self, batch, stage):
+        return self.modules.model(batch[0])
+
+    def compute_objectives(self, predictions, batch, stage):
+        self.losses.append(len(batch[0]))
+        return torch.nn.functional.mse_loss(predictions, batch[1])
+
+
+class Weighed(Sharded):
+    """The same, with a weight for each sample instead of each batch."""
+
+    def loss_weight(self, batch):
+        return len(batch[0])
+
+
+def train_sharded(rank, folder, parallel, weighed_by, rows=20, epochs=2):
+    """Train by DDP or FSDP2 and return what became of the model."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    counter = EpochCounter(epochs)
+    checkpointer = Checkpointer(folder, {"model": model, "counter": counter})
+    brain = (Weighed if weighed_by == "samples" else Sharded)(
+        {"model": model},
+        lambda p: torch.optim.AdamW(p, lr=0.01),
+        run_opts={"device": "cpu", "parallel": parallel, "max_grad_norm": 0.5},
+        checkpointer=checkpointer,
+    )
+    brain.losses = []
+    brain.on_stage_end = lambda stage, loss, epoch: checkpointer.save_checkpoint()
+    data = torch.utils.data.Subset(Rows(), range(rows))
+    brain.fit(counter, data, train_loader_kwargs={"batch_size": 4, "shuffle": True})
+    checkpointer.close()
+    state = {name: full(value) for name, value in model.state_dict().items()}
+    return {name.removeprefix("module."): value.tolist() for name, value in state.items()}
+
+
+def full(value):
+    """Return a whole tensor of what may be a shard of it."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def assert_close(a, b):
+    """Compare two models by name, up to rounding."""
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(
+            torch.tensor(a[name]), torch.tensor(b[name]), rtol=2e-6, atol=1e-7
+        )
+
+
+def test_fsdp_trains_the_same_model_as_ddp_under_the_same_names(ranks, tmp_path):
+    """Clipped by one norm over all shards."""
+    ddp = ranks(train_sharded, 2, tmp_path / "ddp", "ddp", "batches")
+    fsdp = ranks(train_sharded, 2, tmp_path / "fsdp", "fsdp", "batches")
+    assert fsdp[0] == fsdp[1]
+    assert_close(ddp[0], fsdp[0])
+
+
+def test_weighed_by_samples_two_ranks_and_one_take_the_same_steps(ranks, tmp_path):
+    """Eighteen rows: the last round is shared unequally, and its short batch weighs less."""
+    two = ranks(train_sharded, 2, tmp_path / "two", "ddp", "samples", 18)
+    assert_close(two[0], train_alone())
+
+
+def train_alone():
+    """Train in one process, two batches a step."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    brain = Weighed(
+        {"model": model},
+        lambda p: torch.optim.AdamW(p, lr=0.01),
+        run_opts={"device": "cpu", "grad_accumulation_factor": 2, "max_grad_norm": 0.5},
+    )
+    brain.losses = []
+    data = torch.utils.data.Subset(Rows(), range(18))
+    kwargs = {"batch_size": 4, "shuffle": True}
+    brain.fit(EpochCounter(2), data, train_loader_kwargs=kwargs)
+    return {name: value.tolist() for name, value in model.state_dict().items()}
+
+
+def evaluate_dealt(rank, own_loader):
+    """Evaluate 18 rows, five batches, dealt out; return the mean and the batches seen."""
+    brain = Sharded(
+        {"model": torch.nn.Linear(4, 2)}, run_opts={"device": "cpu", "shard_evaluation": True}
+    )
+    brain.losses = []
+    torch.nn.init.ones_(brain.modules.model.weight)
+    torch.nn.init.zeros_(brain.modules.model.bias)
+    data = torch.utils.data.Subset(Rows(), range(18))
+    if own_loader:
+        data = torch.utils.data.DataLoader(data, batch_size=4)
+    return brain.evaluate(data, test_loader_kwargs={"batch_size": 4}), brain.losses
+
+
+def test_a_dealt_evaluation_gives_the_mean_of_one_process(ranks):
+    """On ranks that do not divide it, from a dataset and from a loader, nothing repeated."""
+    mean, batches = evaluate_dealt(0, own_loader=False)
+    assert batches == [4, 4, 4, 4, 2]
+    for own_loader in (False, True):
+        for world_size in (2, 3):
+            seen = ranks(evaluate_dealt, world_size, own_loader)
+            for other, _ in seen:
+                assert abs(other - mean) < 1e-12 * abs(mean)
+            assert sum(len(losses) for _, losses in seen) == 5
+            assert sum(sum(losses) for _, losses in seen) == 18

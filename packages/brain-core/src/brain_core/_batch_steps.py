@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from brain_dist import get_world_size, no_sync
+from brain_dist import WeightedGradients, get_world_size, no_sync
 
 from ._gradients import (
     clip_gradients,
@@ -20,7 +20,7 @@ from ._losses import is_finite, spoil_if_nonfinite
 from ._stage import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from contextlib import AbstractContextManager
 
     from ._batches import Batches
@@ -47,6 +47,7 @@ class BatchSteps(BrainHooks):
     nonfinite_patience: int
     skip_nonfinite_grads: bool
 
+    _weighted: WeightedGradients
     _batches: Batches[Any] | None = None  # the training pass under way
     _window_batches = 0  # batches whose gradients wait for the step
     _window_nonfinite = False  # one of them had a loss that is not finite
@@ -84,7 +85,7 @@ class BatchSteps(BrainHooks):
                 outputs = self.compute_forward(batch, Stage.TRAIN)
                 loss = self.compute_objectives(outputs, batch, Stage.TRAIN)
             try:
-                self._backward(loss)
+                self._backward(self._scaled(loss, batch))
             except (AttributeError, RuntimeError, TypeError, ValueError) as error:
                 _explain_loss(loss, error)
                 raise
@@ -127,8 +128,7 @@ class BatchSteps(BrainHooks):
             return
         for optimizer in optimizers if self.scaler.is_enabled() else ():
             self.scaler.unscale_(optimizer)
-        if 0 < self._window_batches < self.grad_accumulation_factor:
-            scale_gradients(optimizers, self.grad_accumulation_factor / self._window_batches)
+        self._average_window(optimizers)
         if self.skip_nonfinite_grads and not self.scaler.is_enabled():
             self.check_gradients()
         norms = [clip_gradients(optimizer, self.max_grad_norm) for optimizer in optimizers]
@@ -237,14 +237,28 @@ class BatchSteps(BrainHooks):
             return True
         return self._batches is not None and not self._batches.has_next()
 
-    def _backward(self, loss: torch.Tensor) -> None:
-        scaled = loss
+    def _scaled(self, loss: torch.Tensor, batch: Any) -> torch.Tensor:
+        """Weigh a batch's loss within its window."""
+        if self._overrides("loss_weight"):
+            weight = self.loss_weight(batch)
+            return self._weighted.scale(loss, 1.0 if weight is None else weight)
         if self.grad_accumulation_factor > 1:
-            scaled = scaled / self.grad_accumulation_factor
+            return loss / self.grad_accumulation_factor
+        return loss
+
+    def _average_window(self, optimizers: Collection[torch.optim.Optimizer]) -> None:
+        """Make the gradients of a window that is not full, or is weighed, into a mean."""
+        if self._overrides("loss_weight"):
+            groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+            self._weighted.normalize(p for group in groups for p in group["params"])
+        elif 0 < self._window_batches < self.grad_accumulation_factor:
+            scale_gradients(optimizers, self.grad_accumulation_factor / self._window_batches)
+
+    def _backward(self, scaled: torch.Tensor) -> None:
         if self.scaler.is_enabled():
             self.scaler.scale(scaled).backward()  # type: ignore[no-untyped-call]  # torch's
             return
-        if loss.device.type == "cpu" or self._overrides("check_loss_isfinite"):
+        if scaled.device.type == "cpu" or self._overrides("check_loss_isfinite"):
             self.check_loss_isfinite(scaled)
         spoil_if_nonfinite(scaled).backward()  # type: ignore[no-untyped-call]  # torch's
 

@@ -13,9 +13,9 @@ from brain_dist import (
     AMPConfig,
     StopSignal,
     TorchAutocast,
+    WeightedGradients,
     World,
     get_rank,
-    get_world_size,
     if_main_process,
     make_grad_scaler,
     unwrap_module,
@@ -24,6 +24,7 @@ from brain_dist import (
 
 from ._checkpointed import CheckpointedPasses
 from ._compiling import compile_modules
+from ._epochs import epochs_left
 from ._gradients import split_vectors
 from ._loaders import is_loader, make_stage_loader
 from ._losses import LossMean
@@ -164,6 +165,7 @@ class Brain(CheckpointedPasses):
         self._epochs_done: int | None = None  # up to which a plain iterable of epochs is skipped
         self._has_wrapped = False
         self._stop = StopSignal()
+        self._weighted = WeightedGradients()
         self._rank_state = RankState(lambda: self._train_mean)
         if checkpointer is not None:
             self._join_checkpointer(checkpointer)
@@ -195,6 +197,7 @@ class Brain(CheckpointedPasses):
                         on_fit_batch_start
                         compute_forward
                         compute_objectives
+                        loss_weight          if overridden
                         check_loss_isfinite
                         optimizers_step      when the window is full, or the data ends
                             freeze_optimizers
@@ -245,7 +248,7 @@ class Brain(CheckpointedPasses):
         self._epochs_done = None
         self.on_fit_start()
         if not self._rank_state.holds_rng:
-            self._draw_ranks_apart()
+            decorrelate_ranks(get_rank())  # until here all drew the same, to build the same model
         self._saves_before_validation = valid_set is not None
         enable = self._shows_bars(progressbar)
         with self._stoppable():
@@ -265,7 +268,12 @@ class Brain(CheckpointedPasses):
         """
         if not self._has_wrapped:
             compile_modules(self.modules, self.run_options)
-            self._wrap_distributed()
+            wrap_modules(
+                self.modules,
+                parallel=self.run_options.parallel,
+                device=self.device,
+                find_unused_parameters=self.run_options.find_unused_parameters,
+            )
             self._has_wrapped = True
         self.init_optimizers()
         if self.checkpointer is not None:
@@ -389,7 +397,12 @@ class Brain(CheckpointedPasses):
             If both ``shuffle`` and a sampler are given.
         """
         training = stage is Stage.TRAIN
-        loader, sampler = make_stage_loader(dataset, loader_kwargs, for_training=training)
+        loader, sampler = make_stage_loader(
+            dataset,
+            loader_kwargs,
+            for_training=training,
+            shard_evaluation=self.shard_evaluation,
+        )
         if training:
             self.train_sampler = sampler
         if (
@@ -426,35 +439,14 @@ class Brain(CheckpointedPasses):
         options = self.run_options
         return StepProfiler(folder, options.profile_warmup, options.profile_steps)
 
-    def _wrap_distributed(self) -> None:
-        if get_world_size() > 1:
-            wrap_modules(
-                self.modules,
-                parallel=self.run_options.parallel,
-                device=self.device,
-                find_unused_parameters=self.run_options.find_unused_parameters,
-            )
-
-    def _draw_ranks_apart(self) -> None:
-        """Until here all ranks drew the same numbers, to build the same model."""
-        if get_world_size() > 1:
-            decorrelate_ranks(get_rank())
-
     def _shows_bars(self, progressbar: bool | None) -> bool:
         return if_main_process() and should_show(progressbar, forbidden=self.noprogressbar)
 
     def _epochs_of(self, epoch_counter: Iterable[int]) -> Iterator[int]:
-        """Yield the epochs, without those that a plain iterable repeats, and few in debug mode."""
+        """Choose the epochs to do: a counter that was recovered knows them by itself."""
         counter_recovers = self.checkpointer is not None and any(
             obj is epoch_counter for obj in self.checkpointer.recoverables.values()
         )
         done = None if counter_recovers else self._epochs_done
-        left = self.debug_epochs if self.debug and self.debug_epochs > 0 else None
-        for epoch in epoch_counter:
-            if done is not None and epoch <= done:
-                continue
-            yield epoch
-            if left is not None:
-                left -= 1
-                if left == 0:
-                    return
+        at_most = self.debug_epochs if self.debug and self.debug_epochs > 0 else None
+        return epochs_left(epoch_counter, done, at_most)

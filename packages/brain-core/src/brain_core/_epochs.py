@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -15,7 +15,10 @@ from brain_ckpt import (
     register_checkpoint_hooks,
 )
 
-__all__ = ["EpochCounter", "EpochCounterWithStopper"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["EpochCounter", "EpochCounterWithStopper", "epochs_left"]
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +175,26 @@ class EpochCounterWithStopper(EpochCounter):
         self.best_limit = state["best_epoch"]
         self.best_score = state["best_score"]
         self.should_stop = state["should_stop"]
+
+
+def epochs_left(
+    epochs: Iterable[int], done: int | None = None, at_most: int | None = None
+) -> Iterator[int]:
+    """Yield the epochs after ``done``, ``at_most`` of them; the next one is not even asked for.
+
+    Examples
+    --------
+    >>> list(epochs_left(range(1, 10), done=3, at_most=2))
+    [4, 5]
+    """
+    left = at_most
+    for epoch in epochs:
+        if done is not None and epoch <= done:
+            continue
+        yield epoch
+        left = None if left is None else left - 1
+        if left == 0:
+            return
 
 
 def improves(metric: float, best: float, direction: str, min_delta: float) -> bool:

@@ -59,6 +59,25 @@ class BrainHooks:
             "stage), which returns the loss of a batch, a tensor of one element."
         )
 
+    def loss_weight(self, batch: Any) -> float | torch.Tensor | None:  # noqa: ARG002  # a hook
+        """Say what a batch's loss is the mean of: how many samples, or tokens.
+
+        Overridden, it makes the gradient of a step that of the mean over all samples (or tokens)
+        of all its batches on all ranks, so that neither a short last batch nor an unequal rank
+        weighs more than it should. By default each batch weighs the same, as in SpeechBrain.
+
+        Parameters
+        ----------
+        batch : object
+            What the loader gave.
+
+        Returns
+        -------
+        float, torch.Tensor or None
+            Zero or more. A tensor of one element is not read by the host.
+        """
+        return None
+
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
         """Run before a pass, for instance to make its metrics.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from brain_data import (
     LoopedLoader,
@@ -13,12 +13,12 @@ from brain_data import (
     distributed_loader_specifics,
     make_dataloader,
 )
-from brain_dist import get_rank, get_world_size
+from brain_dist import deal, get_rank, get_world_size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-__all__ = ["is_loader", "make_stage_loader", "needs_replay"]
+__all__ = ["is_loader", "make_stage_loader", "needs_replay", "share_of"]
 
 _DEFAULT_SEED = 563375142  # SpeechBrain's, so that a moved recipe sees its data in the same order
 
@@ -32,9 +32,15 @@ def is_loader(data: Any) -> bool:
 
 
 def make_stage_loader(
-    dataset: Any, loader_kwargs: Mapping[str, Any], *, for_training: bool
+    dataset: Any,
+    loader_kwargs: Mapping[str, Any],
+    *,
+    for_training: bool,
+    shard_evaluation: bool = False,
 ) -> tuple[Any, Any]:
     """Make a loader; in training, shuffled reproducibly and dealt out to the ranks.
+
+    For an evaluation that is dealt out, too, nothing is repeated to make the shares equal.
 
     Returns
     -------
@@ -45,6 +51,8 @@ def make_stage_loader(
     """
     kwargs = dict(loader_kwargs)
     if not for_training:
+        if shard_evaluation and get_world_size() > 1:
+            kwargs = _deal_indices(dataset, kwargs)
         return make_dataloader(dataset, **kwargs), None
     if kwargs.get("shuffle") and not isinstance(dataset, IterableDataset):
         if kwargs.get("sampler") is not None:
@@ -64,6 +72,17 @@ def make_stage_loader(
     return make_dataloader(dataset, **kwargs), sampler if hasattr(sampler, "set_epoch") else None
 
 
+def share_of(loader: Any) -> Any:
+    """Return this rank's share of an evaluation's batches.
+
+    A loader that `make_stage_loader` made for it loads only those already. From any other one all
+    are taken, and those of other ranks let go.
+    """
+    samplers = (getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None))
+    is_dealt = any(isinstance(sampler, _Share) for sampler in samplers)
+    return loader if is_dealt else _Share(loader)
+
+
 def needs_replay(loader: Any) -> bool:
     """Whether a loader can only be brought to a position by reading up to it."""
     return not hasattr(loader, "load_state_dict")
@@ -71,3 +90,31 @@ def needs_replay(loader: Any) -> bool:
 
 def _order_seed() -> int:
     return int(os.environ.get("SB_GLOBAL_SEED", _DEFAULT_SEED))
+
+
+class _Share:
+    """Every so-manieth of some items that are the same on all ranks."""
+
+    def __init__(self, items: Any) -> None:
+        self._items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        return deal(self._items)
+
+    def __len__(self) -> int:
+        return len(range(get_rank(), len(self._items), get_world_size()))
+
+
+def _deal_indices(dataset: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Let a loader's sampler give this rank's batches only."""
+    if isinstance(dataset, IterableDataset) or kwargs.get("shuffle"):
+        return kwargs
+    if kwargs.get("batch_sampler") is not None:
+        return {**kwargs, "batch_sampler": _Share(kwargs["batch_sampler"])}
+    kwargs = dict(kwargs)
+    sampler = kwargs.pop("sampler", None) or SequentialSampler(dataset)
+    batch_size = kwargs.pop("batch_size", 1)
+    if batch_size is None:
+        return {**kwargs, "batch_size": None, "sampler": _Share(sampler)}
+    batches = BatchSampler(sampler, batch_size, kwargs.pop("drop_last", False))
+    return {**kwargs, "batch_sampler": _Share(batches)}

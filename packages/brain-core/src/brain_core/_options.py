@@ -57,6 +57,8 @@ class RunOptions:
         Let DDP look for parameters that take no part in a loss.
     parallel : {"ddp", "fsdp"}
         How modules are spread over several ranks.
+    shard_evaluation : bool
+        Deal the batches of validation and test out to the ranks; else each rank sees them all.
     jit, jit_module_keys
         Script all modules, or those named.
     compile, compile_module_keys
@@ -115,6 +117,7 @@ class RunOptions:
     distributed_launch: bool = False
     find_unused_parameters: bool = False
     parallel: Parallel = "ddp"
+    shard_evaluation: bool = False
     jit: bool = False
     jit_module_keys: list[str] | None = None
     compile: bool = False

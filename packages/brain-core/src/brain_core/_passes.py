@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from brain_dist import get_world_size, local_forward
+
 from ._batch_steps import BatchSteps
 from ._batches import Batches
-from ._loaders import needs_replay
+from ._loaders import needs_replay, share_of
 from ._losses import LossMean
 from ._progress import ProgressBar
 from ._stage import Stage
@@ -34,6 +36,7 @@ class Passes(BatchSteps):
     debug_batches: int
     optimizer_step_limit: int | None
     tqdm_barcolor: dict[str, str]
+    shard_evaluation: bool
     train_sampler: Any
     profiler: StepProfiler | None
 
@@ -90,6 +93,9 @@ class Passes(BatchSteps):
         trained, self.step = self.step, 0
         average, mean = 0.0, LossMean()
         own = self._overrides("update_average")
+        shards = self.shard_evaluation and get_world_size() > 1
+        whole_on_each_rank = local_forward(self.modules.values()) if shards else nullcontext()
+        batches = share_of(batches) if shards else batches
         bar = ProgressBar(
             enable=enable,
             batches=batches,
@@ -97,7 +103,7 @@ class Passes(BatchSteps):
             figures=lambda: {"loss": f"{average if own else mean.mean():.4g}"},
         )
         try:
-            with evaluating(self.modules), bar:
+            with evaluating(self.modules), whole_on_each_rank, bar:
                 for batch in Batches(batches, self.debug_batches if self.debug else None):
                     self.step += 1
                     loss = self.evaluate_batch(batch, stage=stage)
@@ -106,7 +112,7 @@ class Passes(BatchSteps):
                     else:
                         mean.add(loss)
                     bar.step()
-                    if self._border is not None and stage is Stage.VALID:
+                    if self._border is not None and stage is Stage.VALID and not shards:
                         self._border.passed_in_validation()
         finally:
             self.step = trained

@@ -1,0 +1,19 @@
+"""The package's README."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).parents[2] / "packages" / "brain-core" / "README.md"
+
+
+def test_the_example_of_the_readme_trains_and_goes_on(tmp_path):
+    """Run twice: the second time there is nothing left to train."""
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    for _ in range(2):
+        run = [sys.executable, "-W", "error", "-c", code]
+        printed = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert printed.stdout == "True\n", printed.stderr
