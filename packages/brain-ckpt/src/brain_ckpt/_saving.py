@@ -82,7 +82,7 @@ class Taken(NamedTuple):
 def take(
     items: Sequence[Item], plan: Plan, rank: int, copy: Callable[[Any], Any] | None = None
 ) -> Taken:
-    """Take the state of this rank, and have hooks that write a path write it.
+    """Take the state of this rank, and call the savers that every rank calls.
 
     Parameters
     ----------
@@ -106,15 +106,24 @@ def take(
                 if not state:
                     logger.warning("the state of %r is empty", item.name)
                 states[item.name] = state if copy is None else copy(state)
-        elif rank == 0 or item.saver.all_ranks:
-            path = plan.staging / f"{item.name}{PARAMFILE_EXT}"
-            item.saver.call(path)
-            if rank == 0 and not path.exists():
-                raise CheckpointSaveError(
-                    f"a saver writes the path that it gets, and that of {item.name!r} did not "
-                    f"write {path.name}; have it write there, also where there is nothing to say"
-                )
+        elif item.saver.all_ranks:
+            item.saver.call(plan.staging / f"{item.name}{PARAMFILE_EXT}")
     return Taken(states, own)
+
+
+def call_savers(items: Sequence[Item], plan: Plan) -> None:
+    """Have the hooks that write a path write it; for the first rank alone."""
+    for item in items:
+        if item.saver is None or item.per_rank:
+            continue
+        path = plan.staging / f"{item.name}{PARAMFILE_EXT}"
+        if not item.saver.all_ranks:
+            item.saver.call(path)
+        if not path.exists():
+            raise CheckpointSaveError(
+                f"a saver writes the path that it gets, and that of {item.name!r} did not "
+                f"write {path.name}; have it write there, also where there is nothing to say"
+            )
 
 
 def write(

@@ -17,7 +17,16 @@ from brain_ckpt._layout import directory_name, parse_leftover, stamped_name
 from brain_ckpt._lock import DirectoryLock
 from brain_ckpt._ranks import decide, together
 from brain_ckpt._retention import Checkpoint, ckpt_recency
-from brain_ckpt._saving import Item, Plan, Taken, checkpoint_of, save_error, take, write
+from brain_ckpt._saving import (
+    Item,
+    Plan,
+    Taken,
+    call_savers,
+    checkpoint_of,
+    save_error,
+    take,
+    write,
+)
 from brain_ckpt._snapshot import Snapshots
 from brain_ckpt._store import Staging, Store, looks_like_checkpoint
 from brain_dist import get_rank, get_world_size
@@ -129,6 +138,7 @@ class Writer:
             states: dict[str, Any] = {}
             copy = self._snapshots.copy if asynchronous else None
             owned = together(lambda: self._take(items, plan, states, copy))
+            decide(lambda: call_savers(items, plan))
             if asynchronous:
                 self._take_off(_Flight(plan, items, request.verbosity, after), states, owned)
                 return checkpoint_of(plan, items)

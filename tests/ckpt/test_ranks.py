@@ -1,0 +1,122 @@
+"""Several ranks: a save in which one fails ends on all others, with the same error, and soon."""
+
+import os
+import random
+import shutil
+import signal
+
+import pytest
+import torch
+
+from brain_ckpt import Checkpointer
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+
+TAKE = [("take", 0), ("take", 1)]
+FIRST = [("begin", 0), ("write", 0), ("publish", 0)]
+OTHERS = [("write", 1), ("publish", 1), ("retention", 0), ("retention", 1)]
+CASES = (
+    [("raise", phase, rank, 2) for phase, rank in TAKE + FIRST]
+    + [("kill", phase, rank, 2) for phase, rank in TAKE + FIRST + OTHERS]
+    + [("stop", phase, rank, 2) for phase, rank in TAKE + FIRST + OTHERS]
+    + [("raise", "take", 2, 3), ("kill", "take", 2, 3), ("kill", "write", 1, 3)]
+    + [("stop", "take", 1, 3), ("raise", "take", 3, 4), ("kill", "take", 0, 4)]
+    + [("stop", "write", 3, 4)]
+)
+AT_ONCE = 6
+
+
+@pytest.fixture(scope="session")
+def ranks():
+    import importlib.util
+    import sys
+    from pathlib import Path
+
+    spec = importlib.util.spec_from_file_location(
+        "ckpt_tests_ranks", Path(__file__).parent / "_ranks.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["ckpt_tests_ranks"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def launch(processes, directory, main, world, *arguments):
+    directory.mkdir(exist_ok=True)
+    (directory / "store").unlink(missing_ok=True)
+    return [
+        processes.Child(lambda report, rank=rank: main(directory, rank, world, *arguments, report))
+        for rank in range(world)
+    ]
+
+
+def end(processes, children, target, way):
+    """Wait for all but a stopped child, which is killed then; return how each ended."""
+    ends = {
+        rank: child.wait(40)
+        for rank, child in enumerate(children)
+        if not (way == "stop" and rank == target)
+    }
+    if way == "stop":
+        os.kill(children[target].pid, signal.SIGKILL)
+        ends[target] = children[target].wait()
+    return ends
+
+
+def check(directory, ends, case, processes, tally):
+    way, phase, target, world = case
+    tally["ranks lost"] += way != "raise"
+    tally["hangs"] += processes.HUNG in ends.values()
+    alive = [rank for rank in range(world) if way == "raise" or rank != target]
+    assert all(ends[rank] == processes.FINISHED for rank in alive), (case, ends)
+    outcomes = {(directory / f"outcome-{rank}").read_text() for rank in alive}
+    kinds = {outcome.split(":")[0] for outcome in outcomes}
+    if way == "raise":
+        assert len({outcome.split(" (on rank")[0] for outcome in outcomes}) == 1, outcomes
+        assert "ZeroDivisionError" in outcomes.pop()
+        assert kinds == {"CheckpointSaveError"}
+    elif phase == "retention":
+        assert kinds == {"RanksLostError"}, (case, kinds)
+    else:
+        assert kinds == {"CheckpointSaveError"}, (case, outcomes)
+    seconds = [float((directory / f"seconds-{rank}").read_text()) for rank in alive]
+    assert max(seconds) < 25
+    model = torch.nn.Linear(2, 2)
+    checkpointer = Checkpointer(directory / "save", {"model": model})
+    found = checkpointer.recover_if_possible()
+    lost = found is None or found.meta["number"] < (3 if way == "raise" else 1)
+    tally["losses"] += lost
+    assert not lost, case
+    assert model.weight.unique().tolist() in ([1.0], [2.0])
+    checkpointer.save_checkpoint()
+    left = [path.name for path in (directory / "save").iterdir() if path.name.startswith(".")]
+    assert left == [".brain.lock"]
+
+
+def test_a_rank_that_fails_in_a_save_hangs_and_loses_nothing(
+    processes, ranks, fast_dir, times, tally
+):
+    """It raises, is killed or stops, in each phase; six groups at a time."""
+    cases = list(CASES)
+    chance = random.Random(3)
+    while len(cases) < times(len(CASES), 300):
+        cases.append(chance.choice(CASES))
+    for start in range(0, len(cases), AT_ONCE):
+        groups = []
+        for number, case in enumerate(cases[start : start + AT_ONCE]):
+            way, phase, target, world = case
+            directory = fast_dir / f"group-{start + number}"
+            children = launch(processes, directory, ranks.rank_main, world, way, phase, target)
+            groups.append((directory, case, children))
+        for directory, case, children in groups:
+            ends = end(processes, children, case[2], case[0])
+            check(directory, ends, case, processes, tally)
+            shutil.rmtree(directory)
+
+
+def test_each_rank_gets_its_own_part_back_and_a_new_rank_keeps_its_own(processes, ranks, fast_dir):
+    """Saved by two ranks, loaded by three."""
+    for world, number, expected in ((2, 1, [255, 255]), (3, 0, [100, 101, 102])):
+        children = launch(processes, fast_dir, ranks.elastic_main, world, number)
+        assert [child.wait(40) for child in children] == [processes.FINISHED] * world
+        assert [child.reports[0] for child in children] == expected
