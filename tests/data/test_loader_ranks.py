@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 ROWS = 600
 
-SCRIPT = (
-    """
+SCRIPT = """
 import json, os, sys
 import numpy as np
 import torch
@@ -43,8 +42,6 @@ with open(f"{folder}/rank{rank}.json", "w") as file:
 dist.barrier()
 dist.destroy_process_group()
 """
-    % ROWS
-)
 
 
 def run_ranks(world_size: int, folder: Path) -> list[dict[str, Any]]:
