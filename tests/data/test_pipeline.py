@@ -302,11 +302,20 @@ def test_a_wrong_number_of_values_is_an_error(values):
         pipeline({"x": 1})
 
 
-def test_a_value_error_inside_the_function_is_not_taken_for_a_wrong_number():
+@pytest.mark.parametrize("function", [int, lambda x: int(x)])  # noqa: PLW0108
+def test_a_value_error_inside_the_function_is_not_taken_for_a_wrong_number(function):
     """Only unpacking in the pipeline itself is about the number of values."""
     pipeline = DataPipeline(["x"], [], ["a"])
-    pipeline.add_dynamic_item(lambda _: int("no"), "x", ["a", "b"])
+    pipeline.add_dynamic_item(function, "x", ["a", "b"])
     with pytest.raises(DataItemError, match="ValueError: invalid literal"):
+        pipeline({"x": "no"})
+
+
+def test_one_value_for_two_keys_is_an_error():
+    """A number cannot be taken apart."""
+    pipeline = DataPipeline(["x"], [], ["a"])
+    pipeline.add_dynamic_item(abs, "x", ["a", "b"])
+    with pytest.raises(DataItemError, match="must give 2 values"):
         pipeline({"x": 1})
 
 

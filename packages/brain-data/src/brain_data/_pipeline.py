@@ -141,7 +141,8 @@ class DataPipeline:
         DataItemError
             Names the item, its function and the row.
         """
-        return self.compute_row(dict(data))
+        plan = self._plans.get(None) or self._plan_of_outputs()
+        return plan.run(dict(data), self.source)
 
     def compute_specific(
         self, keys: Iterable[Any] | Mapping[Any, str], data: Mapping[str, Any]
@@ -151,9 +152,7 @@ class DataPipeline:
 
     def compute_row(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """Compute the outputs from a dict that is the pipeline's to fill."""
-        plan = self._plans.get(None)
-        if plan is None:
-            plan = self._plans[None] = self._plan_for(self.output_mapping)
+        plan = self._plans.get(None) or self._plan_of_outputs()
         return plan.run(values, self.source)
 
     def plan(self, keys: Iterable[Any] | Mapping[Any, str]) -> Steps:
@@ -239,6 +238,10 @@ class DataPipeline:
             f"A key must come from one place; got {key!r} from {named}, and {held}: provide it "
             "under another name, and rename it with set_output_keys({'outside': 'inside'})."
         )
+
+    def _plan_of_outputs(self) -> Steps:
+        plan = self._plans[None] = self._plan_for(self.output_mapping)
+        return plan
 
     def _plan_for(self, mapping: Mapping[Any, str]) -> Steps:
         order: list[tuple[DynamicItem, int]] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +13,30 @@ from ._rows import PACK_BYTES, JsonRows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
     from ._rows import Bytes, Places
 
-_CHUNK_BYTES = 2**20
-_BLOCK_ROWS = 2**15
+    Hashes = npt.NDArray[np.uint64]
+
+_CHUNK_BYTES = 2**19  # what is worked out of a chunk stays in the cache
 _WORD = 8  # IDs are hashed by words of so many bytes
 _LONGEST_GAP = 32  # between two rows; more white space than this is read the slow way
-_QUOTE, _OPEN, _CLOSE = 1, 2, 3
-_SPACES = np.frombuffer(b" \t\r\n", np.uint8)
+_BOM = b"\xef\xbb\xbf"
+_WHITE = b" \t\r\n"
+_QUOTE, _ESCAPE = np.uint8(ord('"')), np.uint8(ord("\\"))
+# One bit makes a brace of a bracket.
+_FOLD, _OPEN, _CLOSE = np.uint8(0x20), np.uint8(ord("{")), np.uint8(ord("}"))
+
+
+class _Part(NamedTuple):
+    """The whole rows of a chunk: each from the quote of its ID to behind its brace."""
+
+    starts: Places
+    ends: Places
+    hashes: Hashes
+    braces: bool  # Whether a string has one, so that it may name a replacement.
+    closed: int  # Where the brace stands that ends the file, or -1.
 
 
 def read_json_rows(
@@ -40,7 +55,7 @@ def read_json_rows(
         buffer[size:] = 0
         with open(json_path, "rb") as file:
             read = file.readinto(buffer[:size].data)
-        found = _find_rows(buffer, read) if read == size else None
+        found = _find_rows(buffer, size) if read == size else None
         if found is not None:
             starts, ends, braces = found
             # Without a brace in any string there is nothing to put in.
@@ -51,124 +66,102 @@ def read_json_rows(
 
 def _find_rows(buffer: Bytes, size: int) -> tuple[Places, Places, bool] | None:
     """Find where each ``"uid": {...}`` begins and ends; None for anything out of the ordinary."""
-    scan = _Scan(buffer, size)
-    if not scan.run():
-        return None
-    # key_starts, key_ends: (rows,) the two quotes of each ID; row_starts, row_ends: its braces
-    key_starts, key_ends, row_starts, row_ends = scan.places()
-    rows = len(row_starts)
-    if not rows or not len(key_starts) == len(key_ends) == len(row_ends) == rows:
-        return None
-    edges = np.array([[scan.first, key_starts[0]], [row_ends[-1], scan.last]])
-    if not _only(buffer, edges[:, 0], edges[:, 1], b""):
-        return None
-    hashes = np.empty(rows, np.uint64)
-    for block in (slice(at, at + _BLOCK_ROWS) for at in range(0, rows, _BLOCK_ROWS)):
-        # A block at a time, so that what is worked out on the way stays small.
-        keys, colons, opens, closes = (
-            places[block].astype(np.int64)
-            for places in (key_starts, key_ends, row_starts, row_ends)
-        )
-        following = key_starts[block.start + 1 : block.stop + 1].astype(np.int64)
-        ordinary = (
-            (buffer[opens] == ord("{")).all()
-            and (buffer[closes] == ord("}")).all()
-            and _only(buffer, colons, opens, b":")
-            and _only(buffer, closes[: len(following)], following, b",")
-        )
-        if not ordinary:
+    begin = _behind_first_brace(buffer, size)
+    small = np.uint32 if size < 2**32 else np.int64
+    parts: list[_Part] = []
+    length = _CHUNK_BYTES
+    closed = -1 if begin > 0 else size
+    while closed < 0:
+        # Each chunk begins behind a row: outside of strings, and one brace deep.
+        stop = min(begin + length, size)
+        while stop < size and buffer[stop - 1] == _ESCAPE:
+            stop += 1  # A backslash and what it escapes stay in one chunk.
+        part = _rows_of(buffer, begin, stop, first=not parts)
+        if part is None or (stop == size and part.closed < 0):
             return None
-        hashes[block] = _hashes(buffer, keys + 1, colons)
-    hashes.sort()
-    if (hashes[1:] == hashes[:-1]).any():
+        closed = part.closed
+        if len(part.ends):
+            begin, length = int(part.ends[-1]), _CHUNK_BYTES
+            parts.append(
+                part._replace(starts=part.starts.astype(small), ends=part.ends.astype(small))
+            )
+        else:
+            length *= 2
+    rest = buffer[closed + 1 : size].tobytes()
+    if not parts or rest.strip(_WHITE) or buffer[begin:closed].tobytes().strip(_WHITE):
         return None
-    row_ends += row_ends.dtype.type(1)
-    return key_starts.copy(), row_ends, scan.braces
+    hashes = np.concatenate([part.hashes for part in parts])
+    hashes.sort()
+    if (hashes[1:] == hashes[:-1]).any():  # Two IDs are equal, or as good as never, seem to be.
+        return None
+    starts = np.concatenate([part.starts for part in parts])
+    ends = np.concatenate([part.ends for part in parts])
+    return starts, ends, any(part.braces for part in parts)
 
 
-class _Scan:
-    """One pass over the bytes, a chunk at a time: quotes and brackets, and how deep they lie."""
+def _behind_first_brace(buffer: Bytes, size: int) -> int:
+    """Find where the first row may begin; 0 when the file begins with no brace."""
+    head = buffer[: min(size, 4096)].tobytes()
+    text = head.removeprefix(_BOM)
+    text = text.lstrip(_WHITE)
+    return len(head) - len(text) + 1 if text.startswith(b"{") else 0
 
-    def __init__(self, buffer: Bytes, size: int) -> None:
-        self.braces = False
-        self.first = self.last = -1
-        self._buffer = buffer
-        self._size = size
-        self._kind: Any = np.uint32 if size < 2**32 else np.int64
-        self._in_string = 0
-        self._depth = 0
-        self._found: list[tuple[Places, Places, Places]] = []
 
-    def run(self) -> bool:
-        """Look through all chunks; False when the brackets do not match as they should."""
-        start = 3 if self._buffer[:3].tobytes() == b"\xef\xbb\xbf" else 0
-        origin = start
-        while start < self._size:
-            stop = min(start + _CHUNK_BYTES, self._size)
-            # A backslash and what it escapes stay in one chunk.
-            while stop < self._size and self._buffer[stop - 1] == ord("\\"):
-                stop += 1
-            if not self._chunk(start, stop):
-                return False
-            start = stop
-        outside = self._buffer[origin : max(self.first, origin)]
-        rest = self._buffer[self.last + 1 : self._size]
-        return (
-            self._depth == 0
-            and self._in_string == 0
-            and self.last >= 0
-            and self._buffer[self.first] == ord("{")
-            and self._buffer[self.last] == ord("}")
-            and bool(np.isin(outside, _SPACES).all() and np.isin(rest, _SPACES).all())
-        )
+def _rows_of(buffer: Bytes, begin: int, stop: int, *, first: bool) -> _Part | None:
+    held = _without_escapes(buffer[begin:stop])
+    folded = held | _FOLD
+    # at: (marks,) where quotes, brackets and braces stand; mark: (marks,) which
+    at = np.flatnonzero((held == _QUOTE) | (folded == _OPEN) | (folded == _CLOSE))
+    mark = folded[at]
+    quote = held[at] == _QUOTE
+    # From a quote that opens a string up to the one that closes it an odd number has been seen.
+    inside = np.bitwise_xor.accumulate(quote.view(np.uint8)).view(np.bool_)
+    braces, in_string = False, inside & ~quote
+    if in_string.any():
+        braces = bool(_is_brace(held[at[in_string]]).any())
+        kept = ~in_string
+        at, mark, quote, inside = at[kept], mark[kept], quote[kept], inside[kept]
+    # bracket: indices into at of those outside of strings; depth: how deep each leads
+    bracket = np.flatnonzero(~(quote | inside))
+    opening = mark[bracket] == _OPEN
+    depth = 1 + np.cumsum(np.where(opening, 1, -1))
+    end = np.flatnonzero(depth == 0)
+    if len(end):
+        bracket, opening, depth = bracket[: end[0]], opening[: end[0]], depth[: end[0]]
+    closed = int(at[np.flatnonzero(~(quote | inside))[end[0]]]) + begin if len(end) else -1
+    closes = bracket[~opening & (depth == 1)]
+    opens = bracket[opening & (depth == 2)][: len(closes)]  # noqa: PLR2004 - a row
+    # The two marks before a row are the quotes of its ID, and before these ends the former row.
+    before = np.concatenate([[-1], closes[:-1]])[: len(closes)]
+    if not ((opens - before == 3).all() and quote[opens - 1].all()):  # noqa: PLR2004
+        return None
+    if not (_is_brace(held[at[opens]]).all() and _is_brace(held[at[closes]]).all()):
+        return None
+    at += begin
+    ids, colons, rows, ends = at[before + 1], at[before + 2], at[opens], at[closes]
+    former = np.concatenate([[begin - 1], ends[:-1]])[: len(ends)]
+    plain = _only(buffer, colons, rows, b":") and (
+        (_only(buffer, former[:1], ids[:1], b"") and _only(buffer, former[1:], ids[1:], b","))
+        if first
+        else _only(buffer, former, ids, b",")
+    )
+    if not plain:
+        return None
+    return _Part(ids, ends + 1, _hashes(buffer, ids + 1, colons), braces, closed)
 
-    def places(self) -> tuple[Places, Places, Places, Places]:
-        """Give the positions of the IDs' quotes, and of the rows' brackets."""
-        quotes, starts, ends = (np.concatenate(parts) for parts in zip(*self._found, strict=True))
-        return quotes[::2], quotes[1::2], starts, ends
 
-    def _chunk(self, start: int, stop: int) -> bool:
-        raw = self._buffer[start:stop].tobytes()
-        if b"\\" in raw:
-            # Pairs first: what remains of a run of backslashes then escapes what follows it.
-            raw = raw.replace(b"\\\\", b"__").replace(b'\\"', b"__")
-        marks = np.frombuffer(raw.translate(_MARKS), np.uint8)
-        # at: (marks,) positions in the chunk; kinds: (marks,) what stands there
-        at = np.flatnonzero(marks != 0)
-        kinds = marks[at]
-        if not len(at):
-            return True
-        quote = kinds == _QUOTE
-        inside = np.bitwise_xor.accumulate(quote.view(np.uint8)) ^ np.uint8(self._in_string)
-        self._in_string = int(inside[-1])
-        within = inside.view(np.bool_)
-        self._look_for_braces(raw, at[within & ~quote])
-        # A quote is at the depth of the last bracket before it.
-        bracket = ~(quote | within)
-        change = np.zeros(len(at), np.int32)
-        change[bracket] = np.where(kinds[bracket] == _OPEN, 1, -1)
-        depth = np.cumsum(change, dtype=np.int32) + np.int32(self._depth)
-        self._depth = int(depth[-1])
-        if depth.min() < 0:
-            return False
-        opens = bracket & (kinds == _OPEN)
-        closes = bracket & (kinds == _CLOSE)
-        self._note_ends(at[opens & (depth == 1)], at[closes & (depth == 0)], start)
-        chosen = (quote & (depth == 1), opens & (depth == 2), closes & (depth == 1))  # noqa: PLR2004
-        quotes, starts, ends = ((at[one] + start).astype(self._kind) for one in chosen)
-        self._found.append((quotes, starts, ends))
-        return True
+def _without_escapes(chunk: Bytes) -> Bytes:
+    """Put something harmless for what is escaped by a backslash, byte for byte."""
+    if not (chunk == _ESCAPE).any():
+        return chunk
+    # Pairs first: what remains of a run of backslashes then escapes what follows it.
+    text = chunk.tobytes().replace(b"\\\\", b"__").replace(b'\\"', b"__")
+    return np.frombuffer(text, np.uint8)
 
-    def _look_for_braces(self, raw: bytes, at: Places) -> None:
-        if not self.braces and len(at):
-            held = np.frombuffer(raw, np.uint8)[at]
-            self.braces = bool(((held == ord("{")) | (held == ord("}"))).any())
 
-    def _note_ends(self, opened: Places, closed: Places, start: int) -> None:
-        if len(opened):
-            self.first = int(opened[0]) + start if self.first < 0 else self.first
-        if len(closed):
-            self.last = int(closed[-1]) + start
+def _is_brace(marks: Bytes) -> npt.NDArray[np.bool_]:
+    found: npt.NDArray[np.bool_] = (marks == _OPEN) | (marks == _CLOSE)
+    return found
 
 
 def _only(buffer: Bytes, left: Places, right: Places, wanted: bytes) -> bool:
@@ -176,11 +169,12 @@ def _only(buffer: Bytes, left: Places, right: Places, wanted: bytes) -> bool:
     if not len(left):
         return True
     gaps = right - left - 1
-    if gaps.min() < len(wanted) or gaps.max() > _LONGEST_GAP:
+    shortest, longest = int(gaps.min()), int(gaps.max())
+    if shortest < len(wanted) or longest > _LONGEST_GAP:
         return False
     seen = np.zeros(len(gaps), np.int8)
-    for step in range(int(gaps.max())):
-        here = gaps > step
+    for step in range(longest):
+        here = slice(None) if step < shortest else gaps > step
         held = buffer[left[here] + 1 + step]
         hit = held == (wanted[0] if wanted else 0)
         if not (hit | np.isin(held, _SPACES)).all():
@@ -189,16 +183,16 @@ def _only(buffer: Bytes, left: Places, right: Places, wanted: bytes) -> bool:
     return bool((seen == len(wanted)).all())
 
 
-def _hashes(buffer: Bytes, starts: Places, ends: Places) -> npt.NDArray[np.uint64]:
+def _hashes(buffer: Bytes, starts: Places, ends: Places) -> Hashes:
     """Hash byte strings to 64 bits each."""
     # words[p] is the 8 bytes at p as one number, at any p
     words = np.ndarray((len(buffer) - _WORD + 1,), "<u8", buffer.data, 0, (1,))
-    lengths = (ends - starts).astype(np.uint64)
-    hashes: npt.NDArray[np.uint64] = lengths * np.uint64(0x9E3779B97F4A7C15)
+    lengths = ends - starts
+    hashes: Hashes = lengths.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     left = np.arange(len(starts))
     done = 0
     while len(left):
-        held = np.minimum(lengths[left] - np.uint64(done), np.uint64(_WORD)).astype(np.intp)
+        held = np.minimum(lengths[left] - done, _WORD)
         word = words[starts[left] + done] & _LOW_BYTES[held]
         mixed = (hashes[left] ^ word) * np.uint64(0xD6E8FEB86659FD93)
         hashes[left] = mixed ^ (mixed >> np.uint64(32))
@@ -207,14 +201,6 @@ def _hashes(buffer: Bytes, starts: Places, ends: Places) -> npt.NDArray[np.uint6
     return hashes
 
 
-def _marks() -> bytes:
-    table = bytearray(256)
-    table[ord('"')] = _QUOTE
-    table[ord("{")] = table[ord("[")] = _OPEN
-    table[ord("}")] = table[ord("]")] = _CLOSE
-    return bytes(table)
-
-
-_MARKS = _marks()
+_SPACES = np.frombuffer(_WHITE, np.uint8)
 # _LOW_BYTES[n] keeps the first n bytes of a word
 _LOW_BYTES = np.array([(1 << 8 * n) - 1 for n in range(_WORD + 1)], np.uint64)
