@@ -88,7 +88,7 @@ def job(regression, pairs, tmp_path):  # noqa: C901  # one run, hook by hook
                 self.checkpointer.save_and_keep_only({"loss": stage_loss}, min_keys=["loss"])
             self.event()
 
-    def make(folder, kill_at=None, workers=0, **run_opts):
+    def make(folder, kill_at=None, workers=0, asynchronous=False, **run_opts):
         torch.manual_seed(5), random.seed(5), np.random.seed(5)
         net = torch.nn.Sequential(
             torch.nn.Linear(4, 6), torch.nn.Dropout(0.4), torch.nn.Linear(6, 2)
@@ -101,7 +101,9 @@ def job(regression, pairs, tmp_path):  # noqa: C901  # one run, hook by hook
             lambda p: torch.optim.AdamW(p, lr=0.05),
             {"counter": counter, "train_logger": FileTrainLogger(folder / "log.txt")},
             {"device": "cpu", **run_opts},
-            Checkpointer(folder / "save", {"model": net, "counter": counter}),
+            Checkpointer(
+                folder / "save", {"model": net, "counter": counter}, asynchronous=asynchronous
+            ),
             kill_at=kill_at,
         )
         brain.train = lambda: brain.fit(
@@ -155,6 +157,20 @@ def test_a_run_killed_at_every_batch_continues_bit_for_bit(job, run_opts):
         assert ends_with(whole.rows, second.rows), kill_at
         assert ends_with(whole.means, second.means), kill_at
         assert (second.checkpointer.checkpoints_dir.parent / "log.txt").read_text() == log
+
+
+def test_saves_in_the_background_are_all_there_when_fit_returns(job):
+    """The last one is waited for, and a run that goes on from one is bit-equal."""
+    whole = job("whole", asynchronous=True, ckpt_interval_steps=4)
+    whole.train()
+    assert whole.checkpointer.find_checkpoint().meta["loss"] == whole.means[-1][2]
+    first = job("run", asynchronous=True, kill_at=15, ckpt_interval_steps=4)
+    with pytest.raises(Killed):
+        first.train()
+    first.close()
+    second = job("run", asynchronous=True, ckpt_interval_steps=4)
+    second.train()
+    assert torch.equal(weights(second), weights(whole))
 
 
 def test_a_run_killed_again_and_again_continues_bit_for_bit(job):

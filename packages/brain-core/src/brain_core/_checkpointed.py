@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from brain_ckpt import mark_as_loader, mark_as_saver
 from brain_dist import get_world_size, if_main_process, sum_over_ranks
 
-from ._borders import SaveSchedule, WindowBorder
+from ._borders import SaveSchedule, TrainingStopped, WindowBorder
 from ._losses import LossMean
 from ._passes import Passes
 from ._resume import Progress
@@ -122,11 +122,20 @@ class CheckpointedPasses(Passes):
         try:
             with self._stop if self.checkpointer is not None else nullcontext():
                 yield
+                self._publish_last()
+        except TrainingStopped:
+            self._publish_last()
+            raise
         finally:
             self._border.close()
             self._border = None
             if self.profiler is not None:
                 self.profiler.stop()
+
+    def _publish_last(self) -> None:
+        """Wait for a checkpoint that is being written, and let go of the directory."""
+        if self.checkpointer is not None:
+            self.checkpointer.close()
 
     def _poll(self) -> None:
         if self.checkpointer is not None:
