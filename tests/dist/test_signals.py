@@ -9,7 +9,7 @@ import time
 import pytest
 
 import brain_dist
-from brain_dist import StepVote, StopSignal
+from brain_dist import StepVote, StopSignal, _signals
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
@@ -150,6 +150,24 @@ def test_fast_steps_vote_less_often_and_still_agree(ranks):
     assert sum(first) == 1
     assert 300 < first.index(1) <= 300 + 2 * 128
     assert interval == other > 8
+
+
+def _leave(rank):
+    _signals._CLOSING_S = 0.5
+    vote = StepVote(1)
+    vote.vote(0)
+    if rank == 0:
+        vote.vote(0)
+        started = time.monotonic()
+        vote.close()
+        return time.monotonic() - started
+    time.sleep(2)
+    return None
+
+
+def test_closing_is_not_held_up_by_a_rank_that_does_not_vote(ranks):
+    """An exception on its way out does not wait for the timeout of a collective."""
+    assert ranks.outcomes(_leave, 2)[0] == ("returned", pytest.approx(0.5, abs=0.5))
 
 
 def test_an_interval_is_a_whole_number_of_calls():

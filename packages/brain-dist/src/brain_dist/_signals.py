@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
@@ -25,6 +24,7 @@ EXIT_TRY_AGAIN = 75
 _FLAG_BITS = 40
 _MAX_EXPONENT = 7
 _PERIOD_S = 0.2
+_CLOSING_S = 5.0
 
 
 class StopSignal:
@@ -188,10 +188,17 @@ class StepVote:
         return found | self._collect()
 
     def close(self) -> None:
-        """Wait for what is in flight and forget it; the object can be used again."""
-        with contextlib.suppress(RuntimeError):
-            self._collect()
-        self._kept = 0
+        """Let what is in flight arrive, and forget it; the object can be used again.
+
+        For a moment only: an exception that passes here is not held up by a rank that is gone.
+        """
+        deadline = time.monotonic() + _CLOSING_S
+        while self._work is not None and time.monotonic() < deadline:
+            if self._work.is_completed():
+                self._work = None
+            else:
+                time.sleep(0.001)
+        self._work, self._kept = None, 0
 
     def _start(self) -> None:
         now = time.perf_counter()
