@@ -1,0 +1,75 @@
+"""The names that a SpeechBrain recipe imports are there, each in its package."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+
+import pytest
+
+NAMES = {
+    "brain_dist": """
+        get_rank get_local_rank get_world_size is_distributed_initialized if_main_process
+        is_local_rank_zero infer_device ddp_init_group ddp_barrier ddp_broadcast ddp_all_reduce
+        main_process_only once_per_node run_on_main run_once_per_node no_sync AMPConfig
+        TorchAutocast fwd_default_precision
+    """,
+    "brain_ckpt": """
+        Checkpointer Checkpoint ckpt_recency register_checkpoint_hooks mark_as_saver mark_as_loader
+        mark_as_transfer average_checkpoints average_state_dicts torch_save torch_recovery
+        torch_parameter_transfer Pretrainer RNGState
+    """,
+    "brain_data": """
+        DynamicItemDataset FilteredSortedDynamicItemDataset add_dynamic_item set_output_keys
+        DataPipeline takes provides StaticItem DynamicItem GeneratorDynamicItem CachedDynamicItem
+        load_data_csv load_data_json PaddedBatch PaddedData BatchsizeGuesser batch_pad_right
+        undo_padding SaveableDataLoader LoopedLoader make_dataloader distributed_loader_specifics
+        ReproducibleRandomSampler ReproducibleWeightedRandomSampler ConcatDatasetBatchSampler
+        DynamicBatchSampler DistributedSamplerWrapper BalancingDataSampler
+        create_experiment_directory get_environment_description
+    """,
+    "brain_core": """
+        Brain Stage RunOptions parse_arguments create_experiment_directory EpochCounter
+        EpochCounterWithStopper FileTrainLogger TensorboardLogger WandBLogger seed_everything
+    """,
+}
+
+
+def test_every_promised_name_is_exported(package):
+    """A recipe's imports need another package's name, and nothing else."""
+    exported = set(importlib.import_module(package).__all__)
+    assert set(NAMES[package].split()) - exported == set()
+
+
+def test_an_example_in_a_docstring_of_the_package_runs(package, doctest_of):
+    """What a docstring shows is what happens."""
+    assert doctest_of(package).failed == 0
+
+
+def test_the_sessions_named_in_contributing_exist(house):
+    """Nobody is told to run what is not there."""
+    text = (house.root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    sessions = re.findall(r'nox -s "?(\w+)', text)
+    noxfile = (house.root / "noxfile.py").read_text(encoding="utf-8")
+    assert sessions
+    assert [name for name in sessions if f"def {name}(session" not in noxfile] == []
+
+
+@pytest.fixture
+def doctest_of(monkeypatch, tmp_path):
+    """Give a function that runs the doctests of every module of a package."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(package: str) -> doctest.TestResults:
+        found = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+        module = importlib.import_module(package)
+        for each in pkgutil.iter_modules(module.__path__):
+            if each.name != "__main__":
+                part = importlib.import_module(f"{package}.{each.name}")
+                for test in doctest.DocTestFinder().find(part):
+                    found.run(test)
+        return found.summarize(verbose=False)
+
+    return run
