@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,5 +47,7 @@ class PaddingError(ValueError):
 
 def nearest(name: object, names: Iterable[object]) -> str:
     """Return `` (did you mean 'x'?)`` for the nearest of ``names``, or nothing."""
+    from difflib import get_close_matches
+
     near = get_close_matches(str(name), [str(other) for other in names], n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

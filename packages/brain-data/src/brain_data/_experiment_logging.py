@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import logging.config
 import os
 import sys
 from collections.abc import Mapping
@@ -95,7 +94,9 @@ class ExperimentLogging:
         settings.setdefault("version", 1)
         # What the user's other loggers do is theirs.
         settings.setdefault("disable_existing_loggers", False)
-        logging.config.dictConfig(settings)
+        from logging.config import dictConfig
+
+        dictConfig(settings)
         for handler in self._root.handlers:
             if isinstance(handler, logging.FileHandler) and handler.baseFilename == str(log_file):
                 return handler

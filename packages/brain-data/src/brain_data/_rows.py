@@ -17,7 +17,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from ._dataset_errors import ManifestError, ManifestKeyError
 from ._manifest import DuplicateKeyError, format_row, read_csv_rows, unique_keys
@@ -25,8 +24,10 @@ from ._manifest import DuplicateKeyError, format_row, read_csv_rows, unique_keys
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-Bytes = npt.NDArray[np.uint8]
-Places = npt.NDArray[np.integer[Any]]
+    import numpy.typing as npt
+
+    Bytes = npt.NDArray[np.uint8]
+    Places = npt.NDArray[np.integer[Any]]
 
 # From so many rows on a mapping given in code is packed: below it, a worker that copies all of it
 # costs less than the longer way to a row.

@@ -6,7 +6,6 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ._manifest import load_data_json
 from ._rows import PACK_BYTES, JsonRows
@@ -14,6 +13,8 @@ from ._rows import PACK_BYTES, JsonRows
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
+
+    import numpy.typing as npt
 
     from ._rows import Bytes, Places
 
