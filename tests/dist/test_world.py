@@ -116,6 +116,22 @@ def test_under_a_launcher_each_process_has_a_gpu_of_its_own(monkeypatch):
     assert brain_dist.infer_device() == "cuda:1"
 
 
+def _twice(rank, folder):
+    found = []
+    for name in ("first", "second"):
+        store = distributed.FileStore(f"{folder}/{name}", 2)
+        distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+        found.append(brain_dist.gather_objects((name, brain_dist.get_rank())))
+        distributed.destroy_process_group()
+    return found
+
+
+def test_a_second_group_has_a_control_group_of_its_own(ranks, tmp_path):
+    """Nothing of the first one is used again."""
+    expected = [[(name, 0), (name, 1)] for name in ("first", "second")]
+    assert ranks(_twice, 2, str(tmp_path), group=False) == [expected] * 2
+
+
 def test_a_group_that_is_gone_leaves_one_process(tmp_path):
     """After destroy_process_group the answers are those of a lone process, and a new one works."""
     for name in ("first", "second"):

@@ -93,6 +93,20 @@ def _wrap_twice(rank):
     return modules["trained"] is wrapped
 
 
+def _two_names(rank, parallel):
+    module = nn.Linear(2, 2)
+    modules = {"a": module, "b": module, "c": nn.Linear(2, 2)}
+    brain_dist.wrap_modules(modules, device="cpu", parallel=parallel)
+    modules["a"](modules["b"](torch.rand(1, 2))).sum().backward()
+    return modules["a"] is modules["b"] is not modules["c"]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_module_under_two_names_is_wrapped_once(ranks, parallel):
+    """Two wrappers would both reduce its gradients."""
+    assert ranks(_two_names, 2, parallel) == [True, True]
+
+
 def test_what_is_wrapped_is_not_wrapped_again(ranks):
     """A second fit() finds its modules wrapped."""
     assert ranks(_wrap_twice, 2) == [True, True]

@@ -20,6 +20,11 @@ def is_sharded(module: nn.Module) -> TypeGuard[FSDPModule]:
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
+def is_wrapped(module: nn.Module) -> bool:
+    """Say whether `wrap_modules` has nothing more to do with this module."""
+    return isinstance(module, DistributedDataParallel) or is_sharded(module)
+
+
 def members(
     modules: nn.Module | Mapping[str, nn.Module] | Iterable[nn.Module],
 ) -> Iterator[nn.Module]:

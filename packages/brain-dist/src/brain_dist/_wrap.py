@@ -10,7 +10,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from brain_dist._agree import broadcast_tensors, check_same_modules
-from brain_dist._kinds import is_sharded
+from brain_dist._kinds import is_wrapped
 from brain_dist._world import get_rank, get_world_size, is_distributed_initialized
 
 if TYPE_CHECKING:
@@ -93,46 +93,37 @@ def wrap_modules(
     _check_options(parallel, comm_hook, mesh is not None or parallelize is not None)
     device = torch.device(device)
     check_same_modules(modules)
-    bare = {
-        name: module
-        for name, module in modules.items()
-        if not (isinstance(module, DistributedDataParallel) or is_sharded(module))
+    shard_options = {
+        "precision": precision,
+        "shard": shard,
+        "reshard_after_forward": reshard_after_forward,
+        "mesh": mesh,
+        "parallelize": parallelize,
     }
-    trainable = {
-        name: module
-        for name, module in bare.items()
-        if any(p.requires_grad for p in module.parameters())
+    ddp_options = {
+        "find_unused_parameters": find_unused_parameters,
+        "static_graph": static_graph,
+        "gradient_as_bucket_view": gradient_as_bucket_view,
+        "bucket_cap_mb": bucket_cap_mb,
     }
-    for name, module in bare.items():
-        if parallel == "fsdp" or name not in trainable:
-            broadcast_tensors(module)
-    for name, module in trainable.items():
-        if sync_batchnorm and device.type in _SYNC_BATCHNORM_DEVICES and get_world_size() > 1:
-            use_sync_batchnorm(module)
-        if parallel == "fsdp":
-            from brain_dist._shard import shard_module
-
-            shard_module(
-                module,
-                device=device,
-                precision=precision,
-                shard=shard,
-                reshard_after_forward=reshard_after_forward,
-                mesh=mesh,
-                parallelize=parallelize,
-            )
-            continue
-        wrapped = _ExplainingDDP(
-            module,
-            device_ids=_device_ids(device),
-            find_unused_parameters=find_unused_parameters,
-            static_graph=static_graph,
-            gradient_as_bucket_view=gradient_as_bucket_view,
-            bucket_cap_mb=bucket_cap_mb,
-        )
-        if comm_hook is not None:
-            _register_hook(wrapped, comm_hook)
-        modules[name] = wrapped
+    done: dict[int, nn.Module] = {}  # a module under two names is wrapped once
+    for name, module in modules.items():
+        if id(module) not in done:
+            trainable = any(p.requires_grad for p in module.parameters())
+            if is_wrapped(module):
+                done[id(module)] = module
+            elif not trainable:
+                broadcast_tensors(module)
+                done[id(module)] = module
+            else:
+                if sync_batchnorm and _can_sync_batchnorm(device):
+                    use_sync_batchnorm(module)
+                done[id(module)] = (
+                    _shard(module, device, shard_options)
+                    if parallel == "fsdp"
+                    else _data_parallel(module, device, ddp_options, comm_hook)
+                )
+        modules[name] = done[id(module)]
 
 
 def use_sync_batchnorm(module: nn.Module) -> None:
@@ -185,6 +176,28 @@ def _check_options(parallel: str, comm_hook: str | None, meshed: bool) -> None:
             "mesh and parallelize are options of FSDP2, got them with parallel='ddp'; "
             "write parallel='fsdp'"
         )
+
+
+def _can_sync_batchnorm(device: torch.device) -> bool:
+    return device.type in _SYNC_BATCHNORM_DEVICES and get_world_size() > 1
+
+
+def _shard(module: nn.Module, device: torch.device, options: dict[str, Any]) -> nn.Module:
+    from brain_dist._shard import shard_module
+
+    # DDP makes its parameters equal by itself.
+    broadcast_tensors(module)
+    shard_module(module, device=device, **options)
+    return module
+
+
+def _data_parallel(
+    module: nn.Module, device: torch.device, options: dict[str, Any], comm_hook: CommHook | None
+) -> nn.Module:
+    wrapped = _ExplainingDDP(module, device_ids=_device_ids(device), **options)
+    if comm_hook is not None:
+        _register_hook(wrapped, comm_hook)
+    return wrapped
 
 
 def _device_ids(device: torch.device) -> list[torch.device] | None:
