@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from weakref import WeakMethod
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _PLAIN = (list, tuple, range, dict, torch.Tensor, np.ndarray, TensorDataset)
-_COLLATING = -1
+_TOGETHER = -1
 _WORKER_FAILED = re.compile(r"DataLoader (worker \(pid|timed out)")
 
 
@@ -125,34 +126,43 @@ class Rows(StandIn):
         return self._fetch(request, info.id)
 
     def _fetch(self, request: Request, worker: int | None) -> Any:
-        dataset, rows, place = self._dataset, request.rows, 0
+        dataset = self._dataset
+        left = iter(request.rows)
+        together = False  # for an error: on one row, or on all of them
         try:
             if not self._batched:
-                return self._collate(dataset[rows[0]])
-            if getattr(dataset, "__getitems__", None):
-                place = _COLLATING
-                if worker is not None and self._progress is not None:
-                    self._progress.at(worker, _COLLATING)
-                data = dataset.__getitems__(rows)
-            elif worker is None or self._progress is None:
-                data = []
-                for place, row in enumerate(rows):  # noqa: B007 - named by the error below
-                    data.append(dataset[row])
+                data = dataset[next(left)]
+            elif getattr(dataset, "__getitems__", None):
+                together = True
+                if worker is not None:
+                    self._note(worker, _TOGETHER)
+                data = dataset.__getitems__(request.rows)
+            elif worker is None:
+                data = [dataset[row] for row in left]
             else:
-                data = []
-                for place, row in enumerate(rows):
-                    self._progress.at(worker, place)
-                    data.append(dataset[row])
-                self._progress.at(worker, _COLLATING)
-            place = _COLLATING
+                data = [dataset[row] for row in self._noting(worker, left)]
+            together = True
             return self._collate(data)
         except StopIteration as error:
             # It would end the epoch in silence.
-            raise RuntimeError(f"StopIteration {_where(request, place)}") from error
+            raise RuntimeError(
+                f"StopIteration {_where(request, None if together else left)}"
+            ) from error
         except Exception as error:
             if hasattr(error, "add_note"):  # Python 3.11
-                error.add_note(f"raised {_where(request, place)}")
+                error.add_note(f"raised {_where(request, None if together else left)}")
             raise
+
+    def _note(self, worker: int, place: int) -> None:
+        assert self._progress is not None  # made wherever there are workers
+        self._progress.at(worker, place)
+
+    def _noting(self, worker: int, rows: Iterator[Any]) -> Iterator[Any]:
+        """Yield rows, and note each for the main process before it is fetched."""
+        for place, row in enumerate(rows):
+            self._note(worker, place)
+            yield row
+        self._note(worker, _TOGETHER)
 
 
 class Requests:
@@ -229,7 +239,9 @@ def _is_plain(dataset: Any) -> bool:
     return type(dataset) in _PLAIN or bool(getattr(dataset, "draws_nothing", False))
 
 
-def _where(request: Request, place: int) -> str:
-    if place == _COLLATING:
+def _where(request: Request, left: Iterator[Any] | None) -> str:
+    """Say which row a batch had come to, by what is left of its rows."""
+    if left is None:
         return f"while rows {request.rows!r} of batch {request.number} were put together"
-    return f"by row {request.rows[place]!r} of batch {request.number}"
+    row = request.rows[len(request.rows) - length_hint(left) - 1]
+    return f"by row {row!r} of batch {request.number}"
