@@ -145,6 +145,14 @@ def test_a_row_longer_than_the_limit_is_named() -> None:
         DynamicBatchSampler(DynamicItemDataset(data), 5, num_buckets=2)
 
 
+def test_a_row_without_a_length_is_named() -> None:
+    """The error of the function is its cause."""
+    dataset = DynamicItemDataset({"a": {"duration": 1}, "b": {"words": "x"}})
+    with pytest.raises(ValueError, match=r"got KeyError.*'duration'.* row 1 \(id 'b'\)") as caught:
+        DynamicBatchSampler(dataset, 5, num_buckets=2)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
 @pytest.mark.parametrize("bad", [-1, math.nan, math.inf])
 def test_a_length_that_is_none_is_named(bad: float) -> None:
     """Negative, infinite or not a number."""

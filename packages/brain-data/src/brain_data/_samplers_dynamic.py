@@ -308,8 +308,21 @@ def _read_lengths(
             "length_func needs a DynamicItemDataset, got "
             f"{type(dataset).__name__!r}: give lengths_list instead"
         )
-    rows = (length_func(dataset.data[data_id]) for data_id in dataset.data_ids)
+    rows = (
+        _length_of(length_func, dataset.data[data_id], row, data_id)
+        for row, data_id in enumerate(dataset.data_ids)
+    )
     return np.fromiter(rows, dtype=np.float64, count=len(dataset))
+
+
+def _length_of(length_func: Callable[[Any], Any], data: Any, row: int, data_id: Any) -> float:
+    try:
+        return float(length_func(data))
+    except Exception as error:
+        raise ValueError(
+            f"length_func must return a number for every row, got {error!r} for row {row} "
+            f"(id {data_id!r}): give another length_func, or lengths_list"
+        ) from error
 
 
 def _check_lengths(dataset: Any, lengths: Floats, limit: float) -> None:
