@@ -267,3 +267,20 @@ def test_test_only_trains_nothing(regression, pairs):
     brain.fit(range(1), pairs)
     assert torch.equal(model.weight, before)
     assert brain.evaluate(pairs) > 0
+
+
+def test_batches_of_varying_size_are_new_each_epoch_in_one_process(regression, pairs):
+    """Reference row: set_epoch was never called, and epoch 1's batches came again and again."""
+    from brain_data import DynamicBatchSampler
+
+    sampler = DynamicBatchSampler(
+        pairs, 40, num_buckets=3, lengths_list=[1 + i % 9 for i in range(22)]
+    )
+    brain = regression({"model": torch.nn.Linear(4, 2)}, lambda p: torch.optim.SGD(p, lr=0.0))
+    epochs = []
+    brain.on_stage_start = lambda stage, epoch: epochs.append([])
+    brain.on_fit_batch_start = lambda batch, _: epochs[-1].append(batch[0].sum(1).tolist())
+    brain.fit(range(1, 4), pairs, train_loader_kwargs={"batch_sampler": sampler})
+    rows = [sorted(value for batch in epoch for value in batch) for epoch in epochs]
+    assert rows[0] == rows[1] == rows[2]
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]

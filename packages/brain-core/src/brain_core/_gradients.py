@@ -53,14 +53,13 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.T
         The 2-norm before clipping, a scalar: not finite if any gradient is not. Zero without
         gradients.
     """
-    gradients = gradients_of(optimizer)
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if hasattr(norm, "full_tensor"):  # a DTensor, when parameters are sharded
-        norm = norm.full_tensor()
-    if max_norm >= 0 and gradients:
+    if max_norm < 0:
+        norm = torch.nn.utils.get_total_norm(gradients_of(optimizer))
+    else:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return norm
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    # A DTensor where parameters are sharded: its norm is of all shards once it is whole.
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def step_where_finite(optimizers: Optimizers, norms: Iterable[torch.Tensor]) -> bool:

@@ -1,0 +1,170 @@
+"""CPU time of a training step of `Brain` over a hand-written loop, in one run.
+
+    OMP_NUM_THREADS=1 python benchmarks/core_loop.py
+
+Linear(32, 32), MSE, batches of 16 from memory, SGD, gradients clipped, one thread. Contenders take
+turns, round by round; a ratio is the median over the rounds. SpeechBrain, Fabric and Accelerate
+take part where they are installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import os
+import statistics
+import time
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+import brain_core
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+STEPS, ROUNDS = 1500, 9
+
+
+class Data:
+    """The same batches for everybody, from memory."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.batches = [
+            (torch.randn(16, 32, generator=generator), torch.randn(16, 32, generator=generator))
+            for _ in range(STEPS)
+        ]
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+DATA = Data()
+
+
+def make() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(32, 32)
+    return model, torch.optim.SGD(model.parameters(), lr=0.01)
+
+
+def bare(batches: Any = DATA, *, careful: bool = False) -> None:
+    model, optimizer = make()
+    total = 0.0
+    for inputs, targets in batches:
+        loss = torch.nn.functional.mse_loss(model(inputs), targets)
+        if careful:
+            value = loss.item()
+            if not math.isfinite(value):
+                raise ValueError(value)
+            total += value
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def brain_of(base: type) -> type:
+    class Regression(base):  # type: ignore[misc]  # chosen at run time
+        def compute_forward(self, batch: Any, stage: Any) -> Any:
+            return self.modules.model(batch[0])
+
+        def compute_objectives(self, predictions: Any, batch: Any, stage: Any) -> Any:
+            return torch.nn.functional.mse_loss(predictions, batch[1])
+
+    return Regression
+
+
+def fit(base: type, data: Any, *, bar: bool = False) -> None:
+    brain = brain_of(base)(
+        {"model": make()[0]}, lambda p: torch.optim.SGD(p, lr=0.01), run_opts={"device": "cpu"}
+    )
+    brain.fit(range(1), data, progressbar=bar)
+
+
+def speechbrain(*, bar: bool = False) -> None:
+    from speechbrain.core import Brain
+
+    fit(Brain, torch.utils.data.DataLoader(DATA.batches, batch_size=None), bar=bar)
+
+
+def brain_through_torchs_loader() -> None:
+    fit(brain_core.Brain, torch.utils.data.DataLoader(DATA.batches, batch_size=None))
+
+
+def fabric() -> None:
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu")
+    model, optimizer = fabric.setup(*make())
+    for inputs, targets in DATA:
+        loss = torch.nn.functional.mse_loss(model(inputs), targets)
+        fabric.backward(loss)
+        fabric.clip_gradients(model, optimizer, max_norm=5.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def accelerate() -> None:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    model, optimizer = accelerator.prepare(*make())
+    for inputs, targets in DATA:
+        loss = torch.nn.functional.mse_loss(model(inputs), targets)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def contenders() -> dict[str, Callable[[], None]]:
+    found: dict[str, Callable[[], None]] = {
+        "bare": bare,
+        "bare + mean loss + finite check": lambda: bare(careful=True),
+        "Brain": lambda: fit(brain_core.Brain, DATA),
+        "bare with tqdm": lambda: bare(tqdm(DATA, file=io.StringIO())),
+        "Brain with a bar": lambda: fit(brain_core.Brain, DATA, bar=True),
+    }
+    if find_spec("speechbrain"):
+        found["Brain, torch's loader"] = brain_through_torchs_loader
+        found["SpeechBrain, torch's loader"] = speechbrain
+    if find_spec("lightning"):
+        found["Fabric"] = fabric
+    if find_spec("accelerate"):
+        found["Accelerate"] = accelerate
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    entrants = contenders()
+    seconds: dict[str, list[float]] = {name: [] for name in entrants}
+    for round_ in range(ROUNDS + 1):
+        for name, train in entrants.items():
+            with open(os.devnull, "w") as null, contextlib.redirect_stderr(null):
+                started = time.process_time()
+                train()
+                taken = time.process_time() - started
+            if round_:
+                seconds[name].append(taken / STEPS)
+    for name, taken in seconds.items():
+        base = "bare with tqdm" if name.endswith("bar") else "bare"
+        ratios = [a / b for a, b in zip(taken, seconds[base], strict=True)]
+        print(
+            f"{name:32} {1e6 * statistics.median(taken):7.0f} us a step   x "
+            f"{statistics.median(ratios):.3f} ({min(ratios):.2f} to {max(ratios):.2f}) of {base}"
+        )
+
+
+if __name__ == "__main__":
+    main()
