@@ -172,6 +172,12 @@ def test_data_and_lengths_move_together(args, kwargs):
     assert batch.x.data.dtype is (torch.float64 if cast else torch.float32)
 
 
+def test_images_take_a_memory_format():
+    """The lengths, which have one dimension, do not."""
+    batch = PaddedBatch([{"x": torch.ones(2, 3, 4)}]).to("cpu", memory_format=torch.channels_last)
+    assert batch.x.data.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_only_the_device_keys_move():
     """Default: what holds tensors."""
     batch = make_batch(device_prep_keys=["n"]).to("meta")

@@ -77,8 +77,8 @@ def test_a_broken_csv_is_named_with_its_line(write, text, says):
     ("text", "says"),
     [
         ("[1, 2]", "holds a list"),
-        ('{"a": {"x": 1}, "b": [2]}', r"row 'b' of .* is a list: '\[2\]'"),
-        ('{"a": {"x": 1}, "b": 3}', "row 'b' of .* is a int"),
+        ('{"a": {"x": 1}, "b": [2]}', r"row 'b' of .* is \[2\] \(of type list\)"),
+        ('{"a": {"x": 1}, "b": 3}', r"row 'b' of .* is 3 \(of type int\)"),
         ('{"a": {"x": 1},', "must be valid JSON"),
         ("", "must be valid JSON"),
         ('{"a": {"x": 1}, "a": {"x": 2}}', "has 'a' twice"),

@@ -64,6 +64,7 @@ class PaddedData(_DataAndLengths):
         lengths = self.lengths
         if isinstance(lengths, Tensor):
             place, options = without_dtype(args, kwargs)
+            options.pop("memory_format", None)  # for the data's four dimensions
             if place or "device" in options:
                 lengths = lengths.to(*place, **options)
         return PaddedData(move(self.data, *args, **kwargs), lengths, self._counts)

@@ -148,7 +148,7 @@ def check_is_row(uid: str, row: object, source: object) -> None:
     if not isinstance(row, dict):
         raise ManifestError(
             f"Each row of a manifest must be a mapping from key to value; row {uid!r} of {source} "
-            f"is a {type(row).__name__}: {str(row)[:80]!r}. Write {{'key': value}} there."
+            f"is {str(row)[:80]} (of type {type(row).__name__}): write {{'key': value}} there."
         )
 
 

@@ -306,7 +306,7 @@ def _is_plain_row(uid: Any, row: Any) -> bool:
     # marshal would write a NumPy number as bytes, so exact types only.
     if type(uid) not in _PLAIN or type(row) is not dict:
         return False
-    return all(type(value) in _PLAIN or _is_plain(value) for value in row.values())
+    return set(map(type, row.values())) <= _PLAIN or all(map(_is_plain, row.values()))
 
 
 def _is_plain(value: Any) -> bool:
