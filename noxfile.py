@@ -68,11 +68,9 @@ def types(session: nox.Session) -> None:
 def wheels(session: nox.Session) -> None:
     """Build the wheels and sdists of the five packages into dist/."""
     session.install("hatchling", *pins())
-    for old in DIST.glob("brain_*"):
-        old.unlink()
     for room in (*ROOMS, "all"):
         with session.chdir(ROOT / "packages" / f"brain-{room}"):
-            session.run("hatchling", "build", "-d", str(DIST), silent=True)
+            session.run_install("hatchling", "build", "-d", str(DIST), silent=True)
 
 
 @nox.session(requires=["wheels"])
@@ -144,7 +142,7 @@ def bump(session: nox.Session) -> None:
     if len(session.posargs) != 1 or not re.fullmatch(r"\d+\.\d+\.\d+", session.posargs[0]):
         session.error(f"bump takes one version such as 0.2.0, got {session.posargs!r}")
     new = session.posargs[0]
-    old = load_toml(ROOT / "packages/brain-all/pyproject.toml")["project"]["version"]
+    old = version()
     pinned = re.compile(
         rf'(?m)(^version = "|^__version__ = "|"brain-\w+(?:\[[\w,-]*\])?==){re.escape(old)}"'
     )
@@ -163,6 +161,12 @@ def bump(session: nox.Session) -> None:
 def group(*names: str) -> tuple[str, ...]:
     """Return the requirements of dependency groups of the root pyproject.toml."""
     return dependency_groups(load_toml(ROOT / "pyproject.toml"), *names)
+
+
+def version() -> str:
+    """Return the one version of the five packages."""
+    project = load_toml(ROOT / "packages/brain-all/pyproject.toml")["project"]
+    return str(project["version"])
 
 
 def pins(torch: str = TORCH) -> tuple[str, str]:
@@ -188,7 +192,7 @@ def install_wheels(
     all of torch saves half a minute an environment. The second command replaces what an environment
     that is used again holds of an earlier build.
     """
-    built = {room: next(DIST.glob(f"brain_{room}-*.whl")) for room in rooms}
+    built = {room: DIST / f"brain_{room}-{version()}-py3-none-any.whl" for room in rooms}
     first, *others = rooms
     named = [f"brain-{first}{extras} @ {built[first].as_uri()}", *(str(built[r]) for r in others)]
     session.install("--no-compile", *named, *group(*groups), *pins(torch))

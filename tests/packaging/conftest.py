@@ -82,8 +82,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def wheel(built: Path, distribution: str) -> zipfile.ZipFile:
+def wheel(house: House, built: Path, distribution: str) -> zipfile.ZipFile:
     """Give the wheel of a distribution, opened."""
-    (path,) = built.glob(f"{distribution.replace('-', '_')}-*.whl")
+    version = house.project(distribution)["version"]
+    path = built / f"{distribution.replace('-', '_')}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path) as opened:
         yield opened

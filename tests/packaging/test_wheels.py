@@ -32,11 +32,11 @@ def test_a_wheel_carries_its_readme(house, wheel, distribution):
     assert readme.read_text(encoding="utf-8").strip() in wheel.read(name).decode()
 
 
-def test_an_sdist_holds_source_licence_and_readme(built, distribution):
+def test_an_sdist_holds_source_licence_and_readme(house, built, distribution):
     """A package can be built again from its sdist alone."""
     name = distribution.replace("-", "_")
-    (path,) = built.glob(f"{name}-*.tar.gz")
-    with tarfile.open(path) as opened:
+    version = house.project(distribution)["version"]
+    with tarfile.open(built / f"{name}-{version}.tar.gz") as opened:
         files = {member.split("/", 1)[1] for member in opened.getnames()}
     needed = {"LICENSE", "README.md", "pyproject.toml", "PKG-INFO"}
     if distribution != "brain-all":
