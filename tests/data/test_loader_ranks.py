@@ -3,62 +3,67 @@
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import statistics
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
+
+from brain_data import DynamicBatchSampler, SaveableDataLoader, distributed_loader_specifics
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 ROWS = 600
 
-SCRIPT = """
-import json, os, sys
-import numpy as np
-import torch
-import torch.distributed as dist
-from brain_data import DynamicBatchSampler, SaveableDataLoader, distributed_loader_specifics
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)
 
-rank, world_size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank,
-                        world_size=world_size)
-lengths = np.random.default_rng(1).lognormal(5, 0.6, int(sys.argv[4])).clip(0, 2000).tolist()
-sampler = DynamicBatchSampler(lengths, 4000, num_buckets=12, lengths_list=lengths)
-loader = SaveableDataLoader(
-    lengths, **distributed_loader_specifics(True, rank, lengths, {"batch_sampler": sampler}))
-loader.set_epoch(2)
-seen, states = [], []
-for batch in loader:
-    total = batch.sum()
-    dist.all_reduce(total)  # a rank with more batches than another would hang here
-    seen.append(batch.tolist())
-    states.append(loader.state_dict())
-with open(f"{folder}/rank{rank}.json", "w") as file:
-    json.dump({"seen": seen, "states": states, "length": len(loader)}, file)
-dist.barrier()
-dist.destroy_process_group()
-"""
+
+def be_a_rank(rank: int, world_size: int, folder: Path) -> None:
+    """Go through an epoch, agreeing with the other ranks at each batch, and write what was seen."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
+    )
+    lengths = np.random.default_rng(1).lognormal(5, 0.6, ROWS).clip(0, 2000).tolist()
+    sampler = DynamicBatchSampler(lengths, 4000, num_buckets=12, lengths_list=lengths)
+    kwargs = distributed_loader_specifics(True, rank, lengths, {"batch_sampler": sampler})  # noqa: FBT003
+    loader = SaveableDataLoader(lengths, **kwargs)
+    loader.set_epoch(2)
+    seen, states = [], []
+    for batch in loader:
+        total = batch.sum()
+        dist.all_reduce(total)  # a rank with more batches than another would hang here
+        seen.append(batch.tolist())
+        states.append(loader.state_dict())
+    found = {"seen": seen, "states": states, "length": len(loader)}
+    (folder / f"rank{rank}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def run_ranks(world_size: int, folder: Path) -> list[dict[str, Any]]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Forked, as a fresh process spends seconds on importing torch.
+    fork = multiprocessing.get_context("fork")
     ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(rank), str(world_size), str(folder), str(ROWS)],
-            env=environment,
-        )
+        fork.Process(target=be_a_rank, args=(rank, world_size, folder))
         for rank in range(world_size)
     ]
+    for rank in ranks:
+        rank.start()
     try:
-        assert [rank.wait(timeout=120) for rank in ranks] == [0] * world_size
+        for rank in ranks:
+            rank.join(timeout=60)
+        assert [rank.exitcode for rank in ranks] == [0] * world_size
     finally:
         for rank in ranks:
             rank.kill()
-            rank.wait()
+            rank.join()
     return [json.loads((folder / f"rank{r}.json").read_text()) for r in range(world_size)]
 
 
