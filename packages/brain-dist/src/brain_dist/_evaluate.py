@@ -127,8 +127,8 @@ def local_forward(
 
     For an evaluation that is dealt out: a forward of DDP sends rank 0's buffers to all, and one
     of FSDP2 gathers parameters, so that ranks with unequal numbers of batches would wait for
-    ever.  Both is done once here; every rank has to enter.  FSDP2 holds the whole parameters
-    on every rank until the block ends.
+    ever.  Both is done once here; every rank has to enter, and calls the modules under
+    ``torch.no_grad()``.  FSDP2 holds the whole parameters on every rank until the block ends.
 
     Parameters
     ----------
