@@ -32,11 +32,12 @@ def rounds(
 
 
 def table(title: str, seconds: Mapping[str, list[float]], base: str, scale: float = 1e6) -> None:
-    """Print median (minimum to maximum), and the median over the rounds of the ratio to `base`."""
+    """Print median (minimum to maximum), and the ratios to `base`: of medians, and of minima."""
     print(f"\n{title}")
     for name, taken in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(taken, seconds[base], strict=True))
+        middle = statistics.median(taken) / statistics.median(seconds[base])
+        least = min(taken) / min(seconds[base])
         print(
             f"  {name:32} {statistics.median(taken) * scale:9.2f} "
-            f"({min(taken) * scale:.2f} to {max(taken) * scale:.2f})  x {ratio:.2f}"
+            f"({min(taken) * scale:.2f} to {max(taken) * scale:.2f})  x {middle:.2f} ({least:.2f})"
         )
