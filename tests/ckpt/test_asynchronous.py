@@ -114,7 +114,8 @@ def test_the_end_of_the_program_publishes_the_last_save(tmp_path):
     program = f"""
 import torch
 from brain_ckpt import Checkpointer
-checkpointer = Checkpointer({str(tmp_path)!r}, {{"model": torch.nn.Linear(9, 9)}}, asynchronous=True)
+model = torch.nn.Linear(9, 9)
+checkpointer = Checkpointer({str(tmp_path)!r}, {{"model": model}}, asynchronous=True)
 checkpointer.save_checkpoint()
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

@@ -16,8 +16,9 @@ from brain_ckpt._errors import (
 from brain_ckpt._hooks import HookRegistry, find_loader, find_saver
 from brain_ckpt._layout import check_name
 from brain_ckpt._loading import Step, prepare, required_names
+from brain_ckpt._manifest import MANIFEST_NAME
 from brain_ckpt._meta import dump_meta, load_meta, plain_meta
-from brain_ckpt._ranks import decide, together
+from brain_ckpt._ranks import beside, decide, together
 from brain_ckpt._retention import Checkpoint, Key, Policy, ckpt_recency, newest_first
 from brain_ckpt._saving import Item
 from brain_ckpt._selection import Predicate, Retention, choose, choose_doomed
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Only = Callable[[str, Any], bool]
+
+# From here on a checkpoint is read while it is verified.
+_LARGE_BYTES = 16 * 2**20
 
 # How often a reader looks again when a living run deletes what it is about to read.
 _LOOKS = 5
@@ -545,16 +549,18 @@ class Checkpointer:
         def verify_and_read() -> str | None:
             items = list(self._items(only))
             required = [] if self.allow_partial_load else required_names(items)
-            manifest = verify(checkpoint, required, trusted=trusted)
-            steps.extend(
-                prepare(
+            read, manifest = beside(
+                lambda: prepare(
                     checkpoint,
                     items,
                     get_rank(),
                     partial=self.allow_partial_load,
                     trusted=trusted,
-                )
+                ),
+                lambda: verify(checkpoint, required, trusted=trusted),
+                worth_it=_is_large(checkpoint),
             )
+            steps.extend(read)
             return None if manifest is None else manifest.commit
 
         commits = together(verify_and_read)
@@ -609,3 +615,9 @@ class Checkpointer:
                 return False
             self._intact.add(checkpoint.path)
         return True
+
+
+def _is_large(checkpoint: Checkpoint) -> bool:
+    # An old checkpoint without a manifest is looked at file by file first.
+    sizes = [file.stat().st_size for file in checkpoint.paramfiles.values() if file.is_file()]
+    return sum(sizes) >= _LARGE_BYTES and (checkpoint.path / MANIFEST_NAME).exists()

@@ -127,7 +127,13 @@ def call_savers(items: Sequence[Item], plan: Plan) -> None:
 
 
 def write(
-    store: Store, staging: Staging, plan: Plan, taken: Taken, owned: list[dict[str, bytes]]
+    store: Store,
+    staging: Staging,
+    plan: Plan,
+    taken: Taken,
+    owned: list[dict[str, bytes]],
+    *,
+    beside_training: bool = False,
 ) -> None:
     """Write what was taken, the meta file and the manifest; the directory is sealed then.
 
@@ -143,10 +149,14 @@ def write(
         What this rank, the first, writes.
     owned : list of dict
         The `own` files of every rank, in rank order.
+    beside_training : bool
+        Whether training has the other cores.
     """
     for name, state in taken.states.items():
         file = f"{name}{PARAMFILE_EXT}"
-        staging.files[file] = write_file(staging.path / file, _writer_of(state), store.algorithm)
+        staging.files[file] = write_file(
+            staging.path / file, _writer_of(state), store.algorithm, beside=not beside_training
+        )
     for rank, files in enumerate(owned):
         for name, content in files.items():
             directory = f"{RANKS_DIRECTORY}/{rank}"

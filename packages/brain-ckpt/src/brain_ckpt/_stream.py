@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from brain_ckpt import _fs
@@ -36,16 +36,16 @@ class Stream:
         Where; nothing is there yet.
     algorithm : str
         The checksum.
-    durable : bool
-        False leaves out fsync, for scratch directories only.
+    beside : bool
+        Whether another core takes the checksum while this one writes.
     """
 
-    def __init__(self, path: Path, algorithm: Algorithm = "crc32", *, durable: bool = True) -> None:
+    def __init__(self, path: Path, algorithm: Algorithm = "crc32", *, beside: bool = True) -> None:
         self._path = path
-        self._durable = durable
         self._digester = Digester(algorithm)
         self._pool: ThreadPoolExecutor | None = None
-        self._early: Future[None] | None = None
+        self._beside = beside
+        self._written = 0
         self._unsynced_bytes = 0
         self._held = bytearray()
         self._descriptor = _fs.create(path)
@@ -61,14 +61,10 @@ class Stream:
                 self._write_held()
         else:
             self._write_held()
-            # The caller's memory is only ours until we return, so that both are waited for.
-            beside = self._workers().submit(self._digester.update, view)
-            try:
-                _fs.write(self._descriptor, self._path, view)
-            finally:
-                beside.result()
+            self._write_large(view)
+        self._written += size
         self._unsynced_bytes += size
-        if self._durable and self._unsynced_bytes >= _EARLY_SYNC_BYTES:
+        if self._unsynced_bytes >= _EARLY_SYNC_BYTES:
             self._start_writeback()
         return size
 
@@ -80,11 +76,10 @@ class Stream:
         try:
             self._write_held()
             self._end_workers()
-            if self._durable:
-                try:
-                    _fs.fsync(self._descriptor, self._path)
-                except OSError as error:
-                    raise FsyncFailedError(error.errno, error.strerror, str(self._path)) from error
+            try:
+                _fs.fsync(self._descriptor, self._path)
+            except OSError as error:
+                raise FsyncFailedError(error.errno, error.strerror, str(self._path)) from error
         finally:
             self._close()
         return self._digester.finish()
@@ -95,6 +90,18 @@ class Stream:
         self._close()
         with contextlib.suppress(OSError):
             _fs.unlink(self._path)
+
+    def _write_large(self, view: memoryview) -> None:
+        if not self._beside:
+            _fs.write(self._descriptor, self._path, view)
+            self._digester.update(view)
+            return
+        # The caller's memory is only ours until we return, so that both are waited for.
+        digesting = self._workers().submit(self._digester.update, view)
+        try:
+            _fs.write(self._descriptor, self._path, view)
+        finally:
+            digesting.result()
 
     def _write_held(self) -> None:
         held, self._held = self._held, bytearray()
@@ -109,7 +116,7 @@ class Stream:
 
     def _workers(self) -> ThreadPoolExecutor:
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(2, "brain-ckpt-write")
+            self._pool = ThreadPoolExecutor(1, "brain-ckpt-write")
         return self._pool
 
     def _end_workers(self) -> None:
@@ -119,14 +126,10 @@ class Stream:
 
     def _start_writeback(self) -> None:
         # Only a head start: what counts is the fsync at the end, which reports every error.
-        if self._early is not None and not self._early.done():
-            return
+        _fs.start_writeback(
+            self._descriptor, self._written - self._unsynced_bytes, self._unsynced_bytes
+        )
         self._unsynced_bytes = 0
-        self._early = self._workers().submit(self._write_back)
-
-    def _write_back(self) -> None:
-        with contextlib.suppress(OSError):
-            _fs.start_writeback(self._descriptor)
 
 
 def write_file(
@@ -134,7 +137,7 @@ def write_file(
     produce: Callable[[Stream], Any],
     algorithm: Algorithm = "crc32",
     *,
-    durable: bool = True,
+    beside: bool = True,
 ) -> FileDigest:
     """Write a file through a stream; after a failed fsync once more, from the beginning.
 
@@ -146,8 +149,8 @@ def write_file(
         Writes the content to the stream that it gets.
     algorithm : str
         The checksum.
-    durable : bool
-        Whether to fsync.
+    beside : bool
+        Whether another core takes the checksum while this one writes.
 
     Raises
     ------
@@ -155,18 +158,17 @@ def write_file(
         As the disk reported it, with the path; the file is gone.
     """
     try:
-        return _write_once(path, produce, algorithm, durable=durable)
+        return _write_once(path, produce, algorithm, beside=beside)
     except FsyncFailedError as error:
         if error.errno in _FINAL:
             raise
-    return _write_once(path, produce, algorithm, durable=durable)
+    return _write_once(path, produce, algorithm, beside=beside)
 
 
-def adopt_file(path: Path, algorithm: Algorithm = "crc32", *, durable: bool = True) -> FileDigest:
+def adopt_file(path: Path, algorithm: Algorithm = "crc32") -> FileDigest:
     """Take in a file that a hook has written: confirm it on the disk and take its checksum."""
     _fs.adopt(path)
-    if durable:
-        _fs.fsync_file(path)
+    _fs.fsync_file(path)
     return digest_file(path, algorithm)
 
 
@@ -189,9 +191,9 @@ class _Capturing:
 
 
 def _write_once(
-    path: Path, produce: Callable[[Any], Any], algorithm: Algorithm, *, durable: bool
+    path: Path, produce: Callable[[Any], Any], algorithm: Algorithm, *, beside: bool
 ) -> FileDigest:
-    stream = Stream(path, algorithm, durable=durable)
+    stream = Stream(path, algorithm, beside=beside)
     target = _Capturing(stream)
     try:
         try:

@@ -282,9 +282,17 @@ class Writer:
         states.update(taken.states)
         return taken.own
 
-    def _write(self, plan: Plan, states: dict[str, Any], owned: list[dict[str, bytes]]) -> None:
+    def _write(
+        self,
+        plan: Plan,
+        states: dict[str, Any],
+        owned: list[dict[str, bytes]],
+        *,
+        beside_training: bool = False,
+    ) -> None:
         assert self._staging is not None
-        write(self.store, self._staging, plan, Taken(states, {}), owned)
+        taken = Taken(states, {})
+        write(self.store, self._staging, plan, taken, owned, beside_training=beside_training)
 
     def _publish(self, plan: Plan, verbosity: int) -> None:
         assert self._staging is not None
@@ -307,7 +315,7 @@ class Writer:
     ) -> None:
         def work() -> None:
             try:
-                self._write(flight.plan, states, owned)
+                self._write(flight.plan, states, owned, beside_training=True)
             except BaseException as error:  # noqa: BLE001 - raised where the save is published
                 flight.error = error
 
