@@ -56,7 +56,7 @@ def _train(rank, what):
 )
 def test_nobody_waits_longer_than_the_timeout_for_a_lost_rank(ranks, launched, what, within_s):
     """At once for one that is gone, at the timeout for one that hangs; no rank goes on alone."""
-    outcomes = ranks.outcomes(_train, 3, what, group=False, environ=launched, timeout_s=8)
+    outcomes = ranks.outcomes(_train, 3, what, group=False, environ=launched, timeout_s=10)
     for rank in (0, 2):
         kind, (name, took_s) = outcomes[rank]
         assert (kind, name) in {("returned", "RuntimeError"), ("returned", "RanksLostError")}

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import brain_dist
+
 README = Path(__file__).parents[2] / "packages" / "brain-dist" / "README.md"
 
 
@@ -39,3 +41,10 @@ def test_the_readmes_example_runs(ranks, tmp_path, world_size):
     )
     assert said[1:] == [""] * (world_size - 1)
     assert torch.load(tmp_path / "model.pt", weights_only=True).keys() == {"weight", "bias"}
+
+
+def test_the_readme_says_what_each_public_name_does():
+    """And no name that is not public."""
+    tables = re.findall(r"^\|(.*?)\|", README.read_text(), re.MULTILINE)
+    listed = [name for cell in tables for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(listed) == sorted(brain_dist.__all__)

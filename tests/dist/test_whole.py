@@ -79,6 +79,20 @@ def test_a_sharded_state_loads_into_plain_objects(ranks, tmp_path):
     assert optimizer.state_dict()["state"][0]["exp_avg"].shape == (6, 5)
 
 
+def _kinds(rank, parallel):
+    modules = {"m": _make()}
+    brain_dist.wrap_modules(modules, device="cpu", parallel=parallel)
+    optimizer = torch.optim.AdamW(modules["m"].parameters())
+    return brain_dist.is_sharded(modules["m"]), brain_dist.is_sharded(optimizer)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_sharded_object_is_told_from_others(ranks, parallel):
+    """A checkpointer has to know whether saving takes all ranks."""
+    assert ranks(_kinds, 2, parallel) == [(parallel == "fsdp",) * 2] * 2
+    assert not brain_dist.is_sharded(_make())
+
+
 def test_alone_a_full_state_is_the_state():
     """No copies, and load_full_state_dict is load_state_dict."""
     model, other = _make(), _make()

@@ -27,7 +27,7 @@ from brain_dist._rehearse import rehearse
 from brain_dist._signals import EXIT_TRY_AGAIN, StepVote, StopSignal
 from brain_dist._sync import no_sync
 from brain_dist._weighted import WeightedGradients
-from brain_dist._whole import full_state_dict, load_full_state_dict
+from brain_dist._whole import full_state_dict, is_sharded, load_full_state_dict
 from brain_dist._world import (
     World,
     get_local_rank,
@@ -68,6 +68,7 @@ __all__ = [
     "infer_device",
     "is_distributed_initialized",
     "is_local_rank_zero",
+    "is_sharded",
     "load_full_state_dict",
     "local_forward",
     "main_process_only",

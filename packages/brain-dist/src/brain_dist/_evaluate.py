@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from brain_dist import _compat
 from brain_dist._collectives import gather_objects
-from brain_dist._kinds import is_sharded, members
+from brain_dist._kinds import is_fsdp, members
 from brain_dist._world import get_rank, get_world_size, is_distributed_initialized
 
 if TYPE_CHECKING:
@@ -139,9 +139,9 @@ def local_forward(
         return
     found = list(members(modules))
     wrapped = [module for module in found if isinstance(module, DistributedDataParallel)]
-    roots = [module for module in found if is_sharded(module)]
+    roots = [module for module in found if is_fsdp(module)]
     sharded = [
-        part for root in roots for part in cast("nn.Module", root).modules() if is_sharded(part)
+        part for root in roots for part in cast("nn.Module", root).modules() if is_fsdp(part)
     ]
     former = [module.require_forward_param_sync for module in wrapped]
     try:

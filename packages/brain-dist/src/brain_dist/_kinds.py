@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
 
-def is_sharded(module: nn.Module) -> TypeGuard[FSDPModule]:
+def is_fsdp(module: nn.Module) -> TypeGuard[FSDPModule]:
     """Say whether FSDP2 has sharded this module."""
     # Importing FSDP takes half a second, and where nobody has, nothing is sharded.
     fsdp = sys.modules.get("torch.distributed.fsdp")
@@ -22,7 +22,7 @@ def is_sharded(module: nn.Module) -> TypeGuard[FSDPModule]:
 
 def is_wrapped(module: nn.Module) -> bool:
     """Say whether `wrap_modules` has nothing more to do with this module."""
-    return isinstance(module, DistributedDataParallel) or is_sharded(module)
+    return isinstance(module, DistributedDataParallel) or is_fsdp(module)
 
 
 def members(
@@ -35,7 +35,7 @@ def members(
         modules = modules.values()
     for module in modules:
         yield module
-        if isinstance(module, _CONTAINERS) and not is_sharded(module):
+        if isinstance(module, _CONTAINERS) and not is_fsdp(module):
             yield from members(module.children())
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch.nn.parallel import DistributedDataParallel
 
-from brain_dist._kinds import is_sharded, members
+from brain_dist._kinds import is_fsdp, members
 from brain_dist._world import is_distributed_initialized
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def no_sync(
     for module in members(modules):
         if isinstance(module, DistributedDataParallel):
             contexts.append(module.no_sync())
-        elif is_sharded(module):
+        elif is_fsdp(module):
             contexts.append(_ShardedNoSync(module))
     if not contexts:
         return _NOTHING

@@ -14,6 +14,20 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+def is_sharded(obj: nn.Module | torch.optim.Optimizer) -> bool:
+    """Say whether this rank holds only slices of a module, or of what an optimizer optimizes.
+
+    Then `full_state_dict` is a collective that every rank has to call; otherwise it is not.
+
+    Parameters
+    ----------
+    obj : nn.Module or torch.optim.Optimizer
+    """
+    if isinstance(obj, nn.Module):
+        return any(map(_is_dtensor, obj.parameters()))
+    return any(_is_dtensor(p) for group in obj.param_groups for p in group["params"])
+
+
 def full_state_dict(obj: nn.Module | torch.optim.Optimizer) -> dict[str, Any]:
     """Return the state as one process without any wrapping would have it.
 
