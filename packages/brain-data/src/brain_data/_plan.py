@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # numpy.typing takes a while to import
     from collections.abc import Iterable, Sequence
 
-Ints = npt.NDArray[Any]
-"""Integers of 64 bits, or of 32 where that is enough."""
+    import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+    Ints = npt.NDArray[Any]
+    """Integers of 64 bits, or of 32 where that is enough."""
+    Floats = npt.NDArray[np.float64]
+
 
 _VALID_SIZES_UP_TO = 1024
 

@@ -23,11 +23,13 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from ._plan import EpochPlan, Ints, as_order
+from ._plan import EpochPlan, as_order
 from ._seeding import DEFAULT_SEED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence, Sized
+
+    from ._plan import Ints
 
 
 class ReproducibleRandomSampler(RandomSampler):

@@ -7,7 +7,6 @@ is made with array operations, once an epoch, and iterating has no side effect.
 from __future__ import annotations
 
 import logging
-import statistics
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +14,12 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from ._plan import EpochPlan, Floats, Ints
+from ._plan import EpochPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from ._plan import Floats, Ints
 
 BALANCE_OVER = 12
 """Batches of like total length that follow each other: so 2, 3, 4, 6 and 12 ranks share them."""
@@ -370,10 +371,9 @@ def _boundaries(
         quantiles = np.quantile(lengths, shares) if len(lengths) else np.asarray([float(limit)])
         return np.unique(quantiles)
     # Quantiles of the standard lognormal distribution at equal steps, stretched so that the last
-    # one is the limit. statistics.NormalDist saves the requirement of scipy.
+    # one is the limit; torch's function saves the requirement of scipy.
     latent = np.linspace(1 / (num_buckets + 1), num_buckets / (num_buckets + 1), num_buckets)
-    normal = statistics.NormalDist()
-    warped = np.exp([normal.inv_cdf(float(share)) for share in latent])
+    warped = np.exp(torch.special.ndtri(torch.from_numpy(latent)).numpy())
     return np.sort(warped * limit / warped[-1])
 
 
