@@ -12,13 +12,17 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    _StreamHandler = logging.StreamHandler  # not subscriptable before Python 3.11
+
 _FILE_FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
 _CONSOLE_FORMAT = "%(name)s - %(message)s"
 
 LogConfig = str | os.PathLike[str] | Mapping[str, Any] | None
 
 
-class TqdmCompatibleStreamHandler(logging.StreamHandler[TextIO]):
+class TqdmCompatibleStreamHandler(_StreamHandler):
     """A console handler whose lines do not break a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
