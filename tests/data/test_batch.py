@@ -235,9 +235,11 @@ def test_a_key_that_is_a_method_of_the_batch_is_refused():
 
 
 def test_rows_with_different_keys_are_refused():
-    """The error names the row that lacks the key."""
+    """One that lacks a key, and one that has another besides (the reference drops it)."""
     with pytest.raises(PaddingError, match=r"row 'b' has \['id', 'y'\], and row 'a' has"):
         PaddedBatch([{"id": "a", "x": 1}, {"id": "b", "y": 1}])
+    with pytest.raises(PaddingError, match=r"row 'b' has \['id', 'y'\], and row 'a' has"):
+        PaddedBatch([{"id": "a"}, {"id": "b", "y": 1}])
 
 
 def test_a_row_without_a_tensor_is_named():

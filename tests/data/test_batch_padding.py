@@ -11,12 +11,17 @@ LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(lambda ns: 
 
 
 @settings(max_examples=50, deadline=None)
-@given(LENGTHS, st.lists(st.integers(1, 3), max_size=2), st.sampled_from([0, -100, 7]))
-def test_padding_is_what_filling_by_hand_gives(lengths, rest, value):
-    """Any lengths, also none, with any further dimensions."""
-    tensors = [torch.randn(n, *rest) for n in lengths]
+@given(
+    LENGTHS,
+    st.lists(st.integers(1, 3), max_size=2),
+    st.sampled_from([0, -100, 7]),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.float64]),
+)
+def test_padding_is_what_filling_by_hand_gives(lengths, rest, value, dtype):
+    """Any lengths, also none, with any further dimensions, of types that NumPy has and has not."""
+    tensors = [(torch.randn(n, *rest) * 9).to(dtype) for n in lengths]
     data, relative = batch_pad_right(tensors, value=value)
-    expected = torch.full((len(lengths), max(lengths), *rest), float(value))
+    expected = torch.full((len(lengths), max(lengths), *rest), value, dtype=dtype)
     for row, one in zip(expected, tensors, strict=True):
         row[: len(one)] = one
     assert torch.equal(data, expected)
@@ -51,6 +56,14 @@ def test_other_modes_pad_with_the_row_s_own_values(mode):
         [torch.arange(3.0)[:, None].expand(3, 2), torch.ones(5, 2)], mode=mode
     )
     assert wide[0, :, 1].tolist() == filled
+
+
+def test_gradients_flow_through_padding():
+    """Padding inside of a model."""
+    short, long = torch.ones(1, requires_grad=True), torch.ones(2)
+    data, _ = batch_pad_right([short, long])
+    (data * 3).sum().backward()
+    assert short.grad.tolist() == [3]
 
 
 def test_mixed_dtypes_lose_nothing():

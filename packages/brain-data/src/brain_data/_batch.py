@@ -22,7 +22,7 @@ from ._dataset_errors import PaddingError, UnknownKeyError, nearest
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_PLAIN = (Tensor, str, int, float, bool, bytes, type(None))
+_PLAIN = frozenset({Tensor, str, int, float, bool, bytes, type(None)})
 
 
 class _DataAndLengths(NamedTuple):
@@ -139,10 +139,12 @@ class PaddedBatch:
         self._length = len(examples)
         self._keys = list(examples[0].keys())
         self._device_prep_keys: list[str] = []
-        _check_same_keys(examples, self._keys)
         for key in self._keys:
-            values = [example[key] for example in examples]
-            if apply_default_convert and not all(isinstance(one, _PLAIN) for one in values):
+            try:
+                values = [example[key] for example in examples]
+            except KeyError:
+                raise _different_keys(examples) from None
+            if apply_default_convert and not set(map(type, values)) <= _PLAIN:
                 values = default_convert(values)  # type: ignore[no-untyped-call]  # torch's
             value: Any
             if _is_padded(key, values, padded_keys):
@@ -154,6 +156,9 @@ class PaddedBatch:
             holds_tensors = isinstance(value[0], Tensor)
             if key in device_prep_keys if device_prep_keys is not None else holds_tensors:
                 self._device_prep_keys.append(key)
+        # Each row has the keys of the first; with as many keys it has no others.
+        if set(map(len, examples)) != {len(self._keys)}:
+            raise _different_keys(examples)
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -291,15 +296,14 @@ class BatchsizeGuesser:
         return 1
 
 
-def _check_same_keys(examples: Sequence[Mapping[str, Any]], keys: list[str]) -> None:
+def _different_keys(examples: Sequence[Mapping[str, Any]]) -> PaddingError:
     wanted = examples[0].keys()
-    for i, example in enumerate(examples):
-        if example.keys() != wanted:
-            raise PaddingError(
-                f"Rows of one batch must have the same keys; {_named(examples, i)} has "
-                f"{list(example)!r}, and {_named(examples, 0)} has {keys!r}: complete the row, or "
-                "do not output the key."
-            )
+    odd = next(i for i, example in enumerate(examples) if example.keys() != wanted)
+    return PaddingError(
+        f"Rows of one batch must have the same keys; {_named(examples, odd)} has "
+        f"{list(examples[odd])!r}, and {_named(examples, 0)} has {list(wanted)!r}: complete the "
+        "row, or do not output the key."
+    )
 
 
 def _is_padded(key: str, values: list[Any], padded_keys: Sequence[str] | None) -> bool:

@@ -100,7 +100,9 @@ def stack_if_possible(values: list[Any]) -> Any:
         if any(not isinstance(one, Tensor) or one.shape != first.shape for one in values):
             return values
         return torch.stack(values)
-    if not all(isinstance(one, (int, float)) for one in values):
+    if not isinstance(first, (int, float)) or not all(
+        isinstance(one, (int, float)) for one in values
+    ):
         return values
     broken = any(isinstance(one, float) for one in values)
     try:
@@ -193,14 +195,26 @@ def _padded_by_constant(
 ) -> Tensor:
     rest = tensors[0].shape[1:]
     # filler: (longest - shortest, *rest); every gap is a slice of it, so it stays in the cache
-    filler = tensors[0].new_full((longest - min(counts), *rest), value)
-    pieces: list[Tensor] = []
-    for one, count in zip(tensors, counts, strict=True):
-        pieces.append(one)
-        if count < longest:
-            # Without the empty ones: with one among them, cat takes ten times as long.
-            pieces.append(filler[: longest - count])
-    return torch.cat(pieces).view(len(counts), longest, *rest)
+    gap = (longest - min(counts), *rest)
+    pieces: list[Any] = []
+    try:
+        # NumPy looks at a slice in a tenth of the time that torch takes.
+        arrays: list[Any] = [one.numpy() for one in tensors]
+    except (RuntimeError, TypeError):  # bfloat16, another device, or a gradient is wanted
+        arrays = []
+    if not arrays or any(array.dtype != arrays[0].dtype for array in arrays):
+        filler = tensors[0].new_full(gap, value)
+        for one, count in zip(tensors, counts, strict=True):
+            pieces.append(one)
+            if count < longest:
+                # Without the empty ones: with one among them, cat takes ten times as long.
+                pieces.append(filler[: longest - count])
+        return torch.cat(pieces).view(len(counts), longest, *rest)
+    block = np.full(gap, value, arrays[0].dtype)
+    for array, count in zip(arrays, counts, strict=True):
+        pieces.append(array)
+        pieces.append(block[: longest - count])
+    return torch.from_numpy(np.concatenate(pieces)).view(len(counts), longest, *rest)
 
 
 def _padded_by_mode(one: Tensor, longest: int, mode: str) -> Tensor:

@@ -69,7 +69,9 @@ def _find_rows(buffer: Bytes, size: int) -> tuple[Places, Places, bool] | None:
     """Find where each ``"uid": {...}`` begins and ends; None for anything out of the ordinary."""
     begin = _behind_first_brace(buffer, size)
     small = np.uint32 if size < 2**32 else np.int64
-    parts: list[_Part] = []
+    # Grown in place: a list of small arrays, joined at the end, would leave its holes behind.
+    starts, ends, hashes = bytearray(), bytearray(), bytearray()
+    braces = False
     length = _CHUNK_BYTES
     closed = -1 if begin > 0 else size
     while closed < 0:
@@ -77,27 +79,26 @@ def _find_rows(buffer: Bytes, size: int) -> tuple[Places, Places, bool] | None:
         stop = min(begin + length, size)
         while stop < size and buffer[stop - 1] == _ESCAPE:
             stop += 1  # A backslash and what it escapes stay in one chunk.
-        part = _rows_of(buffer, begin, stop, first=not parts)
+        part = _rows_of(buffer, begin, stop, first=not starts)
         if part is None or (stop == size and part.closed < 0):
             return None
         closed = part.closed
         if len(part.ends):
             begin, length = int(part.ends[-1]), _CHUNK_BYTES
-            parts.append(
-                part._replace(starts=part.starts.astype(small), ends=part.ends.astype(small))
-            )
+            starts += part.starts.astype(small).data
+            ends += part.ends.astype(small).data
+            hashes += part.hashes.data
+            braces = braces or part.braces
         else:
             length *= 2
     rest = buffer[closed + 1 : size].tobytes()
-    if not parts or rest.strip(_WHITE) or buffer[begin:closed].tobytes().strip(_WHITE):
+    if not starts or rest.strip(_WHITE) or buffer[begin:closed].tobytes().strip(_WHITE):
         return None
-    hashes = np.concatenate([part.hashes for part in parts])
-    hashes.sort()
-    if (hashes[1:] == hashes[:-1]).any():  # Two IDs are equal, or as good as never, seem to be.
+    order = np.frombuffer(hashes, np.uint64)
+    order.sort()
+    if (order[1:] == order[:-1]).any():  # Two IDs are equal, or as good as never, seem to be.
         return None
-    starts = np.concatenate([part.starts for part in parts])
-    ends = np.concatenate([part.ends for part in parts])
-    return starts, ends, any(part.braces for part in parts)
+    return np.frombuffer(starts, small), np.frombuffer(ends, small), braces
 
 
 def _behind_first_brace(buffer: Bytes, size: int) -> int:
