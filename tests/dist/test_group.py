@@ -64,7 +64,7 @@ def test_more_ranks_than_gpus_are_refused(launched, monkeypatch):
         r"Not enough GPUs .* rank 2 as number 2 .* 2 GPU\(s\); write torchrun --nproc-per-node=2"
     )
     with pytest.raises(ValueError, match=message):
-        brain_dist.ddp_init_group({"distributed_backend": "nccl"})
+        brain_dist.ddp_init_group({"distributed_backend": "nccl", "device": "cuda"})
 
 
 def test_rank_without_world_size_is_refused(launched, monkeypatch):
@@ -86,7 +86,8 @@ def _init(rank, options):
     if options.pop("stay_away", None) == rank:
         return None
     try:
-        brain_dist.ddp_init_group({"distributed_backend": "gloo"}, **options)
+        backend = options.pop("backend", "gloo")
+        brain_dist.ddp_init_group({"distributed_backend": backend, "device": "cpu"}, **options)
     except brain_dist.RanksLostError as error:
         return str(error)
     return brain_dist.gather_objects(brain_dist.get_rank())
@@ -97,6 +98,14 @@ def test_the_ranks_of_a_launcher_meet(ranks):
     environ = {"RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}"}
     environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     assert ranks(_init, 2, {"timeout_s": 20.0}, group=False, environ=environ) == [[0, 1]] * 2
+
+
+def test_nccl_means_gloo_on_the_cpu(ranks):
+    """It is SpeechBrain's default, and the same command is to work without a GPU."""
+    environ = {"RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}"}
+    environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    options = {"timeout_s": 20.0, "backend": "nccl"}
+    assert ranks(_init, 2, options, group=False, environ=environ) == [[0, 1]] * 2
 
 
 def test_the_ranks_of_srun_meet(ranks):

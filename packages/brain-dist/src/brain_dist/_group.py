@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,10 +13,12 @@ from torch.distributed.rendezvous import rendezvous
 
 from brain_dist._control import DEFAULT_TIMEOUT_S, set_control_timeout
 from brain_dist._errors import RanksLostError
-from brain_dist._world import World, is_distributed_initialized
+from brain_dist._world import World, infer_device, is_distributed_initialized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+logger = logging.getLogger(__name__)
 
 _FIRST_PORT = 20000
 _PORTS = 20000
@@ -43,7 +46,7 @@ def ddp_init_group(
     ----------
     run_opts : mapping-like, optional
         ``distributed_backend``: "nccl", "gloo", "mpi" or another that this torch has; None
-        chooses by ``device``.  ``device``: what the training runs on; None for whatever is there.
+        chooses by ``device``, and on the CPU "nccl" means "gloo".  ``device``: what the training runs on; None for whatever is there.
         ``distributed_timeout_s``: default of `timeout_s`.
     timeout_s : float, optional
         Seconds that one operation, and the making of the group, waits for the other ranks;
@@ -65,8 +68,12 @@ def ddp_init_group(
     if not world.launched:
         return
     options: Options = {} if run_opts is None else run_opts
-    device_type = torch.device(options.get("device") or _default_device()).type
+    device_type = torch.device(options.get("device") or infer_device()).type
     backend = options.get("distributed_backend") or _BACKENDS.get(device_type, "gloo")
+    if backend == "nccl" and device_type == "cpu":
+        # SpeechBrain's default, which a script keeps when it is started without a GPU.
+        logger.warning("nccl carries tensors of GPUs only: on device='cpu' gloo is used instead")
+        backend = "gloo"
     # "cpu:gloo,cuda:nccl" names one for each kind of device.
     names = [part.rpartition(":")[2] for part in str(backend).split(",")]
     for name in names:
@@ -75,15 +82,13 @@ def ddp_init_group(
         timeout_s = options.get("distributed_timeout_s") or DEFAULT_TIMEOUT_S
     if "nccl" in names:
         torch.cuda.set_device(world.local_rank)
+    if "xccl" in names:
+        torch.xpu.set_device(world.local_rank)
     _join(backend, world, timeout_s)
     set_control_timeout(timeout_s if control_timeout_s is None else control_timeout_s)
 
 
 _BACKENDS: Mapping[str, str] = {"cuda": "nccl", "xpu": "xccl"}
-
-
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _check_backend(backend: str, world: World) -> None:
