@@ -46,7 +46,8 @@ def ddp_init_group(
     ----------
     run_opts : mapping-like, optional
         ``distributed_backend``: "nccl", "gloo", "mpi" or another that this torch has; None
-        chooses by ``device``, and on the CPU "nccl" means "gloo".  ``device``: what the training runs on; None for whatever is there.
+        chooses by ``device``, and on the CPU "nccl" means "gloo".
+        ``device``: what the training runs on; None for whatever is there.
         ``distributed_timeout_s``: default of `timeout_s`.
     timeout_s : float, optional
         Seconds that one operation, and the making of the group, waits for the other ranks;
