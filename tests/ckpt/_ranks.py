@@ -104,3 +104,47 @@ def elastic_main(directory, rank, world, number, report):
         saved = checkpointer.save_checkpoint(meta={"number": number})
         assert (saved is None) == (rank != 0)
     distributed.barrier()
+
+
+def sharded_main(directory, rank, world, save, report):
+    """Save or load a model of which each rank holds a part."""
+    join(directory, rank, world)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.Linear(10, 5))
+    whole = {key: value.clone() for key, value in model.state_dict().items()}
+    mesh = init_device_mesh("cpu", (world,))
+    for layer in model:
+        for key, parameter in list(layer.named_parameters()):
+            value = parameter.detach() if save else torch.zeros_like(parameter)
+            setattr(layer, key, torch.nn.Parameter(distribute_tensor(value, mesh, [Shard(0)])))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for number, parameter in enumerate(model.parameters()):
+        if save:
+            parameter.grad = distribute_tensor(
+                torch.full(parameter.shape, number + 1.0), mesh, [Shard(0)]
+            )
+    if save:
+        optimizer.step()
+        optimizer.zero_grad()
+    checkpointer = Checkpointer(directory / "save", {"model": model, "optimizer": optimizer})
+    if save:
+        checkpointer.save_checkpoint()
+    else:
+        assert checkpointer.recover_if_possible() is not None
+    full = {key: value.full_tensor() for key, value in model.state_dict().items()}
+    moments = [
+        optimizer.state[parameter]["exp_avg"].full_tensor() for parameter in model.parameters()
+    ]
+    assert all(isinstance(value, DTensor) for value in model.state_dict().values())
+    if rank == 0 and save:
+        assert not torch.equal(full["0.weight"], whole["0.weight"])
+        torch.save({"full": full, "moments": moments}, directory / "expected.pt")
+    expected = torch.load(directory / "expected.pt") if rank == 0 or not save else None
+    if expected:
+        assert all(torch.equal(full[key], expected["full"][key]) for key in full)
+        assert all(map(torch.equal, moments, expected["moments"]))
+    report(1)
+    distributed.barrier()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from brain_ckpt._errors import CheckpointMismatchError
-from brain_ckpt._layout import RANKS_DIRECTORY
+from brain_ckpt._layout import RANKS_DIRECTORY, SHARDS_DIRECTORY
+from brain_ckpt._shards import assemble
 from brain_ckpt._states import check_state, set_state
 from brain_ckpt._tensor_files import read_state
 
@@ -97,5 +98,6 @@ def _step(item: Item, path: Path, end_of_epoch: bool, *, trusted: bool) -> Step:
         return Step(item.name, lambda: call(path, end_of_epoch))
     # A module copies what it is given; an optimizer keeps it, and must not keep a mapped file.
     state = read_state(path, trusted=trusted, mmap=isinstance(item.obj, torch.nn.Module))
+    state = assemble(item.obj, state, path.parent / SHARDS_DIRECTORY, item.name)
     check_state(item.obj, state, item.name)
     return Step(item.name, lambda: set_state(item.obj, state, item.name))

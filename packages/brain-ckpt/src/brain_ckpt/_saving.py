@@ -18,6 +18,7 @@ from brain_ckpt._layout import PARAMFILE_EXT, RANKS_DIRECTORY
 from brain_ckpt._manifest import Manifest
 from brain_ckpt._meta import dump_meta
 from brain_ckpt._retention import Checkpoint
+from brain_ckpt._shards import is_sharded, split
 from brain_ckpt._states import get_state
 from brain_ckpt._stream import Stream, write_file
 
@@ -73,10 +74,13 @@ class Taken(NamedTuple):
         What is still to be written, by recoverable.
     own : dict of str to bytes
         The files that only this rank has.
+    shards : dict of str to DTensor
+        Tensors of which each rank has a part.
     """
 
     states: dict[str, Any]
     own: dict[str, bytes]
+    shards: dict[str, Any]
 
 
 def take(
@@ -97,18 +101,26 @@ def take(
     """
     states: dict[str, Any] = {}
     own: dict[str, bytes] = {}
+    shards: dict[str, Any] = {}
     for item in items:
         if item.per_rank:
             own[item.name] = _bytes_of(item)
         elif item.saver is None:
+            if is_sharded(item.obj):
+                state, parts = split(get_state(item.obj), item.name)
+                shards.update(parts)
+            elif rank == 0:
+                state = get_state(item.obj)
+            else:
+                continue
             if rank == 0:
-                state = plain_state(get_state(item.obj), item.name)
+                state = plain_state(state, item.name)
                 if not state:
                     logger.warning("the state of %r is empty", item.name)
                 states[item.name] = state if copy is None else copy(state)
         elif item.saver.all_ranks:
             item.saver.call(plan.staging / f"{item.name}{PARAMFILE_EXT}")
-    return Taken(states, own)
+    return Taken(states, own, shards)
 
 
 def call_savers(items: Sequence[Item], plan: Plan) -> None:

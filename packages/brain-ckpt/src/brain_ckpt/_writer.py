@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from brain_ckpt import _fs
 from brain_ckpt._errors import CheckpointError, CheckpointLockedError
-from brain_ckpt._layout import directory_name, parse_leftover, stamped_name
+from brain_ckpt._layout import SHARDS_DIRECTORY, directory_name, parse_leftover, stamped_name
 from brain_ckpt._lock import DirectoryLock
 from brain_ckpt._ranks import decide, together
 from brain_ckpt._retention import Checkpoint, ckpt_recency
@@ -27,6 +27,7 @@ from brain_ckpt._saving import (
     take,
     write,
 )
+from brain_ckpt._shards import save_shards
 from brain_ckpt._snapshot import Snapshots
 from brain_ckpt._store import Staging, Store, looks_like_checkpoint
 from brain_dist import get_rank, get_world_size
@@ -101,6 +102,7 @@ class Writer:
         self._seq = 0
         self._flight: _Flight | None = None
         self._snapshots = Snapshots()
+        self._shard_group: Any = None
 
     def save(
         self,
@@ -137,7 +139,11 @@ class Writer:
             where = plan.final
             states: dict[str, Any] = {}
             copy = self._snapshots.copy if asynchronous else None
-            owned = together(lambda: self._take(items, plan, states, copy))
+            shards: dict[str, Any] = {}
+            owned = together(lambda: self._take(items, plan, states, shards, copy))
+            if shards:
+                # Sharded alike on every rank, so that every rank comes here.
+                together(lambda: self._save_shards(plan, shards))
             decide(lambda: call_savers(items, plan))
             if asynchronous:
                 self._take_off(_Flight(plan, items, request.verbosity, after), states, owned)
@@ -274,13 +280,22 @@ class Writer:
         items: Sequence[Item],
         plan: Plan,
         states: dict[str, Any],
+        shards: dict[str, Any],
         copy: Callable[[Any], Any] | None,
     ) -> dict[str, bytes]:
         self._snapshots.begin()
         taken = take(items, plan, get_rank(), copy)
         self._snapshots.end()
         states.update(taken.states)
+        shards.update(taken.shards)
         return taken.own
+
+    def _save_shards(self, plan: Plan, shards: dict[str, Any]) -> None:
+        from torch import distributed
+
+        if self._shard_group is None:
+            self._shard_group = distributed.new_group(backend="gloo")  # type: ignore[no-untyped-call,unused-ignore]  # untyped in torch
+        save_shards(shards, plan.staging / SHARDS_DIRECTORY, self._shard_group)
 
     def _write(
         self,
@@ -291,7 +306,7 @@ class Writer:
         beside_training: bool = False,
     ) -> None:
         assert self._staging is not None
-        taken = Taken(states, {})
+        taken = Taken(states, {}, {})
         write(self.store, self._staging, plan, taken, owned, beside_training=beside_training)
 
     def _publish(self, plan: Plan, verbosity: int) -> None:

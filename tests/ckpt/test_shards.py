@@ -1,0 +1,67 @@
+"""State of which each rank holds a part is readable by any number of ranks."""
+
+import pickle
+
+import pytest
+import torch
+
+from brain_ckpt import CheckpointDamagedError, Checkpointer, UnsafeCheckpointError
+from brain_ckpt._shards import _MetadataUnpickler
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="session")
+def ranks():
+    import importlib.util
+    from pathlib import Path
+
+    spec = importlib.util.spec_from_file_location(
+        "ckpt_tests_ranks", Path(__file__).parent / "_ranks.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(processes, ranks, directory, world, save):
+    (directory / "store").unlink(missing_ok=True)
+    children = [
+        processes.Child(
+            lambda report, rank=rank: ranks.sharded_main(directory, rank, world, save, report)
+        )
+        for rank in range(world)
+    ]
+    assert [child.wait(60) for child in children] == [processes.FINISHED] * world
+
+
+def test_shards_of_four_ranks_are_loaded_by_one_two_and_three(processes, ranks, fast_dir):
+    """Equal tensors, of the model and of its optimizer; also without any group."""
+    run(processes, ranks, fast_dir, 4, save=True)
+    for world in (1, 2, 3):
+        run(processes, ranks, fast_dir, world, save=False)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.Linear(10, 5))
+    optimizer = torch.optim.AdamW(model.parameters())
+    checkpointer = Checkpointer(fast_dir / "save", {"model": model, "optimizer": optimizer})
+    found = checkpointer.recover_if_possible()
+    expected = torch.load(fast_dir / "expected.pt")
+    assert all(
+        torch.equal(model.state_dict()[key], expected["full"][key]) for key in expected["full"]
+    )
+    moments = [optimizer.state[parameter]["exp_avg"] for parameter in model.parameters()]
+    assert all(map(torch.equal, moments, expected["moments"]))
+
+    shard = next((found.path / "shards").glob("*.distcp"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CheckpointDamagedError, match=r"shards/.*distcp"):
+        checkpointer.load_checkpoint(found)
+
+
+def test_the_metadata_of_shards_runs_no_code(tmp_path):
+    """torch itself unpickles it in full."""
+    file = tmp_path / "metadata"
+    file.write_bytes(pickle.dumps(eval))
+    with file.open("rb") as content, pytest.raises(UnsafeCheckpointError, match=r"builtins\.eval"):
+        _MetadataUnpickler(content).load()
