@@ -111,7 +111,7 @@ class Store:
         seq = 0
         for path in self._published():
             try:
-                checkpoint = _read_checkpoint(path)
+                checkpoint = read_checkpoint(path)
             except _GoneError:
                 continue
             except (CheckpointError, OSError) as error:
@@ -323,6 +323,24 @@ def verify(
     return manifest
 
 
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read what a checkpoint says of itself, and which files it has; no file is verified."""
+    file = path / META_NAME
+    try:
+        content = _fs.read(file, META_LIMIT_BYTES)
+    except FileNotFoundError:
+        if not path.is_dir():
+            raise _GoneError from None
+        raise CheckpointDamagedError(f"{path} has no {META_NAME}") from None
+    meta = load_meta(content, str(file))
+    paramfiles = {
+        name.removesuffix(PARAMFILE_EXT): path / name
+        for name in _fs.names(path)
+        if name.endswith(PARAMFILE_EXT) and not os.path.isdir(path / name)
+    }
+    return Checkpoint(path, meta, paramfiles)
+
+
 def _verify_without_manifest(checkpoint: Checkpoint, required: list[str], *, trusted: bool) -> None:
     for file in checkpoint.paramfiles.values():
         damage = own_damage(file, trusted=trusted)
@@ -350,23 +368,6 @@ def looks_like_checkpoint(path: Path) -> bool:
     if (path / META_NAME).exists() or (path / MANIFEST_NAME).exists():
         return True
     return any(name.endswith(PARAMFILE_EXT) for name in _fs.names(path))
-
-
-def _read_checkpoint(path: Path) -> Checkpoint:
-    file = path / META_NAME
-    try:
-        content = _fs.read(file, META_LIMIT_BYTES)
-    except FileNotFoundError:
-        if not path.is_dir():
-            raise _GoneError from None
-        raise CheckpointDamagedError(f"{path} has no {META_NAME}") from None
-    meta = load_meta(content, str(file))
-    paramfiles = {
-        name.removesuffix(PARAMFILE_EXT): path / name
-        for name in _fs.names(path)
-        if name.endswith(PARAMFILE_EXT) and not os.path.isdir(path / name)
-    }
-    return Checkpoint(path, meta, paramfiles)
 
 
 def _read_seq(path: Path) -> int:
