@@ -130,3 +130,16 @@ def _node_fails(rank):
 def test_an_exception_on_one_machine_is_everybodys(ranks):
     """Nobody waits for a file that will not come."""
     assert ranks(_node_fails, 2) == [[0, 1]] * 2
+
+
+def test_without_a_group_the_other_ranks_are_told_that_they_do_not_wait(monkeypatch, caplog):
+    """Under torchrun, before ddp_init_group; rank 0 alone runs it."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert brain_dist.run_on_main(print, ["ran"]) is None
+    assert "Rank 1 goes on without print" in caplog.text
+    assert "ddp_init_group" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("RANK", "0")
+    assert brain_dist.run_on_main(max, [1, 2]) == 2
+    assert not caplog.text

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import functools
+import logging
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from brain_dist._collectives import broadcast_outcome, raise_together
 from brain_dist._control import alone
-from brain_dist._world import if_main_process, is_local_rank_zero
+from brain_dist._world import (
+    get_rank,
+    if_main_process,
+    is_distributed_initialized,
+    is_local_rank_zero,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -19,9 +27,10 @@ T = TypeVar("T")
 def main_process_only(function: Callable[P, T]) -> Callable[P, T]:
     """Decorate a function so that only rank 0 runs it and every rank gets its result.
 
-    Every rank has to call it.  Inside, every collective of this package is the identity.  What
-    it raises on rank 0, KeyboardInterrupt too, every rank raises at once: the same type with
-    the same arguments, and on the others with rank 0's traceback as its cause.
+    Every rank has to call it, once the group exists: before that, the others go on with None, and
+    a warning.  Inside, every collective of this package is the identity.  What it raises on rank
+    0, KeyboardInterrupt too, every rank raises at once: the same type with the same arguments, and
+    on the others with rank 0's traceback as its cause.
 
     Parameters
     ----------
@@ -36,7 +45,15 @@ def main_process_only(function: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(function)
     def on_main(*args: P.args, **kwargs: P.kwargs) -> T:
         result, error = None, None
-        if if_main_process():
+        main = if_main_process()
+        if not main and not is_distributed_initialized():
+            logger.warning(
+                "Rank %d goes on without %s, which rank 0 runs: they can wait for each other once "
+                "there is a process group. Call brain_dist.ddp_init_group(run_opts) before.",
+                get_rank(),
+                getattr(function, "__name__", function),
+            )
+        if main:
             try:
                 with alone():
                     result = function(*args, **kwargs)
