@@ -220,6 +220,14 @@ def test_fsdp_trains_the_same_model_as_ddp_under_the_same_names(ranks, tmp_path)
     assert_close(ddp[0], fsdp[0])
 
 
+def test_an_fsdp_run_goes_on_from_its_checkpoint_bit_for_bit(ranks, tmp_path):
+    """Sharded optimizer state included."""
+    whole = ranks(train_sharded, 2, tmp_path / "whole", "fsdp", "batches")
+    ranks(train_sharded, 2, tmp_path / "save", "fsdp", "batches", 20, 1)
+    resumed = ranks(train_sharded, 2, tmp_path / "save", "fsdp", "batches")
+    assert resumed == whole
+
+
 def test_weighed_by_samples_two_ranks_and_one_take_the_same_steps(ranks, tmp_path):
     """Eighteen rows: the last round is shared unequally, and its short batch weighs less."""
     two = ranks(train_sharded, 2, tmp_path / "two", "ddp", "samples", 18)

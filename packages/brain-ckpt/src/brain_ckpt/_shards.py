@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -218,7 +219,10 @@ def _sizes(directory: Path) -> dict[str, Any]:
 def _load(targets: dict[str, Any], directory: Path) -> None:
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    load(targets, storage_reader=_reader(directory), no_dist=True)
+    with warnings.catch_warnings():
+        # It takes no group for a mistake; each rank reads by itself on purpose.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        load(targets, storage_reader=_reader(directory), no_dist=True)
 
 
 class _MetadataUnpickler(pickle.Unpickler):
