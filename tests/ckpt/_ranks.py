@@ -148,3 +148,27 @@ def sharded_main(directory, rank, world, save, report):
         assert all(map(torch.equal, moments, expected["moments"]))
     report(1)
     distributed.barrier()
+
+
+def nodes_main(directory, rank, world, number, fatal, report):
+    """Save on nodes of which each has a directory of its own; two ranks a node."""
+    join(directory, rank, world)
+    model = torch.nn.Linear(2, 2)
+    checkpointer = Checkpointer(directory / f"node-{rank // 2}", {"model": model})
+    checkpointer.add_recoverable("own", PerRank(rank, lambda: None), per_rank=True)
+    found = checkpointer.recover_if_possible()
+    report(found.meta["number"] if found else 0)
+    assert not checkpointer._writer.nodes().shared
+    if fatal is not None and rank == 2:
+
+        def strike(operation, path, detail):
+            if operation == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        _fs.failpoint = strike
+    try:
+        checkpointer.save_and_keep_only(meta={"number": number})
+        outcome = "saved"
+    except Exception as error:  # noqa: BLE001 - its type is what is compared
+        outcome = type(error).__name__
+    (directory / f"outcome-{rank}").write_text(outcome)

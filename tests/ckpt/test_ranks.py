@@ -120,3 +120,43 @@ def test_each_rank_gets_its_own_part_back_and_a_new_rank_keeps_its_own(processes
         children = launch(processes, fast_dir, ranks.elastic_main, world, number)
         assert [child.wait(40) for child in children] == [processes.FINISHED] * world
         assert [child.reports[0] for child in children] == expected
+
+
+def commits_of(directory):
+    from brain_ckpt._store import Store
+
+    return [set(Store(directory / f"node-{node}", "reader").commits()) for node in (0, 1)]
+
+
+def test_nodes_without_a_shared_file_system_each_keep_a_whole_copy(processes, ranks, fast_dir):
+    """The same commit on both, and the older one gone from both."""
+    for number in (1, 2):
+        children = launch(processes, fast_dir, ranks.nodes_main, 4, number, None)
+        assert [child.wait(40) for child in children] == [processes.FINISHED] * 4
+        assert [child.reports[0] for child in children] == [number - 1] * 4
+    first, second = commits_of(fast_dir)
+    assert first == second
+    assert len(first) == 1
+    for node in (0, 1):
+        copy = next((fast_dir / f"node-{node}").glob("CKPT*"))
+        assert sorted(path.name for path in (copy / "ranks").iterdir()) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(("fatal", "recovered"), [("write", 1), ("rename", 2)])
+def test_a_node_that_dies_in_a_save_leaves_the_nodes_in_agreement(
+    fatal, recovered, processes, ranks, fast_dir
+):
+    """What was prepared everywhere and published somewhere is rolled forward; else nothing was."""
+    children = launch(processes, fast_dir, ranks.nodes_main, 4, 1, None)
+    assert [child.wait(40) for child in children] == [processes.FINISHED] * 4
+    children = launch(processes, fast_dir, ranks.nodes_main, 4, 2, fatal)
+    ends = [child.wait(40) for child in children]
+    assert ends[2] == processes.KILLED
+    assert [ends[rank] for rank in (0, 1, 3)] == [processes.FINISHED] * 3
+    outcomes = {(fast_dir / f"outcome-{rank}").read_text() for rank in (0, 1, 3)}
+    assert outcomes == {"CheckpointSaveError"}
+    children = launch(processes, fast_dir, ranks.nodes_main, 4, 3, None)
+    assert [child.wait(40) for child in children] == [processes.FINISHED] * 4
+    assert [child.reports[0] for child in children] == [recovered] * 4
+    first, second = commits_of(fast_dir)
+    assert first == second

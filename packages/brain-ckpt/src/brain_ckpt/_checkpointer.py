@@ -372,7 +372,11 @@ class Checkpointer:
         self._writer.wait()
         by_recency = not (importance_key or max_key or min_key)
         for _ in range(_LOOKS):
-            listing = decide(lambda: self._look(importance_key, max_key, min_key, ckpt_predicate))
+            self._writer.settle()
+            common = self._writer.common_names()
+            listing = decide(
+                lambda: self._look(common, importance_key, max_key, min_key, ckpt_predicate)  # noqa: B023 - runs now
+            )
             if not listing.checkpoints and not listing.unreadable:
                 logger.info("no checkpoint in %s yet", self.checkpoints_dir)
                 return None
@@ -528,6 +532,7 @@ class Checkpointer:
 
     def _look(
         self,
+        common: set[str] | None,
         importance_key: Key | None,
         max_key: str | None,
         min_key: str | None,
@@ -536,6 +541,8 @@ class Checkpointer:
         self._writer.tidy_if_free()
         listing = self._listing()
         found = choose(listing.checkpoints, importance_key, max_key, min_key, ckpt_predicate)
+        if common is not None:
+            found = [one for one in found if one.path.name in common]
         best_first = found if importance_key or max_key or min_key else newest_first(found)
         return Listing(best_first, listing.unreadable, listing.seq)
 
@@ -543,8 +550,16 @@ class Checkpointer:
         # A living run deleted it while it was read: what was restored of it is restored again.
         return decide(lambda: not checkpoint.path.is_dir())
 
+    def _of_this_node(self, checkpoint: Checkpoint) -> Checkpoint:
+        path = self.checkpoints_dir / checkpoint.path.name
+        if self._writer.nodes().shared or not path.is_dir():
+            return checkpoint
+        files = {name: path / file.name for name, file in checkpoint.paramfiles.items()}
+        return Checkpoint(path, checkpoint.meta, files)
+
     def _prepare(self, checkpoint: Checkpoint, only: Only | None, *, trusted: bool) -> list[Step]:
         steps: list[Step] = []
+        checkpoint = self._of_this_node(checkpoint)
 
         def verify_and_read() -> str | None:
             items = list(self._items(only))
@@ -580,25 +595,33 @@ class Checkpointer:
         logger.info("loaded %s", checkpoint.path)
 
     def _delete(self, retention: Retention, verbosity: int) -> None:
-        decide(lambda: self._delete_here(retention, verbosity))
+        nodes = self._writer.nodes()
+        if nodes.shared:
+            decide(lambda: self._delete_here(self._doomed(retention), verbosity))
+        else:
+            names = decide(lambda: self._doomed(retention))
+            nodes.on_leaders(lambda: self._delete_here(names, verbosity))
 
-    def _delete_here(self, retention: Retention, verbosity: int) -> None:
+    def _doomed(self, retention: Retention) -> list[str]:
+        doomed = choose_doomed(self._listing().checkpoints, retention, self.keep)
+        for spared in self._spares(doomed):
+            doomed.remove(spared)
+        return [one.path.name for one in doomed]
+
+    def _delete_here(self, names: list[str], verbosity: int) -> None:
+        paths = [path for name in names if (path := self.checkpoints_dir / name).is_dir()]
+        if not paths:
+            return
         try:
-            listing = self._listing()
-            doomed = choose_doomed(listing.checkpoints, retention, self.keep)
-            for spared in self._spares(doomed):
-                doomed.remove(spared)
-            if not doomed:
-                return
             self._writer.lock()
-            self._writer.store.delete([one.path for one in doomed])
+            self._writer.store.delete(paths)
         except OSError as error:
             raise CheckpointDeleteError(
                 f"checkpoints in {self.checkpoints_dir} could not be deleted: {error}"
             ) from error
-        for one in doomed:
-            self._intact.discard(one.path)
-            logger.log(verbosity, "deleted %s", one.path)
+        for path in paths:
+            self._intact.discard(path)
+            logger.log(verbosity, "deleted %s", path)
 
     def _spares(self, doomed: list[Checkpoint]) -> list[Checkpoint]:
         spares: list[Checkpoint] = []

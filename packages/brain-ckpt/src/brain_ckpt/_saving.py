@@ -84,7 +84,7 @@ class Taken(NamedTuple):
 
 
 def take(
-    items: Sequence[Item], plan: Plan, rank: int, copy: Callable[[Any], Any] | None = None
+    items: Sequence[Item], plan: Plan, *, leads: bool, copy: Callable[[Any], Any] | None = None
 ) -> Taken:
     """Take the state of this rank, and call the savers that every rank calls.
 
@@ -94,8 +94,8 @@ def take(
         The recoverables.
     plan : Plan
         The save.
-    rank : int
-        This one.
+    leads : bool
+        Whether this rank writes.
     copy : callable, optional
         Copies a state, for a save that is written while training goes on.
     """
@@ -109,11 +109,11 @@ def take(
             if is_sharded(item.obj):
                 state, parts = split(get_state(item.obj), item.name)
                 shards.update(parts)
-            elif rank == 0:
+            elif leads:
                 state = get_state(item.obj)
             else:
                 continue
-            if rank == 0:
+            if leads:
                 state = plain_state(state, item.name)
                 if not state:
                     logger.warning("the state of %r is empty", item.name)

@@ -20,6 +20,7 @@ from brain_ckpt._layout import (
     OLD,
     PARAMFILE_EXT,
     PREFIX,
+    TEMPORARY,
     Leftover,
     old_name,
     parse_leftover,
@@ -123,10 +124,14 @@ class Store:
         found.sort(key=lambda entry: entry[:2])
         return Listing([entry[2] for entry in found], unreadable, seq)
 
-    def stage(self, name: str) -> Staging:
-        """Make a temporary directory for a checkpoint that is to have a name."""
+    def next_temporary_name(self, name: str) -> str:
+        """Return a new name for a temporary directory."""
         self._number += 1
-        path = self.root / temporary_name(name, self.run, self._number)
+        return temporary_name(name, self.run, self._number)
+
+    def stage(self, temporary: str, name: str) -> Staging:
+        """Make a temporary directory for a checkpoint that is to have a name."""
+        path = self.root / temporary
         _in_flight.add(os.path.realpath(path))
         _fs.mkdir(path)
         return Staging(path, self.root / name)
@@ -231,6 +236,32 @@ class Store:
             _fs.fsync_directory(self.root)
         for path in doomed:
             _fs.remove_tree(path)
+
+    def prepared(self) -> dict[str, Staging]:
+        """Return what dead runs have sealed and not published, by commit."""
+        found = {}
+        for name in _fs.names(self.root):
+            leftover = parse_leftover(name)
+            if leftover is None or leftover.kind != TEMPORARY or self._is_in_flight(name):
+                continue
+            path = self.root / name
+            try:
+                manifest = verify(read_checkpoint(path))
+            except (CheckpointError, OSError, _GoneError):
+                continue
+            if manifest is not None:
+                found[manifest.commit] = Staging(path, self.root / leftover.checkpoint)
+        return found
+
+    def commits(self) -> dict[str, str]:
+        """Return the names of published checkpoints by commit; SpeechBrain's by their names."""
+        found = {}
+        for checkpoint in self.listing().checkpoints:
+            with contextlib.suppress(CheckpointError):
+                manifest = read_manifest(checkpoint.path)
+                name = checkpoint.path.name
+                found[name if manifest is None else manifest.commit] = name
+        return found
 
     def has_leftovers(self) -> bool:
         """Say whether there is anything for `tidy` to do."""

@@ -9,12 +9,13 @@ import time
 import uuid
 import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from brain_ckpt import _fs
-from brain_ckpt._errors import CheckpointError, CheckpointLockedError
+from brain_ckpt._errors import CheckpointError, CheckpointLockedError, CheckpointSaveError
 from brain_ckpt._layout import SHARDS_DIRECTORY, directory_name, parse_leftover, stamped_name
 from brain_ckpt._lock import DirectoryLock
+from brain_ckpt._nodes import Nodes, discover
 from brain_ckpt._ranks import decide, together
 from brain_ckpt._retention import Checkpoint, ckpt_recency
 from brain_ckpt._saving import (
@@ -30,7 +31,7 @@ from brain_ckpt._saving import (
 from brain_ckpt._shards import save_shards
 from brain_ckpt._snapshot import Snapshots
 from brain_ckpt._store import Staging, Store, looks_like_checkpoint
-from brain_dist import get_rank, get_world_size
+from brain_dist import RanksLostError, get_world_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 # A clock that was set back, or is coarse, must not hide a newer checkpoint.
 _TICK_S = 0.001
+_LOCK_PATIENCE_S = 1.0
 # Boundaries between two looks at the writer, once a save has been under way for a while.
 _MOST_SKIPPED_POLLS = 16
 
@@ -69,6 +71,12 @@ class Request:
     end_of_epoch: bool
     name: str | None
     verbosity: int
+
+
+class _Survey(NamedTuple):
+    newest_s: float
+    seq: int
+    taken: frozenset[str]
 
 
 @dataclass
@@ -103,6 +111,8 @@ class Writer:
         self._flight: _Flight | None = None
         self._snapshots = Snapshots()
         self._shard_group: Any = None
+        self._nodes: Nodes | None = None
+        self._nodes_world = 0
 
     def save(
         self,
@@ -133,10 +143,9 @@ class Writer:
             If another process writes here.
         """
         self.wait()
-        where = self.store.root / (request.name or "a new checkpoint")
+        nodes = self.nodes()
+        plan = self._begin(request)
         try:
-            plan = decide(lambda: self._begin(request))
-            where = plan.final
             states: dict[str, Any] = {}
             copy = self._snapshots.copy if asynchronous else None
             shards: dict[str, Any] = {}
@@ -144,19 +153,17 @@ class Writer:
             if shards:
                 # Sharded alike on every rank, so that every rank comes here.
                 together(lambda: self._save_shards(plan, shards))
-            decide(lambda: call_savers(items, plan))
+            nodes.on_leaders(lambda: call_savers(items, plan))
             if asynchronous:
                 self._take_off(_Flight(plan, items, request.verbosity, after), states, owned)
                 return checkpoint_of(plan, items)
-            decide(lambda: self._write(plan, states, owned))
-            decide(lambda: self._publish(plan, request.verbosity))
+            nodes.on_leaders(lambda: self._write(plan, states, owned))
+            nodes.on_leaders(lambda: self._publish(plan, request.verbosity))
         except BaseException as error:
             self._discard()
-            if isinstance(error, CheckpointLockedError | ValueError) or not isinstance(
-                error, Exception
-            ):
+            if not isinstance(error, Exception):
                 raise
-            raise save_error(error, where) from error
+            raise save_error(error, plan.final) from error
         after()
         return checkpoint_of(plan, items)
 
@@ -177,7 +184,7 @@ class Writer:
             if flight.polls < flight.next_look:
                 return
             flight.next_look += min(flight.next_look, _MOST_SKIPPED_POLLS)
-        if decide(lambda: flight.thread is None or not flight.thread.is_alive()):
+        if self.nodes().all_leaders(lambda: flight.thread is None or not flight.thread.is_alive()):
             self.wait()
 
     def wait(self) -> None:
@@ -194,7 +201,9 @@ class Writer:
         self._flight = None
         _unfinished.discard(self)
         try:
-            decide(lambda: self._land(flight))
+            # On all nodes it is written before it is published on any.
+            self.nodes().on_leaders(lambda: self._join(flight))
+            self.nodes().on_leaders(lambda: self._publish(flight.plan, flight.verbosity))
         except BaseException as error:
             self._discard()
             if not isinstance(error, Exception):
@@ -213,12 +222,56 @@ class Writer:
         if self._lock is None:
             self._lock = DirectoryLock(self.store.root, self.run)
             weakref.finalize(self, self._lock.release)
-        holder = self._lock.acquire()
+        deadline = time.monotonic() + _LOCK_PATIENCE_S
+        # A reader that puts right what a dead run left has it for a moment.
+        while (holder := self._lock.acquire()) is not None and time.monotonic() < deadline:
+            time.sleep(0.05)
         if holder is not None:
             raise CheckpointLockedError(
                 f"one run at a time writes to {self.store.root}, got a second one; it is written "
                 f"by {holder}: stop that run, or give this one a directory of its own"
             )
+
+    def nodes(self) -> Nodes:
+        """Return which ranks share the directory; all ranks make the first call together."""
+        if self._nodes is None or self._nodes_world != get_world_size():
+            self._nodes, self._nodes_world = discover(self.store.root), get_world_size()
+        return self._nodes
+
+    def settle(self) -> None:
+        """Roll forward what is published on one node and prepared on all others.
+
+        For nodes without a shared file system; every rank calls it.
+        """
+        nodes, store = self.nodes(), self.store
+        if nodes.shared:
+            return
+
+        def look() -> tuple[set[str], set[str]] | None:
+            return (set(store.commits()), set(store.prepared())) if nodes.leads else None
+
+        seen = [one for one in together(look) if one is not None]
+        published = set().union(*(one[0] for one in seen))
+        everywhere = published.intersection(*(one[0] | one[1] for one in seen))
+
+        def publish() -> None:
+            self.lock()
+            for commit, staging in store.prepared().items():
+                if commit in everywhere:
+                    store.publish(staging)
+                    logger.warning("published %s, as another node had", staging.final)
+
+        nodes.on_leaders(publish)
+
+    def common_names(self) -> set[str] | None:
+        """Return the checkpoints that every node has; None where there is one directory."""
+        nodes = self.nodes()
+        if nodes.shared:
+            return None
+        found = together(lambda: self.store.commits() if nodes.leads else None)
+        copies = [one for one in found if one is not None]
+        common = set(copies[0]).intersection(*copies)
+        return {copies[0][commit] for commit in common}
 
     def close(self) -> None:
         """Publish what is under way and give the lock back."""
@@ -244,6 +297,26 @@ class Writer:
             logger.info("%s is left as it is: %s", store.root, error)
 
     def _begin(self, request: Request) -> Plan:
+        where = self.store.root / (request.name or "a new checkpoint")
+        nodes = self.nodes()
+        try:
+            if nodes.shared:
+                return decide(lambda: self._stage(self._plan(request, [self._survey(request)])))
+            self.settle()
+            surveys = together(lambda: self._survey(request) if nodes.leads else None)
+            plan = decide(lambda: self._plan(request, [one for one in surveys if one is not None]))
+            root = self.store.root
+            plan = plan._replace(staging=root / plan.staging.name, final=root / plan.final.name)
+            nodes.on_leaders(lambda: self._stage(plan))
+        except (OSError, RanksLostError) as error:
+            self._discard()
+            raise save_error(error, where) from error
+        except BaseException:
+            self._discard()
+            raise
+        return plan
+
+    def _survey(self, request: Request) -> _Survey:
         store = self.store
         make_directory(store.root)
         self.lock()
@@ -253,27 +326,39 @@ class Writer:
             logger.warning("%s could not be tidied: %s", store.root, error)
         listing = store.listing()
         names = _fs.names(store.root)
+        if request.name is not None:
+            final = store.root / directory_name(request.name)
+            mine = _fs.is_directory(final) and looks_like_checkpoint(final)
+            if final.name in names and not mine:
+                raise ValueError(
+                    f"a checkpoint replaces only one of its name, got {final}, which is none; "
+                    f"move it away or choose another name"
+                )
         taken = {*names, *(left.checkpoint for name in names if (left := parse_leftover(name)))}
+        newest_s = max(map(ckpt_recency, listing.checkpoints), default=0.0)
+        return _Survey(newest_s, listing.seq, frozenset(taken))
+
+    def _plan(self, request: Request, surveys: Sequence[_Survey]) -> Plan:
+        taken = frozenset().union(*(survey.taken for survey in surveys))
         name = (
             stamped_name(time.time(), taken)
             if request.name is None
             else directory_name(request.name)
         )
-        final = store.root / name
-        if name in names and not (_fs.is_directory(final) and looks_like_checkpoint(final)):
-            raise ValueError(
-                f"a checkpoint replaces only one of its name, got {final}, which is none; "
-                f"move it away or choose another name"
-            )
-        newest_s = max(map(ckpt_recency, listing.checkpoints), default=0.0)
+        newest_s = max(survey.newest_s for survey in surveys)
         meta = {
             "unixtime": max(time.time(), newest_s + _TICK_S),
             "end-of-epoch": request.end_of_epoch,
             **request.meta,
         }
-        self._seq = max(self._seq, listing.seq) + 1
-        self._staging = store.stage(name)
-        return Plan(self._staging.path, final, meta, self._seq, uuid.uuid4().hex, get_world_size())
+        self._seq = max(self._seq, *(survey.seq for survey in surveys)) + 1
+        root = self.store.root
+        staging = root / self.store.next_temporary_name(name)
+        return Plan(staging, root / name, meta, self._seq, uuid.uuid4().hex, get_world_size())
+
+    def _stage(self, plan: Plan) -> Plan:
+        self._staging = self.store.stage(plan.staging.name, plan.final.name)
+        return plan
 
     def _take(
         self,
@@ -284,7 +369,7 @@ class Writer:
         copy: Callable[[Any], Any] | None,
     ) -> dict[str, bytes]:
         self._snapshots.begin()
-        taken = take(items, plan, get_rank(), copy)
+        taken = take(items, plan, leads=self.nodes().leads, copy=copy)
         self._snapshots.end()
         states.update(taken.states)
         shards.update(taken.shards)
@@ -295,6 +380,11 @@ class Writer:
 
         if self._shard_group is None:
             self._shard_group = distributed.new_group(backend="gloo")  # type: ignore[no-untyped-call,unused-ignore]  # untyped in torch
+        if not self.nodes().shared:
+            raise CheckpointSaveError(
+                f"sharded state is saved where all nodes share a file system, got nodes of which "
+                f"each has a {self.store.root} of its own; choose a directory that all of them see"
+            )
         save_shards(shards, plan.staging / SHARDS_DIRECTORY, self._shard_group)
 
     def _write(
@@ -334,7 +424,7 @@ class Writer:
             except BaseException as error:  # noqa: BLE001 - raised where the save is published
                 flight.error = error
 
-        if get_rank() == 0:
+        if self.nodes().leads:
             flight.thread = threading.Thread(target=work, name="brain-ckpt-save")
             flight.thread.start()
         self._flight = flight
@@ -343,12 +433,11 @@ class Writer:
             atexit.register(_finish_all)
         _unfinished.add(self)
 
-    def _land(self, flight: _Flight) -> None:
+    def _join(self, flight: _Flight) -> None:
         if flight.thread is not None:
             flight.thread.join()
         if flight.error is not None:
             raise flight.error
-        self._publish(flight.plan, flight.verbosity)
 
 
 def make_directory(path: Path) -> None:
