@@ -234,10 +234,27 @@ def test_two_datasets_share_one_dict():
     assert data == {"a": {"x": 1}}
 
 
-def test_a_row_with_an_id_of_its_own_is_refused():
+def test_a_row_with_an_id_of_its_own_is_refused(tmp_path, monkeypatch):
     """It would hide the ID."""
     with pytest.raises(ManifestError, match="row 'a' has one of its own"):
         DynamicItemDataset({"a": {"id": 1}})
+    monkeypatch.setattr("brain_data._rows_json.PACK_BYTES", 0)
+    (tmp_path / "rows.json").write_text('{"a": {"x": 1}, "b": {"x": 1, "id": 2}}')
+    dataset = DynamicItemDataset.from_json(tmp_path / "rows.json", output_keys=["x"])
+    assert dataset[0] == {"x": 1}
+    with pytest.raises(ManifestError, match=r"row 'b' of .*rows\.json has one of its own"):
+        dataset[1]
+
+
+def test_making_a_dataset_of_a_file_does_not_look_at_every_row(tmp_path, monkeypatch):
+    """An index of all IDs is built when a row is first looked up by ID, and not before."""
+    monkeypatch.setattr("brain_data._rows_json.PACK_BYTES", 0)
+    (tmp_path / "rows.json").write_text('{"a": {"x": 1}, "b": {"x": 2}}')
+    dataset = DynamicItemDataset.from_json(tmp_path / "rows.json", output_keys=["x"])
+    assert [row["x"] for row in dataset.filtered_sorted(sort_key="x", reverse=True)] == [2, 1]
+    assert dataset.data._index is None
+    assert dataset.data["b"] == {"x": 2}
+    assert dataset.data._index is not None
 
 
 def test_no_rows_are_refused():

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import brain_data._rows
+import brain_data._rows_json
 from brain_data import DynamicItemDataset, ManifestError
 from brain_data._rows import JsonRows, MarshalledRows, RowIds, packed_if_large
 from brain_data._rows_json import read_json_rows
@@ -105,6 +106,16 @@ def test_ids_that_come_twice_are_found_among_thousands(path, wide):
     path.write_text("{" + ", ".join([*rows, rows[3]]) + "}")
     with pytest.raises(ManifestError, match="twice"):
         read_json_rows(path)
+
+
+@pytest.mark.parametrize("name", ["{0:07d}", "spk{1:04d}-{0:07d}", "{1:08d}{0:08d}", "a{0}"])
+def test_ids_that_count_up_are_told_apart(name):
+    """Two hashes that were equal would have a million rows parsed for nothing."""
+    ids = [name.format(i, i % 997).encode() for i in range(200_000)]
+    ends = np.cumsum([len(uid) for uid in ids])
+    buffer = np.frombuffer(b"".join(ids) + bytes(8), np.uint8)
+    hashes = brain_data._rows_json._hashes(buffer, np.concatenate([[0], ends[:-1]]), ends)
+    assert len(np.unique(hashes)) == len(ids)
 
 
 @pytest.mark.parametrize(

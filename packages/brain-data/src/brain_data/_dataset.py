@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from ._dataset_errors import ManifestError
 from ._pipeline import DataPipeline
-from ._rows import RowIds, RowStore, pack_csv_rows, packed_if_large
+from ._rows import RowIds, RowStore, own_id, pack_csv_rows, packed_if_large
 from ._rows_arrow import read_arrow_rows
 from ._rows_json import read_json_rows
 
@@ -343,14 +343,12 @@ def _static_keys(dataset: DynamicItemDataset) -> list[str]:
             "A dataset needs at least one row, to know its keys; got none: check the file or the "
             "filter that made it."
         )
-    known = getattr(data, "keys_of_rows", None)
-    keys = list(data[ids[0]] if known is None else known)
-    if "id" in keys:
-        raise ManifestError(
-            f"The key 'id' is for the ID of the row; row {ids[0]!r} has one of its own among "
-            f"{keys!r}: rename it."
-        )
-    return [*keys, "id"]
+    if isinstance(data, RowStore):
+        return data.item_keys()
+    row = data[ids[0]]
+    if "id" in row:
+        raise own_id(ids[0], row, None)
+    return [*row, "id"]
 
 
 def _sorted_order(

@@ -60,6 +60,10 @@ class RowStore(Mapping[Any, Mapping[str, Any]]):
     def find(self, uid: Any) -> int:
         """Return the position of the row `uid`; KeyError when there is none."""
 
+    def item_keys(self) -> list[str]:
+        """List the keys of the rows' items, ``"id"`` among them."""
+        return list(self.row_at(0))
+
     def __getitem__(self, uid: Any) -> Mapping[str, Any]:
         """Return the row `uid`, without its ID, to read."""
         row = self.row_at(self.find(uid))
@@ -232,6 +236,8 @@ class JsonRows(PackedRows):
         assert end == len(text)
         if self._replacements is not None:
             row = format_row(uid, row, self._replacements, self.source)
+        if "id" in row:
+            raise own_id(uid, row, self.source)
         row["id"] = uid
         return row  # type: ignore[no-any-return]  # it began with a brace
 
@@ -257,6 +263,8 @@ class MarshalledRows(PackedRows):
     def row_at(self, index: int) -> dict[str, Any]:
         """Unpack the row at `index`."""
         uid, row = marshal.loads(self._bytes_at(index))  # noqa: S302 - written by this process
+        if "id" in row:
+            raise own_id(uid, row, self.source)
         row["id"] = uid
         return row  # type: ignore[no-any-return]  # a dict was written
 
@@ -294,6 +302,15 @@ def pack_csv_rows(
     if os.stat(csv_path).st_size < PACK_BYTES:
         return dict(rows)
     return MarshalledRows(rows, csv_path)
+
+
+def own_id(uid: object, row: Iterable[str], source: object) -> ManifestError:
+    """Refuse a row with an item "id" of its own, which would hide its ID."""
+    where = f" of {source}" if source is not None else ""
+    return ManifestError(
+        f"The key 'id' is for the ID of the row; row {uid!r}{where} has one of its own among "
+        f"{list(row)!r}: rename it."
+    )
 
 
 def missing_row(uid: object, source: object) -> ManifestKeyError:

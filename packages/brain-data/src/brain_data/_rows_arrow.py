@@ -26,13 +26,17 @@ class _NumberedRows(RowStore):
                 f"{keys!r}: rename it (rename_column, or rename_columns for pyarrow)."
             )
         self.source = source
-        self.keys_of_rows = keys
+        self._keys = keys
         self._length = length
         self._given = given
 
     def __len__(self) -> int:
         """Count the rows."""
         return self._length
+
+    def item_keys(self) -> list[str]:
+        """List the columns, without reading a row, and ``"id"``."""
+        return [*self._keys, "id"]
 
     def id_at(self, index: int) -> int:
         """Return the position itself."""
@@ -88,10 +92,7 @@ class TableRows(_NumberedRows):
         which = bisect.bisect_right(self._starts, index) - 1
         place = index - self._starts[which]
         columns = self._batches[which]
-        return {
-            key: column[place].as_py()
-            for key, column in zip(self.keys_of_rows, columns, strict=True)
-        }
+        return {key: column[place].as_py() for key, column in zip(self._keys, columns, strict=True)}
 
 
 def read_arrow_rows(dataset: Any, replacements: Replacements) -> RowStore:
