@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -54,6 +55,45 @@ def test_a_stream_is_moved_too() -> None:
     loader = SaveableDataLoader(Stream(), batch_size=2, device="meta")
     assert [batch.device for batch in loader] == [META] * 3
     assert loader.state_dict()["position"] == 3
+
+
+def test_the_next_copy_is_queued_before_the_present_batch_is_handed_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The order of what is asked of the streams, told by stand-ins for CUDA's."""
+    told: list[str] = []
+
+    class FakeStream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: FakeStream) -> None:
+            told.append(f"{self.name} waits for {other.name}")
+
+    class Told(Batch):
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def to(self, device: Any) -> int:
+            told.append(f"copy {self.number}")
+            return self.number
+
+    main = FakeStream("main")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: FakeStream("side"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: main)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    batches = copied_ahead(iter([Told(0), Told(1)]), torch.device("cuda"))
+    told.extend(f"compute {number}" for number in batches)
+    assert told == [
+        "side waits for main",
+        "copy 0",
+        "main waits for side",
+        "side waits for main",
+        "copy 1",
+        "compute 0",
+        "main waits for side",
+        "compute 1",
+    ]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

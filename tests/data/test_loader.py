@@ -302,6 +302,43 @@ def test_changed_row_ids_are_refused() -> None:
         SaveableDataLoader(Named(["a", "c", "b"])).load_state_dict(state)
 
 
+def test_the_ids_of_many_rows_are_read_once() -> None:
+    """A save in the middle of training must not read millions of them."""
+
+    class Counting(list[int]):
+        reads = 0
+
+        @property
+        def data_ids(self) -> list[str]:
+            self.reads += 1
+            return ["a", "b", "c"]
+
+    dataset = Counting(range(3))
+    loader = SaveableDataLoader(dataset)
+    assert loader.state_dict() == loader.state_dict()
+    assert dataset.reads == 1
+
+
+def test_varying_batches_of_a_later_epoch_are_continued() -> None:
+    """The reference goes on in another order when it runs alone."""
+    lengths = [1 + (7 * row) % 20 for row in range(80)]
+
+    def make() -> Any:
+        sampler = DynamicBatchSampler(lengths, 60, num_buckets=4, lengths_list=lengths)
+        loader = SaveableDataLoader(range(80), batch_sampler=sampler)
+        loader.set_epoch(3)
+        return loader
+
+    whole, first = listed(make()), listed(make())
+    assert whole == first
+    again = make()
+    again.set_epoch(0)
+    assert listed(again) != whole
+    again.load_state_dict(after(make(), 4))
+    assert again.epoch == 3
+    assert listed(again) == whole[4:]
+
+
 def test_an_order_that_only_its_sampler_knows_is_compared_when_it_is_made() -> None:
     """A generator that stands elsewhere gives another order: going on would repeat rows."""
 

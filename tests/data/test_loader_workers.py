@@ -5,15 +5,21 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import random
 import signal
 import time
+from itertools import islice
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import get_worker_info
+from torch.utils.data import BatchSampler, get_worker_info
 
-from brain_data import ReproducibleRandomSampler, SaveableDataLoader
+from brain_data import (
+    DistributedSamplerWrapper,
+    ReproducibleRandomSampler,
+    SaveableDataLoader,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
@@ -91,6 +97,36 @@ def test_workers_prefetch_and_persistence_may_differ_on_resume() -> None:
         seen += [next(iterator) for _ in range(3)]
         state = loader.state_dict()
     assert seen + list(iterator) == whole
+
+
+def test_random_stops_with_random_workers_and_ranks_take_each_row_once() -> None:
+    """Stopped and continued with 0 to 3 workers, on 1 or 2 ranks, in any epoch."""
+    draw = random.Random(11)
+    for _ in range(12):
+        rows, size, epoch = draw.randint(20, 60), draw.randint(2, 5), draw.randrange(4)
+        rows += rows % size == 1  # two ranks could not share a last row
+        state, taken = None, []
+        while state is None or not state["finished"]:
+            world_size = draw.choice((1, 2)) if state is None or not state["position"] % 2 else 1
+            steps = draw.randint(1, 8) * 2 // world_size
+            for rank in range(world_size):
+                batches = BatchSampler(
+                    ReproducibleRandomSampler(range(rows)), size, drop_last=False
+                )
+                loader = SaveableDataLoader(
+                    range(rows),
+                    batch_sampler=DistributedSamplerWrapper(batches, world_size, rank),
+                    collate_fn=keep,
+                    num_workers=draw.randint(0, 3),
+                )
+                loader.set_epoch(epoch)
+                if state is not None:
+                    loader.load_state_dict(state)
+                for batch in islice(loader, steps):
+                    taken += batch
+                last = loader.state_dict()
+            state = last
+        assert sorted(taken) == list(range(rows))
 
 
 def test_persistent_workers_go_on_over_epochs_and_take_a_loaded_position() -> None:

@@ -117,6 +117,7 @@ class SaveableDataLoader(DataLoader[Any]):
         self._pass: Pass | StreamPass | None = None
         self._inner: DataLoader[Any] | None = None
         self._progress: Progress | None = None
+        self._fingerprint: dict[str, Any] = {}
 
     @property
     def epoch(self) -> int:
@@ -145,8 +146,10 @@ class SaveableDataLoader(DataLoader[Any]):
         self._pass = current = Pass(
             self._source, self.epoch, resume, seed=seed, elastic=self.elastic
         )
+        if self._source.pure:
+            current.prepare()  # a position that cannot be reached is said before workers start
         batches = self._copied(iter(self._loader_of_requests()))
-        # After torch's own draw from the global generator, as where torch iterates by itself.
+        # Else after torch's own draw from the global generator, as where torch iterates by itself.
         current.prepare()
         return HandOut(current, batches, self._progress)
 
@@ -167,7 +170,7 @@ class SaveableDataLoader(DataLoader[Any]):
         else:
             here = Position(self.epoch)
             state["world_size"] = self._source.world_size
-            state["data"] = data_fingerprint(self.dataset)
+            state["data"] = self._data_fingerprint()
             state["plan"] = self._source.settings()
         if resume is not None:
             here = resume
@@ -229,6 +232,12 @@ class SaveableDataLoader(DataLoader[Any]):
             else:
                 self._resume = Position(None, state * self._source.world_size)
 
+    def _data_fingerprint(self) -> dict[str, Any]:
+        """Return the data's fingerprint, taken once: for millions of ids it takes a while."""
+        if self._fingerprint.get("rows") != len(self.dataset):  # type: ignore[arg-type]  # Sized
+            self._fingerprint = data_fingerprint(self.dataset)
+        return self._fingerprint
+
     def _pending(self) -> Position | StreamPosition | None:
         """Return the loaded position, unless it is of another epoch."""
         resume = self._resume
@@ -241,7 +250,7 @@ class SaveableDataLoader(DataLoader[Any]):
                 "the state of a dataset with rows is required, got one of an IterableDataset: give "
                 "the loader the dataset that it had"
             )
-        check_same("dataset", state["data"], data_fingerprint(self.dataset))
+        check_same("dataset", state["data"], self._data_fingerprint())
         check_same("plan", state["plan"], self._source.settings())
         if not (state["finished"] or self.elastic):
             check_world_size(

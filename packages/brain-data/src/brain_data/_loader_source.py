@@ -94,12 +94,19 @@ class Source:
         return Deal(shape, self.world_size, drop_last=self.drop_round).rounds
 
     @property
+    def pure(self) -> bool:
+        """Whether the plan follows from settings that are known, and nothing is drawn for it."""
+        inner = self.chain[-1]
+        known = hasattr(inner, "settings") or type(inner) is SequentialSampler
+        return known or isinstance(inner, DistributedSampler)
+
+    @property
     def opaque(self) -> bool:
         """Whether only iterating a sampler tells the order, which is then saved as a checksum."""
         inner = self.chain[-1]
-        known = hasattr(inner, "settings") or type(inner) in {SequentialSampler, RandomSampler}
-        if known or isinstance(inner, DistributedSampler):
-            return type(inner) is RandomSampler and inner.generator is not None
+        if self.pure or (type(inner) is RandomSampler and inner.generator is None):
+            return False
+        # Without a wrapper each rank may have an order of its own, and the state is one for all.
         return self.wrapper is not None or get_world_size() == 1
 
 

@@ -140,6 +140,7 @@ class DynamicBatchSampler(Sampler[list[int]]):
         # [rows]: 16 bits, which numpy sorts by radix
         self._buckets = np.searchsorted(self.bucket_boundaries, self.lengths).astype(np.uint16)
         self._counts = np.bincount(self._buckets, minlength=len(self.bucket_sizes))
+        self._lengths_checksum = zlib.crc32(self.lengths.data)
         self._planned: tuple[int, EpochPlan] | None = None
         self._log_buckets()
 
@@ -174,7 +175,7 @@ class DynamicBatchSampler(Sampler[list[int]]):
             "drop_last": self._drop_last,
             "balance_over": self._balance_over,
             "buckets": zlib.crc32(self.bucket_boundaries.data),
-            "lengths": zlib.crc32(self.lengths.data),
+            "lengths": self._lengths_checksum,
         }
 
     def __iter__(self) -> Iterator[list[int]]:
