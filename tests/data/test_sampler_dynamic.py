@@ -153,6 +153,14 @@ def test_a_row_without_a_length_is_named() -> None:
     assert isinstance(caught.value.__cause__, KeyError)
 
 
+def test_the_file_of_a_row_that_is_too_long_is_named(tmp_path: Any) -> None:
+    """Beside its id."""
+    (tmp_path / "train.json").write_text('{"utt0": {"duration": 9}}')
+    dataset = DynamicItemDataset.from_json(tmp_path / "train.json")
+    with pytest.raises(ValueError, match=r"train\.json .*id 'utt0'\): 9\.0"):
+        DynamicBatchSampler(dataset, 5, num_buckets=2)
+
+
 @pytest.mark.parametrize("bad", [-1, math.nan, math.inf])
 def test_a_length_that_is_none_is_named(bad: float) -> None:
     """Negative, infinite or not a number."""

@@ -311,20 +311,27 @@ def _read_lengths(
             f"{type(dataset).__name__!r}: give lengths_list instead"
         )
     rows = (
-        _length_of(length_func, dataset.data[data_id], row, data_id)
+        _length_of(length_func, dataset.data[data_id], row, dataset)
         for row, data_id in enumerate(dataset.data_ids)
     )
     return np.fromiter(rows, dtype=np.float64, count=len(dataset))
 
 
-def _length_of(length_func: Callable[[Any], Any], data: Any, row: int, data_id: Any) -> float:
+def _length_of(length_func: Callable[[Any], Any], data: Any, row: int, dataset: Any) -> float:
     try:
         return float(length_func(data))
     except Exception as error:
         raise ValueError(
             f"length_func must return a number for every row, got {error!r} for row {row} "
-            f"(id {data_id!r}): give another length_func, or lengths_list"
+            f"(id {dataset.data_ids[row]!r}){_of_file(dataset)}: give another length_func, or "
+            "lengths_list"
         ) from error
+
+
+def _of_file(dataset: Any) -> str:
+    """Name the file that a dataset was read from, for an error."""
+    source = getattr(getattr(dataset, "pipeline", None), "source", None)
+    return "" if source is None else f" of {source}"
 
 
 def _check_lengths(dataset: Any, lengths: Floats, limit: float) -> None:
@@ -344,7 +351,7 @@ def _check_lengths(dataset: Any, lengths: Floats, limit: float) -> None:
             for row in rows[:5].tolist()
         )
         raise ValueError(
-            f"each row needs {what}, got {len(rows)} that have not ({shown}): "
+            f"each row needs {what}, got {len(rows)}{_of_file(dataset)} that have not ({shown}): "
             "raise the limit, or filter those rows out"
         )
 
