@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from brain_ckpt._checksum import check_checksum
+from brain_ckpt._deleting import Deleter, check_spare
 from brain_ckpt._errors import (
-    CheckpointDamagedError,
     CheckpointDeleteError,
-    CheckpointError,
-    NoIntactCheckpointError,
 )
 from brain_ckpt._hooks import HookRegistry, find_loader, find_saver
-from brain_ckpt._layout import check_name
-from brain_ckpt._loading import Step, prepare, required_names
-from brain_ckpt._manifest import MANIFEST_NAME
-from brain_ckpt._meta import dump_meta, load_meta, plain_meta
-from brain_ckpt._ranks import beside, decide, together
-from brain_ckpt._retention import Checkpoint, Key, Policy, ckpt_recency, newest_first
+from brain_ckpt._layout import check_name, check_recoverable
+from brain_ckpt._meta import plain_meta
+from brain_ckpt._ranks import together
+from brain_ckpt._reader import Reader, Wanted
+from brain_ckpt._retention import Checkpoint, Key, Policy, ckpt_recency
 from brain_ckpt._saving import Item
-from brain_ckpt._selection import Predicate, Retention, choose, choose_doomed
-from brain_ckpt._store import Listing, verify
+from brain_ckpt._selection import Predicate, Retention
 from brain_ckpt._writer import Request, Writer, make_directory
 from brain_dist import get_rank
 
@@ -32,12 +29,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Only = Callable[[str, Any], bool]
-
-# From here on a checkpoint is read while it is verified.
-_LARGE_BYTES = 16 * 2**20
-
-# How often a reader looks again when a living run deletes what it is about to read.
-_LOOKS = 5
 
 
 class Checkpointer:
@@ -92,10 +83,8 @@ class Checkpointer:
         checksum: Algorithm = "crc32",
         hooks: HookRegistry | None = None,
     ) -> None:
-        if checksum not in ("crc32", "sha256"):
-            raise ValueError(f'checksum is "crc32" or "sha256", got {checksum!r}; use "crc32"')
-        if isinstance(spare, bool) or not isinstance(spare, int) or spare < 0:
-            raise ValueError(f"spare is a number of checkpoints, 0 or more, got {spare!r}")
+        check_checksum(checksum)
+        check_spare(spare)
         self.recoverables: dict[str, Any] = {}
         self.optional_recoverables: dict[str, bool] = {}
         self.custom_load_hooks = dict(custom_load_hooks or {})
@@ -107,7 +96,6 @@ class Checkpointer:
         self.hooks = hooks or HookRegistry()
         self._checksum = checksum
         self._per_rank: set[str] = set()
-        self._intact: set[Path] = set()
         self._writer: Writer
         self.checkpoints_dir = checkpoints_dir
         if recoverables is not None:
@@ -128,8 +116,9 @@ class Checkpointer:
         if hasattr(self, "_writer"):
             self._writer.close()
         make_directory(path)
-        self._intact.clear()
         self._writer = Writer(path, self._checksum)
+        self._reader = Reader(self._writer)
+        self._deleter = Deleter(self._writer, self._reader)
 
     def add_recoverable(
         self,
@@ -166,15 +155,7 @@ class Checkpointer:
         ValueError
             If the name cannot be that of a file, or differs from another one only by case.
         """
-        check_name(name, "the name of a recoverable")
-        twins = [
-            one for one in self.recoverables if one != name and one.casefold() == name.casefold()
-        ]
-        if twins:
-            raise ValueError(
-                f"names of recoverables differ by more than case, since some file systems see no "
-                f"difference, got {name!r} beside {twins[0]!r}; rename one"
-            )
+        check_recoverable(name, self.recoverables)
         find_saver(obj, custom_save_hook or self.custom_save_hooks.get(name), self.hooks)
         find_loader(obj, custom_load_hook or self.custom_load_hooks.get(name), self.hooks)
         self.recoverables[name] = obj
@@ -285,7 +266,7 @@ class Checkpointer:
 
         def retain() -> None:
             try:
-                self._delete(retention, verbosity)
+                self._deleter.delete(retention, self.keep, self.spare, verbosity)
             except CheckpointDeleteError:
                 logger.exception("checkpoints that should have gone are still there")
 
@@ -328,12 +309,12 @@ class Checkpointer:
         ValueError
             If more than one key is given.
         """
-        found = choose(self.list_checkpoints(), importance_key, max_key, min_key, ckpt_predicate)
-        return found[:max_num_checkpoints]
+        wanted = Wanted(importance_key, max_key, min_key, ckpt_predicate)
+        return wanted.best_first(self.list_checkpoints())[:max_num_checkpoints]
 
     def list_checkpoints(self) -> list[Checkpoint]:
         """Return all checkpoints, the oldest first; one that cannot be read is warned of."""
-        return self._listing().checkpoints
+        return self._reader.listing().checkpoints
 
     def recover_if_possible(
         self,
@@ -369,40 +350,9 @@ class Checkpointer:
         CheckpointMismatchError
             If an intact checkpoint does not fit.
         """
-        self._writer.wait()
-        by_recency = not (importance_key or max_key or min_key)
-        for _ in range(_LOOKS):
-            self._writer.settle()
-            common = self._writer.common_names()
-            listing = decide(
-                lambda: self._look(common, importance_key, max_key, min_key, ckpt_predicate)  # noqa: B023 - runs now
-            )
-            if not listing.checkpoints and not listing.unreadable:
-                logger.info("no checkpoint in %s yet", self.checkpoints_dir)
-                return None
-            problems = list(listing.unreadable.values())
-            for candidate in listing.checkpoints:
-                try:
-                    steps = self._prepare(candidate, only, trusted=trusted)
-                    self._apply(candidate, steps)
-                except (CheckpointDamagedError, FileNotFoundError) as error:  # noqa: PERF203 - few
-                    if self._is_gone(candidate):
-                        break
-                    if not by_recency or isinstance(error, FileNotFoundError):
-                        raise
-                    logger.error("%s; trying the next older checkpoint", error)  # noqa: TRY400 - no traceback wanted
-                    problems.append(str(error))
-                else:
-                    return candidate
-            else:
-                raise NoIntactCheckpointError(
-                    f"{self.checkpoints_dir} has to hold an intact checkpoint, got only damaged "
-                    f"ones: {'; '.join(problems)}; put a copy back, or empty the directory to "
-                    f"start afresh"
-                )
-        raise CheckpointError(
-            f"{self.checkpoints_dir} has to hold still while it is read, got checkpoints that "
-            f"were deleted {_LOOKS} times; keep more of them in the run that writes there"
+        wanted = Wanted(importance_key, max_key, min_key, ckpt_predicate)
+        return self._reader.recover(
+            wanted, self._items(only), partial=self.allow_partial_load, trusted=trusted
         )
 
     def load_checkpoint(
@@ -429,7 +379,12 @@ class Checkpointer:
             If a file would run code.
         """
         self._writer.wait()
-        self._apply(checkpoint, self._prepare(checkpoint, only, trusted=trusted))
+        self._reader.load(
+            checkpoint,
+            self._items(only),
+            partial=self.allow_partial_load,
+            trusted=trusted,
+        )
 
     def delete_checkpoints(
         self,
@@ -463,7 +418,7 @@ class Checkpointer:
             ckpt_predicate=ckpt_predicate,
         )
         self._writer.wait()
-        self._delete(retention, verbosity)
+        self._deleter.delete(retention, self.keep, self.spare, verbosity)
 
     def poll(self) -> None:
         """Publish an asynchronous save that is written; for every rank, at each step's end.
@@ -497,150 +452,27 @@ class Checkpointer:
 
         def check() -> Request:
             items.extend(self._items())
-            plain = plain_meta(meta or {})
-            load_meta(dump_meta({"unixtime": 0.0, **plain}), "meta")
             if name is not None:
                 check_name(name, "the name of a checkpoint")
-            return Request(plain, bool(end_of_epoch), name, verbosity)
+            return Request(plain_meta(meta or {}), bool(end_of_epoch), name, verbosity)
 
         request = together(check)[0]
         saved = self._writer.save(request, items, after, asynchronous=self.asynchronous)
         if get_rank() != 0:
             return None
-        self._intact.add(saved.path)
+        self._deleter.trust(saved)
         return saved
 
-    def _items(self, only: Only | None = None) -> Iterator[Item]:
-        for name, obj in self.recoverables.items():
-            if only is not None and not only(name, obj):
-                continue
-            check_name(name, "the name of a recoverable")
-            yield Item(
-                name,
+    def _items(self, only: Only | None = None) -> list[Item]:
+        return [
+            Item(
+                check_name(name, "the name of a recoverable"),
                 obj,
                 find_saver(obj, self.custom_save_hooks.get(name), self.hooks),
                 find_loader(obj, self.custom_load_hooks.get(name), self.hooks),
                 optional=self.optional_recoverables.get(name, False),
                 per_rank=name in self._per_rank,
             )
-
-    def _listing(self) -> Listing:
-        listing = self._writer.store.listing()
-        for path, reason in listing.unreadable.items():
-            logger.warning("%s is left out: %s", path, reason)
-        return listing
-
-    def _look(
-        self,
-        common: set[str] | None,
-        importance_key: Key | None,
-        max_key: str | None,
-        min_key: str | None,
-        ckpt_predicate: Predicate | None,
-    ) -> Listing:
-        self._writer.tidy_if_free()
-        listing = self._listing()
-        found = choose(listing.checkpoints, importance_key, max_key, min_key, ckpt_predicate)
-        if common is not None:
-            found = [one for one in found if one.path.name in common]
-        best_first = found if importance_key or max_key or min_key else newest_first(found)
-        return Listing(best_first, listing.unreadable, listing.seq)
-
-    def _is_gone(self, checkpoint: Checkpoint) -> bool:
-        # A living run deleted it while it was read: what was restored of it is restored again.
-        return decide(lambda: not checkpoint.path.is_dir())
-
-    def _of_this_node(self, checkpoint: Checkpoint) -> Checkpoint:
-        path = self.checkpoints_dir / checkpoint.path.name
-        if self._writer.nodes().shared or not path.is_dir():
-            return checkpoint
-        files = {name: path / file.name for name, file in checkpoint.paramfiles.items()}
-        return Checkpoint(path, checkpoint.meta, files)
-
-    def _prepare(self, checkpoint: Checkpoint, only: Only | None, *, trusted: bool) -> list[Step]:
-        steps: list[Step] = []
-        checkpoint = self._of_this_node(checkpoint)
-
-        def verify_and_read() -> str | None:
-            items = list(self._items(only))
-            required = [] if self.allow_partial_load else required_names(items)
-            read, manifest = beside(
-                lambda: prepare(
-                    checkpoint,
-                    items,
-                    get_rank(),
-                    partial=self.allow_partial_load,
-                    trusted=trusted,
-                ),
-                lambda: verify(checkpoint, required, trusted=trusted),
-                worth_it=_is_large(checkpoint),
-            )
-            steps.extend(read)
-            return None if manifest is None else manifest.commit
-
-        commits = together(verify_and_read)
-        if len(set(commits)) > 1:
-            raise CheckpointDamagedError(
-                f"every rank has to load the same checkpoint, got {commits!r} from "
-                f"{checkpoint.path} in rank order; use a file system that all nodes share"
-            )
-        return steps
-
-    def _apply(self, checkpoint: Checkpoint, steps: list[Step]) -> None:
-        def run() -> None:
-            for step in steps:
-                step.apply()
-
-        together(run)
-        logger.info("loaded %s", checkpoint.path)
-
-    def _delete(self, retention: Retention, verbosity: int) -> None:
-        nodes = self._writer.nodes()
-        if nodes.shared:
-            decide(lambda: self._delete_here(self._doomed(retention), verbosity))
-        else:
-            names = decide(lambda: self._doomed(retention))
-            nodes.on_leaders(lambda: self._delete_here(names, verbosity))
-
-    def _doomed(self, retention: Retention) -> list[str]:
-        doomed = choose_doomed(self._listing().checkpoints, retention, self.keep)
-        for spared in self._spares(doomed):
-            doomed.remove(spared)
-        return [one.path.name for one in doomed]
-
-    def _delete_here(self, names: list[str], verbosity: int) -> None:
-        paths = [path for name in names if (path := self.checkpoints_dir / name).is_dir()]
-        if not paths:
-            return
-        try:
-            self._writer.lock()
-            self._writer.store.delete(paths)
-        except OSError as error:
-            raise CheckpointDeleteError(
-                f"checkpoints in {self.checkpoints_dir} could not be deleted: {error}"
-            ) from error
-        for path in paths:
-            self._intact.discard(path)
-            logger.log(verbosity, "deleted %s", path)
-
-    def _spares(self, doomed: list[Checkpoint]) -> list[Checkpoint]:
-        spares: list[Checkpoint] = []
-        for one in newest_first(doomed):
-            if len(spares) < self.spare and self._is_intact(one):
-                spares.append(one)
-        return spares
-
-    def _is_intact(self, checkpoint: Checkpoint) -> bool:
-        if checkpoint.path not in self._intact:
-            try:
-                verify(checkpoint)
-            except (CheckpointError, OSError):
-                return False
-            self._intact.add(checkpoint.path)
-        return True
-
-
-def _is_large(checkpoint: Checkpoint) -> bool:
-    # An old checkpoint without a manifest is looked at file by file first.
-    sizes = [file.stat().st_size for file in checkpoint.paramfiles.values() if file.is_file()]
-    return sum(sizes) >= _LARGE_BYTES and (checkpoint.path / MANIFEST_NAME).exists()
+            for name, obj in self.recoverables.items()
+            if only is None or only(name, obj)
+        ]

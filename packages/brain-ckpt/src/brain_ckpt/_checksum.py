@@ -65,6 +65,12 @@ class Digester:
         self._running = _new(self.algorithm)
 
 
+def check_checksum(name: object) -> None:
+    """Check the name of a checksum."""
+    if name not in ("crc32", "sha256"):
+        raise ValueError(f'checksum is "crc32" or "sha256", got {name!r}; use "crc32"')
+
+
 def digest_file(path: Path, algorithm: Algorithm) -> FileDigest:
     """Read a file and take its checksums."""
     digester = Digester(algorithm)

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
 PREFIX = "CKPT"
 META_NAME = "CKPT.yaml"
@@ -69,6 +69,23 @@ def check_name(name: object, what: str) -> str:
         )
     assert isinstance(name, str)
     return name
+
+
+def check_recoverable(name: object, others: Iterable[str]) -> None:
+    """Check the name of a recoverable, which may be there already, but not in another case.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be that of a file of its own.
+    """
+    plain = check_name(name, "the name of a recoverable")
+    for other in others:
+        if other != plain and other.casefold() == plain.casefold():
+            raise ValueError(
+                f"names of recoverables differ by more than case, since some file systems see no "
+                f"difference, got {plain!r} beside {other!r}; rename one"
+            )
 
 
 def temporary_name(checkpoint: str, run: str, number: int) -> str:

@@ -57,7 +57,10 @@ def plain_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
             f"meta is a mapping from names to plain values, got {meta!r}; "
             f'write for example {{"loss": 0.5}}'
         )
-    return {str(key): _plain(value, str(key)) for key, value in meta.items()}
+    plain = {str(key): _plain(value, str(key)) for key, value in meta.items()}
+    # What is written has to be listed again: a time of the caller's own has to be one.
+    load_meta(dump_meta({"unixtime": 0.0, **plain}), "meta")
+    return plain
 
 
 def dump_meta(meta: Mapping[str, Any]) -> bytes:

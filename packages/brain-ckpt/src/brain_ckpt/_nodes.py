@@ -7,6 +7,7 @@ on all of them before it is published on any.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import uuid
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from brain_dist import get_rank, get_world_size
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from brain_ckpt._store import Store
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -68,7 +73,7 @@ def discover(root: Path) -> Nodes:
     rank = get_rank()
     token = decide(_new_token)
     with _token(root / f"{TOKEN}{token}.{rank}"):
-        written = together(lambda: (root / f"{TOKEN}{token}.{rank}").exists())
+        written = together((root / f"{TOKEN}{token}.{rank}").exists)
         seen = together(
             lambda: [other for other in range(len(written)) if _sees(root, token, other)]
         )
@@ -76,6 +81,44 @@ def discover(root: Path) -> Nodes:
         return Nodes(leads=rank == 0, shared=True)
     leaders = [min(ranks) for ranks in seen]
     return Nodes(leads=leaders[rank] == rank, shared=set(leaders) == {0})
+
+
+def roll_forward(nodes: Nodes, store: Store, lock: Callable[[], None]) -> None:
+    """Publish what is published on one node and prepared on all others; every rank calls it.
+
+    Parameters
+    ----------
+    nodes : Nodes
+        Who leads.
+    store : Store
+        This node's directory.
+    lock : callable
+        Takes its lock.
+    """
+
+    def look() -> tuple[set[str], set[str]] | None:
+        return (set(store.commits()), set(store.prepared())) if nodes.leads else None
+
+    seen = [one for one in together(look) if one is not None]
+    published: set[str] = set().union(*(one[0] for one in seen))
+    everywhere = published.intersection(*(one[0] | one[1] for one in seen))
+
+    def publish() -> None:
+        lock()
+        for commit, staging in store.prepared().items():
+            if commit in everywhere:
+                store.publish(staging)
+                logger.warning("published %s, as another node had", staging.final)
+
+    nodes.on_leaders(publish)
+
+
+def common_names(nodes: Nodes, store: Store) -> set[str]:
+    """Return the names of the checkpoints that every node has; every rank calls it."""
+    found = together(lambda: store.commits() if nodes.leads else None)
+    copies = [one for one in found if one is not None]
+    common = set(copies[0]).intersection(*copies)
+    return {copies[0][commit] for commit in common}
 
 
 def _new_token() -> str:

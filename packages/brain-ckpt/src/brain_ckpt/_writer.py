@@ -15,7 +15,7 @@ from brain_ckpt import _fs
 from brain_ckpt._errors import CheckpointError, CheckpointLockedError, CheckpointSaveError
 from brain_ckpt._layout import SHARDS_DIRECTORY, directory_name, parse_leftover, stamped_name
 from brain_ckpt._lock import DirectoryLock
-from brain_ckpt._nodes import Nodes, discover
+from brain_ckpt._nodes import Nodes, common_names, discover, roll_forward
 from brain_ckpt._ranks import decide, together
 from brain_ckpt._retention import Checkpoint, ckpt_recency
 from brain_ckpt._saving import (
@@ -31,7 +31,7 @@ from brain_ckpt._saving import (
 from brain_ckpt._shards import save_shards
 from brain_ckpt._snapshot import Snapshots
 from brain_ckpt._store import Staging, Store, looks_like_checkpoint
-from brain_dist import RanksLostError, get_world_size
+from brain_dist import get_world_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -239,39 +239,13 @@ class Writer:
         return self._nodes
 
     def settle(self) -> None:
-        """Roll forward what is published on one node and prepared on all others.
-
-        For nodes without a shared file system; every rank calls it.
-        """
-        nodes, store = self.nodes(), self.store
-        if nodes.shared:
-            return
-
-        def look() -> tuple[set[str], set[str]] | None:
-            return (set(store.commits()), set(store.prepared())) if nodes.leads else None
-
-        seen = [one for one in together(look) if one is not None]
-        published = set().union(*(one[0] for one in seen))
-        everywhere = published.intersection(*(one[0] | one[1] for one in seen))
-
-        def publish() -> None:
-            self.lock()
-            for commit, staging in store.prepared().items():
-                if commit in everywhere:
-                    store.publish(staging)
-                    logger.warning("published %s, as another node had", staging.final)
-
-        nodes.on_leaders(publish)
+        """Bring nodes without a shared file system into agreement; every rank calls it."""
+        if not self.nodes().shared:
+            roll_forward(self.nodes(), self.store, self.lock)
 
     def common_names(self) -> set[str] | None:
         """Return the checkpoints that every node has; None where there is one directory."""
-        nodes = self.nodes()
-        if nodes.shared:
-            return None
-        found = together(lambda: self.store.commits() if nodes.leads else None)
-        copies = [one for one in found if one is not None]
-        common = set(copies[0]).intersection(*copies)
-        return {copies[0][commit] for commit in common}
+        return None if self.nodes().shared else common_names(self.nodes(), self.store)
 
     def close(self) -> None:
         """Publish what is under way and give the lock back."""
@@ -308,12 +282,13 @@ class Writer:
             root = self.store.root
             plan = plan._replace(staging=root / plan.staging.name, final=root / plan.final.name)
             nodes.on_leaders(lambda: self._stage(plan))
-        except (OSError, RanksLostError) as error:
+        except BaseException as error:
             self._discard()
+            # A name that cannot be used and a directory of another run are the caller's errors.
+            mine = isinstance(error, Exception)
+            if not mine or isinstance(error, (CheckpointLockedError, ValueError)):
+                raise
             raise save_error(error, where) from error
-        except BaseException:
-            self._discard()
-            raise
         return plan
 
     def _survey(self, request: Request) -> _Survey:
