@@ -58,8 +58,14 @@ def test_a_rank_without_any_batch_does_not_hang(ranks):
 
 def _sharded(rank):
     torch.manual_seed(0)
-    modules = {"m": nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))}
-    plain = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    def make():
+        # Two blocks: FSDP2 gathers them in the order in which they have run.
+        return nn.Sequential(
+            nn.Sequential(nn.Linear(3, 8), nn.ReLU()), nn.Sequential(nn.Linear(8, 2))
+        )
+
+    modules, plain = {"m": make()}, make()
     plain.load_state_dict(modules["m"].state_dict())
     brain_dist.wrap_modules(modules, device="cpu", parallel="fsdp")
     x = torch.rand(2, 3)

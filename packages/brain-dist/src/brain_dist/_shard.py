@@ -69,14 +69,16 @@ def _parts(module: nn.Module, shard: Chooser | Iterable[type[nn.Module]] | None)
 
 def _chooser(module: nn.Module, shard: Chooser | Iterable[type[nn.Module]] | None) -> Chooser:
     if shard is None:
-        children = {
+        # Blocks, not single layers: each piece costs a collective in forward and in backward.
+        blocks = {
             id(child)
             for parent in module.modules()
             if isinstance(parent, (nn.ModuleList, nn.Sequential))
             for child in parent
+            if any(True for _ in child.children())
         }
         return lambda _, part: (
-            id(part) in children and not isinstance(part, (nn.ModuleList, nn.ModuleDict))
+            id(part) in blocks and not isinstance(part, (nn.ModuleList, nn.ModuleDict))
         )
     if callable(shard):
         return shard

@@ -71,7 +71,7 @@ def wrap_modules(
         FSDP2 computes in it and reduces gradients in float32; DDP is left to autocast.
     shard : callable or iterable of nn.Module classes, optional
         What FSDP2 gathers as one piece, beside each whole module: ``f(name, submodule)``, or
-        classes.  By default the children of each ModuleList and Sequential.
+        classes.  By default the blocks: what ModuleList and Sequential hold that has parts itself.
     reshard_after_forward : bool
         FSDP2 frees the gathered parameters between forward and backward.
     mesh : DeviceMesh, optional
