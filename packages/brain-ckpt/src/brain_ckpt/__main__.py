@@ -1,0 +1,9 @@
+"""``python -m brain_ckpt`` is the command ``brain-ckpt``."""
+
+from __future__ import annotations
+
+import sys
+
+from brain_ckpt._cli import main
+
+sys.exit(main())
