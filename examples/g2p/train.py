@@ -54,16 +54,21 @@ class G2PBrain(brain_core.Brain):
         batch = batch.to(self.device)
         letters, relative = batch.letters
         lengths = (relative * letters.shape[1]).round().long()
-        embedded = self.modules.embedding(letters)
-        packed = torch.nn.utils.rnn.pack_padded_sequence(
-            embedded, lengths.cpu(), batch_first=True, enforce_sorted=False
-        )
-        read, _ = torch.nn.utils.rnn.pad_packed_sequence(
-            self.modules.rnn(packed)[0], batch_first=True
-        )
+        read = self.read(self.modules.embedding(letters), lengths)
         scores = self.modules.output(self.modules.dropout(read))
         frames = scores.unflatten(-1, (-1, self.hparams.phonemes)).flatten(1, 2)
         return frames.log_softmax(-1), lengths * self.hparams.phonemes_per_letter
+
+    def read(self, embedded, lengths):
+        """Run the GRU over the letters, backwards from each word's own end."""
+        if lengths.min() == embedded.shape[1]:  # the sampler's usual batch: nothing is padded
+            return self.modules.rnn(embedded)[0]
+        packed = torch.nn.utils.rnn.pack_padded_sequence(
+            embedded, lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        return torch.nn.utils.rnn.pad_packed_sequence(
+            self.modules.rnn(packed)[0], batch_first=True
+        )[0]
 
     def compute_objectives(self, predictions, batch, stage):
         """Return the CTC loss; outside training, count the errors too."""
@@ -182,6 +187,7 @@ def main(arguments):
     ddp_init_group(run_opts)
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
+    torch.set_num_threads(hparams["threads"])
     folder = hparams["output_folder"]
     brain_core.create_experiment_directory(
         experiment_directory=folder, hyperparams_to_save=hparams_file, overrides=overrides
