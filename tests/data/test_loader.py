@@ -433,13 +433,17 @@ def test_an_end_of_epoch_checkpoint_starts_the_next_epoch_at_its_first_batch(tmp
     assert len(listed(again)) == len(again)
 
 
-def test_a_checkpoint_loaded_for_its_model_leaves_an_iterated_loader_alone(tmp_path: Any) -> None:
-    """As in the reference: the file is read before training only."""
+def test_a_loader_that_was_iterated_goes_back_to_a_checkpoint_too(tmp_path: Any) -> None:
+    """The reference leaves the position out in silence, and the model goes on with other rows."""
     loader = shuffled()
     after(loader, 5)
     loader._speechbrain_save(tmp_path / "loader.ckpt")
+    whole = listed(loader)
     loader._speechbrain_load(tmp_path / "loader.ckpt", end_of_epoch=False)
-    assert len(listed(loader)) == len(loader)
+    assert listed(loader) == whole[5:]
+    loader._speechbrain_load(tmp_path / "loader.ckpt", end_of_epoch=True)
+    assert loader.state_dict()["position"] == 0
+    assert listed(loader) == whole
 
 
 def test_the_marks_of_the_checkpointer_are_on_the_methods() -> None:

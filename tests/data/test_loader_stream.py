@@ -173,6 +173,17 @@ def test_persistent_workers_learn_the_epoch() -> None:
         assert list(loader) == list(plain)
 
 
+def test_persistent_workers_of_a_stream_are_made_anew_for_a_loaded_place() -> None:
+    """They hold the place that they had."""
+    loader = SaveableDataLoader(Plain(), batch_size=4, num_workers=1, persistent_workers=True)
+    whole = [batch.tolist() for batch in loader]
+    iterator = iter(loader)
+    next(iterator)
+    loader.load_state_dict(loader.state_dict())
+    assert [batch.tolist() for batch in loader] == whole[1:]
+    assert [batch.tolist() for batch in loader] == whole
+
+
 def test_a_stream_that_drops_its_last_batch() -> None:
     """As torch's loader does."""
     loader = SaveableDataLoader(Plain(10), batch_size=4, drop_last=True)

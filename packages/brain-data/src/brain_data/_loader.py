@@ -201,7 +201,6 @@ class SaveableDataLoader(DataLoader[Any]):
         else:
             resume = self._checked(state)
         self._pass = None
-        self._inner = None  # persistent workers may hold a stream's old place
         self.set_epoch(state["epoch"])
         self._resume = resume
 
@@ -212,14 +211,12 @@ class SaveableDataLoader(DataLoader[Any]):
 
     @marked("_speechbrain_loader")
     def _speechbrain_load(self, path: Any, end_of_epoch: bool) -> None:
-        """Read a position of ours or of SpeechBrain's.
+        """Read a position of ours or of SpeechBrain's, for the next ``iter()``.
 
-        As in the reference, nothing is read at the end of an epoch, nor once the loader has been
-        iterated: then a checkpoint is loaded for its model. `load_state_dict` has no such rule.
+        At the end of an epoch there is none: the next pass begins at its first batch. A loader that
+        was iterated before takes the position too, where the reference leaves it out in silence.
         """
-        if self._pass is not None:
-            logger.debug("the loader was iterated already: the saved position is not read")
-            return
+        self._pass = self._resume = None
         if end_of_epoch:
             return
         state = read(path)
@@ -261,7 +258,8 @@ class SaveableDataLoader(DataLoader[Any]):
     def _iterate_stream(self, resume: StreamPosition | None) -> Iterator[Any]:
         self._pass = current = StreamPass(resume, self.epoch, self.num_workers)
         current.announce(self.dataset)
-        if self._inner is None or not self.persistent_workers:
+        # Workers that persist have their place; only fresh ones can be given another.
+        if self._inner is None or resume is not None or not self.persistent_workers:
             self._inner = self._inner_loader(
                 Stream(
                     self.dataset,
