@@ -80,7 +80,8 @@ class Results:
             ratios = [one / other for one, other in zip(times, self.times[base], strict=False)]
             print(
                 f"  {name:44s} {statistics.median(times):.3f} ({min(times):.3f}-{max(times):.3f}) s"
-                f"   x {statistics.median(times) / unit:.2f}   paired {statistics.median(ratios):.2f}"
+                f"   x {statistics.median(times) / unit:.2f}"
+                f"   paired {statistics.median(ratios):.2f}"
             )
 
 

@@ -70,11 +70,11 @@ def run_bare(data: Timed) -> None:
 class Small(Brain):
     """The same in Brain's two methods."""
 
-    def compute_forward(self, batch: torch.Tensor, stage: Stage) -> Any:  # noqa: ARG002 - Brain's
+    def compute_forward(self, batch: torch.Tensor, stage: Stage) -> Any:
         """Call the model."""
         return self.modules.model(batch)
 
-    def compute_objectives(self, predictions: Any, batch: torch.Tensor, stage: Stage) -> Any:  # noqa: ARG002 - Brain's
+    def compute_objectives(self, predictions: Any, batch: torch.Tensor, stage: Stage) -> Any:
         """Compare with the input."""
         return nn.functional.mse_loss(predictions, batch)
 
