@@ -22,8 +22,8 @@ CHUNK_BYTES = 16 * 2**20
 
 Algorithm = Literal["crc32", "sha256"]
 
-# Stays in a core's second-level cache, so that checking costs little more than the checksum.
-_READ_BYTES = 2**18
+# Stays in a core's cache, and is large enough that threads seldom wait for the interpreter.
+_READ_BYTES = 2**20
 _THREADS = min(4, os.cpu_count() or 1)
 
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from brain_ckpt._errors import CheckpointDamagedError, CheckpointError, NoIntactCheckpointError
 from brain_ckpt._loading import Step, prepare, required_names
-from brain_ckpt._manifest import MANIFEST_NAME
-from brain_ckpt._ranks import beside, decide, together
+from brain_ckpt._ranks import decide, together
 from brain_ckpt._retention import Checkpoint, Key, newest_first
 from brain_ckpt._selection import Predicate, choose
 from brain_ckpt._store import Listing, verify
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from brain_ckpt._writer import Writer
 
 logger = logging.getLogger(__name__)
-
-# From here on a checkpoint is read while it is verified.
-_LARGE_BYTES = 16 * 2**20
 
 # How often a reader looks again when a living run deletes what it is about to read.
 _LOOKS = 5
@@ -163,12 +159,8 @@ class Reader:
 
         def verify_and_read() -> str | None:
             required = [] if partial else required_names(items)
-            read, manifest = beside(
-                lambda: prepare(checkpoint, items, get_rank(), partial=partial, trusted=trusted),
-                lambda: verify(checkpoint, required, trusted=trusted),
-                worth_it=_is_large(checkpoint),
-            )
-            steps.extend(read)
+            manifest = verify(checkpoint, required, trusted=trusted)
+            steps.extend(prepare(checkpoint, items, get_rank(), partial=partial, trusted=trusted))
             return None if manifest is None else manifest.commit
 
         commits = together(verify_and_read)
@@ -178,9 +170,3 @@ class Reader:
                 f"{checkpoint.path} in rank order; use a file system that all nodes share"
             )
         return steps
-
-
-def _is_large(checkpoint: Checkpoint) -> bool:
-    # An old checkpoint without a manifest is looked at file by file first.
-    sizes = [file.stat().st_size for file in checkpoint.paramfiles.values() if file.is_file()]
-    return sum(sizes) >= _LARGE_BYTES and (checkpoint.path / MANIFEST_NAME).exists()

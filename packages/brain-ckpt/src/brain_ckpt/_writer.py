@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
+import os
+import sys
 import threading
 import time
 import uuid
@@ -44,6 +47,7 @@ logger = logging.getLogger(__name__)
 # A clock that was set back, or is coarse, must not hide a newer checkpoint.
 _TICK_S = 0.001
 _LOCK_PATIENCE_S = 1.0
+_WRITER_NICENESS = 10
 # Boundaries between two looks at the writer, once a save has been under way for a while.
 _MOST_SKIPPED_POLLS = 16
 
@@ -394,6 +398,7 @@ class Writer:
         self, flight: _Flight, states: dict[str, Any], owned: list[dict[str, bytes]]
     ) -> None:
         def work() -> None:
+            _give_way()
             try:
                 self._write(flight.plan, states, owned, beside_training=True)
             except BaseException as error:  # noqa: BLE001 - raised where the save is published
@@ -413,6 +418,14 @@ class Writer:
             flight.thread.join()
         if flight.error is not None:
             raise flight.error
+
+
+def _give_way() -> None:
+    # Where training wants all cores, the writer gets a tenth of one.
+    if sys.platform != "linux":
+        return  # elsewhere it is the whole process that would give way
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _WRITER_NICENESS)
 
 
 def make_directory(path: Path) -> None:
