@@ -250,7 +250,7 @@ def test_an_average_replaces_nothing_and_reads_nothing_damaged(save, tmp_path, r
     damage(save / "CKPT+one")
     code, _, error = run("average", save / "CKPT+one", "-o", tmp_path / "new.ckpt")
     assert code == 1
-    assert "take another checkpoint" in error
+    assert "model.ckpt is damaged between byte 0 and" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["average.ckpt", "save"]
 
 
@@ -261,6 +261,45 @@ def test_an_average_names_a_recoverable_that_is_not_there(save, tmp_path, run):
     assert code == 2
     assert "'generator'" in error
     assert "'optimizer'" in error
+
+
+def test_an_average_is_of_parameters(save, tmp_path, run):
+    """An optimizer's state holds some by number, deeper down."""
+    arguments = ["average", save / "CKPT+one", "-o", tmp_path / "x", "--recoverable", "optimizer"]
+    code, _, error = run(*arguments)
+    assert (code, (tmp_path / "x").exists()) == (2, False)
+    assert "got no tensor in 'optimizer'" in error
+
+
+def test_diff_says_what_changed_and_by_how_much(save, run, run_json):
+    """The largest change of an element, and the norm of the change relative to the first."""
+    code, found = run_json("diff", save / "CKPT+one", save / "CKPT+two")
+    assert code == 1
+    one = {entry["key"]: entry for entry in found["differences"]}["weight"]
+    states = [
+        torch.load(save / name / "model.ckpt", weights_only=True)["weight"].double()
+        for name in ("CKPT+one", "CKPT+two")
+    ]
+    change = states[1] - states[0]
+    assert one["max_abs"] == change.abs().max().item()
+    assert one["relative"] == pytest.approx((change.norm() / states[0].norm()).item())
+    assert found["meta"]["loss"] == [0.5, 0.75]
+    said = run("diff", save / "CKPT+one", save / "CKPT+two")[1]
+    assert "meta loss: 0.5 -> 0.75" in said
+    assert "model.ckpt" in said
+
+
+def test_diff_of_equal_states_ends_with_0(save, tmp_path, run_json):
+    """Metas tell checkpoints apart, and are no difference of states."""
+    shutil.copytree(save / "CKPT+one", tmp_path / "copy")
+    meta = (tmp_path / "copy" / "CKPT.yaml").read_text()
+    (tmp_path / "copy" / "MANIFEST.json").unlink()
+    (tmp_path / "copy" / "CKPT.yaml").write_text(meta.replace("0.5", "0.4"))
+    for file in (tmp_path / "copy").glob("*.ckpt"):
+        torch.save(torch.load(file, weights_only=True), file)
+    code, found = run_json("diff", save / "CKPT+one", tmp_path / "copy")
+    assert (code, found["differences"], found["meta"]) == (0, [], {"loss": [0.5, 0.4]})
+    assert found["equal"] > 2
 
 
 def test_export_writes_what_safetensors_reads(save, tmp_path, run):

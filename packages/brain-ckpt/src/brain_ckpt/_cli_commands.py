@@ -154,8 +154,13 @@ def diff(options: argparse.Namespace) -> int:
 
 def average(options: argparse.Namespace) -> int:
     """Average one recoverable over checkpoints, into a file for torch.load."""
-    checkpoints = [_intact(path) for path in options.checkpoints]
-    state = average_checkpoints(checkpoints, options.recoverable)
+    checkpoints = [open_checkpoint(path) for path in options.checkpoints]
+    state = average_checkpoints(checkpoints, options.recoverable)  # which looks at the checksums
+    if not any(Entry(str(key), value).shape is not None for key, value in state.items()):
+        raise WrongUseError(
+            f"what is averaged are parameters by name, got no tensor in {options.recoverable!r}; "
+            f"say --recoverable with the name of a module"
+        )
     write_torch(state, options.output)
     names = [one.path.name for one in checkpoints]
     if options.json:
