@@ -52,6 +52,8 @@ class Ranks:
     def __call__(self, function, world_size, *args, **options):
         outcomes = self.outcomes(function, world_size, *args, **options)
         for rank, (kind, value) in enumerate(outcomes):
+            if kind == "raised" and "FSDP2 on the CPU needs a later torch" in value:
+                pytest.skip("FSDP2 on the CPU needs a later torch")
             assert kind == "returned", f"rank {rank} {kind}: {value}"
         return [value for _, value in outcomes]
 
@@ -71,7 +73,7 @@ class Ranks:
             }
             script = str(Path(__file__).with_name("_rank.py"))
             process = self._context.Process(
-                target=runpy.run_path, args=(script, {"JOB": job}, "rank"), daemon=True
+                target=runpy.run_path, args=(script, {"JOB": job}, "rank")
             )
             process.start()
             sender.close()

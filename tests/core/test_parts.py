@@ -106,7 +106,7 @@ def test_without_an_interval_nothing_is_saved():
     edge, saved = border(schedule)
     schedule.steps_done += 1
     edge.passed()
-    edge.data_ended()
+    edge.data_ended(validates=True)
     assert saved == []
 
 
@@ -116,10 +116,10 @@ def test_the_end_of_the_data_is_saved_once():
     edge, saved = border(schedule)
     schedule.steps_done += 2
     edge.passed()
-    edge.data_ended()
+    edge.data_ended(validates=True)
     assert len(saved) == 1
     schedule.steps_done += 1
-    edge.data_ended()
+    edge.data_ended(validates=True)
     assert len(saved) == 2
 
 

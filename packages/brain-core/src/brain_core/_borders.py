@@ -54,10 +54,12 @@ class SaveSchedule:
         self._since = time.monotonic()
         self.steps_done = 0
 
-    def is_due(self) -> bool:
-        """Whether this rank holds a checkpoint to be due; the clock that counts is rank 0's."""
-        if 0 < self._steps <= self.steps_done:
-            return True
+    def is_due_by_count(self) -> bool:
+        """Whether enough batches were done: all ranks know it alike."""
+        return 0 < self._steps <= self.steps_done
+
+    def is_due_by_clock(self) -> bool:
+        """Whether enough time has passed; the clock that counts is rank 0's, so others say no."""
         return 0 < self._seconds < time.monotonic() - self._since and if_main_process()
 
 
@@ -88,7 +90,7 @@ class WindowBorder:
         self._save = save
         self._poll = poll
         self._vote = StepVote()
-        self._asked = False  # on several ranks the answer to a vote comes one border later
+        self._asked = False  # for a checkpoint that was not written yet
 
     def passed(self) -> None:
         """Do at a border what has to be done there.
@@ -99,25 +101,35 @@ class WindowBorder:
             On every rank, after saving, if any of them was asked to stop.
         """
         self._poll()
-        asks = self.schedule.is_due() and not self._asked
-        self._asked |= asks
-        agreed = self._agreed(_SAVE if asks else 0)
-        if agreed:
+        agreed = self._vote.vote(self._wishes())
+        if agreed or self.schedule.is_due_by_count():
             self.save()
         if agreed & _STOP:
             self._leave()
 
-    def data_ended(self) -> None:
-        """Save at the end of the epoch's data, unless that was just done or no interval is set."""
-        if self.schedule.is_on and self.schedule.steps_done:
+    def data_ended(self, *, validates: bool) -> None:
+        """Do what has to be done at the end of the epoch's data.
+
+        If there is an interval and a validation follows, save, so that a run that is killed in it
+        need not train the epoch again.
+
+        Raises
+        ------
+        TrainingStopped
+            As from `passed`; here every rank waits for the others' answers.
+        """
+        agreed = self._vote.settle(self._wishes())
+        if self.schedule.steps_done and (agreed or (validates and self.schedule.is_on)):
             self.save()
+        if agreed & _STOP:
+            self._leave()
 
     def passed_in_validation(self) -> None:
         """Leave if asked to, where `data_ended` has saved all there is to save.
 
         Without an interval nothing is saved there, and the stop waits for the next border.
         """
-        if self.schedule.is_on and self._agreed(0) & _STOP:
+        if self.schedule.is_on and self._vote.vote(self._wishes()) & _STOP:
             self._leave()
 
     def save(self) -> None:
@@ -130,8 +142,13 @@ class WindowBorder:
         """Take leave of the other ranks' votes."""
         self._vote.close()
 
-    def _agreed(self, flags: int) -> int:
-        return self._vote.vote(flags | (_STOP if self._stop.requested else 0))
+    def _wishes(self) -> int:
+        """Say what this rank wants; a checkpoint only once, since the answer may come late."""
+        wishes = _STOP if self._stop.requested else 0
+        if self.schedule.is_due_by_clock() and not self._asked:
+            self._asked = True
+            wishes |= _SAVE
+        return wishes
 
     def _leave(self) -> None:
         reason = self._stop.reason or "another rank was asked to"

@@ -249,7 +249,7 @@ class Brain(CheckpointedPasses):
         self.on_fit_start()
         if not self._rank_state.holds_rng:
             decorrelate_ranks(get_rank())  # until here all drew the same, to build the same model
-        self._saves_before_validation = valid_set is not None
+        self._validates = valid_set is not None
         enable = self._shows_bars(progressbar)
         with self._stoppable():
             for epoch in self._epochs_of(epoch_counter):

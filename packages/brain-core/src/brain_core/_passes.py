@@ -44,7 +44,7 @@ class Passes(BatchSteps):
     _train_mean: LossMean
     _own_average: float | None  # what a recipe has put in place of that mean
     _border: WindowBorder | None = None
-    _saves_before_validation = False  # a stop in validation must not cost the epoch's training
+    _validates = False  # whether a validation follows an epoch's training
     _resumes_epoch = False  # the next epoch goes on within, from a checkpoint
 
     @property
@@ -74,8 +74,8 @@ class Passes(BatchSteps):
                         self._border.passed()
                 if self._reached_step_limit():
                     break
-            if self._border is not None and self._saves_before_validation:
-                self._border.data_ended()
+            if self._border is not None:
+                self._border.data_ended(validates=self._validates)
         self.zero_grad(set_to_none=True)
         self.on_stage_end(Stage.TRAIN, self._train_loss_of_all_ranks(), epoch)
         self._forget_epoch()
