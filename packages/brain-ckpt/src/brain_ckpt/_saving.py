@@ -144,8 +144,6 @@ def write(
     plan: Plan,
     taken: Taken,
     owned: list[dict[str, bytes]],
-    *,
-    beside_training: bool = False,
 ) -> None:
     """Write what was taken, the meta file and the manifest; the directory is sealed then.
 
@@ -161,14 +159,10 @@ def write(
         What this rank, the first, writes.
     owned : list of dict
         The `own` files of every rank, in rank order.
-    beside_training : bool
-        Whether training has the other cores.
     """
     for name, state in taken.states.items():
         file = f"{name}{PARAMFILE_EXT}"
-        staging.files[file] = write_file(
-            staging.path / file, _writer_of(state), store.algorithm, beside=not beside_training
-        )
+        staging.files[file] = write_file(staging.path / file, _writer_of(state), store.algorithm)
     for rank, files in enumerate(owned):
         for name, content in files.items():
             directory = f"{RANKS_DIRECTORY}/{rank}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from brain_ckpt import _fs
@@ -15,10 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-# A write from here on has its checksum taken beside it, by another core.
-_BESIDE_BYTES = 2**20
+_PIECE_BYTES = 2**20
 # After so many bytes the disk is set to work, while the next ones are produced.
-_EARLY_SYNC_BYTES = 32 * 2**20
+_EARLY_SYNC_BYTES = 8 * 2**20
 # A disk that is full or read-only stays so: no use in writing the file again.
 _FINAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
@@ -36,37 +34,28 @@ class Stream:
         Where; nothing is there yet.
     algorithm : str
         The checksum.
-    beside : bool
-        Whether another core takes the checksum while this one writes.
     """
 
-    def __init__(self, path: Path, algorithm: Algorithm = "crc32", *, beside: bool = True) -> None:
+    def __init__(self, path: Path, algorithm: Algorithm = "crc32") -> None:
         self._path = path
         self._digester = Digester(algorithm)
-        self._pool: ThreadPoolExecutor | None = None
-        self._beside = beside
         self._written = 0
         self._unsynced_bytes = 0
         self._held = bytearray()
         self._descriptor = _fs.create(path)
 
     def write(self, data: Any) -> int:
-        """Write bytes, all of them."""
+        """Write bytes, all of them; few of them are held back until there are more."""
         view = memoryview(data).cast("B")
-        size = len(view)
-        if size < _BESIDE_BYTES:
+        if len(view) < _PIECE_BYTES:
             # torch.save writes each header and each padding by itself.
             self._held += view
-            if len(self._held) >= _BESIDE_BYTES:
+            if len(self._held) >= _PIECE_BYTES:
                 self._write_held()
         else:
             self._write_held()
-            self._write_large(view)
-        self._written += size
-        self._unsynced_bytes += size
-        if self._unsynced_bytes >= _EARLY_SYNC_BYTES:
-            self._start_writeback()
-        return size
+            self._write_through(view)
+        return len(view)
 
     def flush(self) -> None:
         """Do nothing: what is held back is written at the end."""
@@ -75,7 +64,6 @@ class Stream:
         """Have the disk confirm the file, close it and return its checksums."""
         try:
             self._write_held()
-            self._end_workers()
             try:
                 _fs.fsync(self._descriptor, self._path)
             except OSError as error:
@@ -86,43 +74,31 @@ class Stream:
 
     def abort(self) -> None:
         """Close and delete the file."""
-        self._end_workers()
         self._close()
         with contextlib.suppress(OSError):
             _fs.unlink(self._path)
 
-    def _write_large(self, view: memoryview) -> None:
-        if not self._beside:
-            _fs.write(self._descriptor, self._path, view)
-            self._digester.update(view)
-            return
-        # The caller's memory is only ours until we return, so that both are waited for.
-        digesting = self._workers().submit(self._digester.update, view)
-        try:
-            _fs.write(self._descriptor, self._path, view)
-        finally:
-            digesting.result()
+    def _write_through(self, view: memoryview) -> None:
+        # Piece by piece, so that the write finds in the cache what the checksum has just read,
+        # and the disk works while the next piece is summed up.  Another thread for the checksum
+        # was slower wherever the second core had other work.
+        for start in range(0, len(view), _PIECE_BYTES):
+            piece = view[start : start + _PIECE_BYTES]
+            self._digester.update(piece)
+            _fs.write(self._descriptor, self._path, piece)
+            self._unsynced_bytes += len(piece)
+            self._written += len(piece)
+            if self._unsynced_bytes >= _EARLY_SYNC_BYTES:
+                self._start_writeback()
 
     def _write_held(self) -> None:
         held, self._held = self._held, bytearray()
-        if held:
-            _fs.write(self._descriptor, self._path, memoryview(held))
-            self._digester.update(memoryview(held))
+        self._write_through(memoryview(held))
 
     def _close(self) -> None:
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
-
-    def _workers(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, "brain-ckpt-write")
-        return self._pool
-
-    def _end_workers(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
-            self._pool = None
 
     def _start_writeback(self) -> None:
         # Only a head start: what counts is the fsync at the end, which reports every error.
@@ -136,8 +112,6 @@ def write_file(
     path: Path,
     produce: Callable[[Stream], Any],
     algorithm: Algorithm = "crc32",
-    *,
-    beside: bool = True,
 ) -> FileDigest:
     """Write a file through a stream; after a failed fsync once more, from the beginning.
 
@@ -149,8 +123,6 @@ def write_file(
         Writes the content to the stream that it gets.
     algorithm : str
         The checksum.
-    beside : bool
-        Whether another core takes the checksum while this one writes.
 
     Raises
     ------
@@ -158,11 +130,11 @@ def write_file(
         As the disk reported it, with the path; the file is gone.
     """
     try:
-        return _write_once(path, produce, algorithm, beside=beside)
+        return _write_once(path, produce, algorithm)
     except FsyncFailedError as error:
         if error.errno in _FINAL:
             raise
-    return _write_once(path, produce, algorithm, beside=beside)
+    return _write_once(path, produce, algorithm)
 
 
 def adopt_file(path: Path, algorithm: Algorithm = "crc32") -> FileDigest:
@@ -190,10 +162,8 @@ class _Capturing:
         """Do nothing: bytes are never held back."""
 
 
-def _write_once(
-    path: Path, produce: Callable[[Any], Any], algorithm: Algorithm, *, beside: bool
-) -> FileDigest:
-    stream = Stream(path, algorithm, beside=beside)
+def _write_once(path: Path, produce: Callable[[Any], Any], algorithm: Algorithm) -> FileDigest:
+    stream = Stream(path, algorithm)
     target = _Capturing(stream)
     try:
         try:

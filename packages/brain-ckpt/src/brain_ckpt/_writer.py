@@ -371,12 +371,10 @@ class Writer:
         plan: Plan,
         states: dict[str, Any],
         owned: list[dict[str, bytes]],
-        *,
-        beside_training: bool = False,
     ) -> None:
         assert self._staging is not None
         taken = Taken(states, {}, {})
-        write(self.store, self._staging, plan, taken, owned, beside_training=beside_training)
+        write(self.store, self._staging, plan, taken, owned)
 
     def _publish(self, plan: Plan, verbosity: int) -> None:
         assert self._staging is not None
@@ -400,7 +398,7 @@ class Writer:
         def work() -> None:
             _give_way()
             try:
-                self._write(flight.plan, states, owned, beside_training=True)
+                self._write(flight.plan, states, owned)
             except BaseException as error:  # noqa: BLE001 - raised where the save is published
                 flight.error = error
 
