@@ -66,7 +66,7 @@ def test_no_loss_of_power_takes_an_acknowledged_checkpoint(
     )
     tally["states tried"] += tried
     tally["losses"] += len(found)
-    assert distinct > states // 10
+    assert distinct > min(states // 10, 100)  # few ways to lose a little: most come up again
     assert found == []
 
 
