@@ -1,0 +1,143 @@
+"""The package's README: its loop, its command's output, its promises and its map."""
+
+import contextlib
+import io
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import brain_ckpt
+from brain_ckpt import _fs
+from brain_ckpt._cli import main
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "packages" / "brain-ckpt" / "README.md"
+
+
+@pytest.fixture(scope="module")
+def readme():
+    """The text."""
+    return README.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def loop(readme):
+    """Runs the loop in a directory, and returns its names."""
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+
+    def runs(directory):
+        names = {}
+        with _inside(directory):
+            exec(compile(code, "README.md", "exec"), names)
+        return names
+
+    return runs
+
+
+@contextlib.contextmanager
+def _inside(directory):
+    # contextlib.chdir is not in Python 3.10.
+    before = Path.cwd()
+    os.chdir(directory)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def weights(names):
+    """Return the loop's parameters as numbers."""
+    return [parameter.tolist() for parameter in names["model"].parameters()]
+
+
+def test_the_loop_of_the_readme_survives_a_kill(loop, processes, tmp_path):
+    """At a file operation of its saves, again and again; it ends with the same bits."""
+    for name in ("calm", "stormy"):
+        (tmp_path / name).mkdir()
+    expected = weights(loop(tmp_path / "calm"))
+    state = torch.get_rng_state()
+    for operation in (3, 20, 50, 70):
+        torch.manual_seed(operation)  # a new process starts from other random numbers
+
+        def killed(report, operation=operation):
+            _fs.failpoint = processes.KillAt(operation)
+            loop(tmp_path / "stormy")
+
+        assert processes.Child(killed).wait() == processes.KILLED
+    assert weights(loop(tmp_path / "stormy")) == expected
+    assert torch.equal(torch.get_rng_state(), state)
+    again = loop(tmp_path / "stormy")  # there is nothing left to train
+    assert weights(again) == expected
+    assert len(list((tmp_path / "stormy" / "save").glob("CKPT*"))) >= 2
+
+
+def test_the_loop_of_the_readme_is_short(readme):
+    """Twenty lines, and a blank one."""
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) <= 20
+    assert max(map(len, code.splitlines())) <= 100
+
+
+def test_the_command_says_what_the_readme_shows(readme, loop, tmp_path):
+    """But for times, sizes and numbers; and it changes nothing."""
+    (console,) = re.findall(r"```console\n(.*?)```", readme, re.DOTALL)
+    loop(tmp_path)
+    there = sorted((tmp_path / "save").rglob("*"))
+    with _inside(tmp_path):
+        said = _run("ls save")
+        shown = [part for part in re.split(r"^\$ brain-ckpt ", console, flags=re.MULTILINE) if part]
+        names = [re.findall(r"^CKPT\S+", text, re.MULTILINE) for text in (shown[0], said)]
+        assert len(names[0]) == len(names[1])
+        for example in shown:
+            command, _, expected = example.partition("\n")
+            for old, new in zip(*names, strict=True):
+                command = command.replace(old, f"<{new}>")
+            command = re.sub("[<>]", "", command)
+            assert _numberless(_run(command)) == _numberless(expected), command
+    assert sorted((tmp_path / "save").rglob("*")) == there
+
+
+def _run(command):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        main(shlex.split(command))
+    return said.getvalue()
+
+
+def _numberless(text):
+    numberless = re.sub(r"-?\d+(\.\d+)?(e[+-]?\d+)?", "#", text.replace("now", "1 s"))
+    return [line.split() for line in numberless.splitlines()]
+
+
+def test_each_promise_of_the_readme_has_tests_that_are_there(readme):
+    """By name, in the file that the link leads to."""
+    promises = readme.partition("## What is promised")[2].partition("\n## ")[0]
+    rows = [line for line in promises.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 15
+    for row in rows:
+        links = re.findall(r"\[`(test_\w+)`\]\((\S+)\)", row)
+        assert links, row
+        for name, target in links:
+            file = (README.parent / target).resolve()
+            assert f"\ndef {name}(" in file.read_text(encoding="utf-8"), name
+
+
+def test_the_readme_names_every_module_once(readme):
+    """And none that is not there."""
+    table = readme.partition("## Modules")[2]
+    named = re.findall(r"`(_\w+)`", "".join(re.findall(r"^\|(.*?)\|", table, re.MULTILINE)))
+    source = Path(brain_ckpt.__file__).parent
+    there = [file.stem for file in source.glob("_*.py") if not file.stem.startswith("__")]
+    assert sorted(named) == sorted(there)
+
+
+def test_the_session_of_the_long_run_exists(readme):
+    """`nox -s chaos -- ckpt` and `nox -s bench -- ckpt`."""
+    sessions = set(re.findall(r"nox -s (\w+) -- ckpt", readme))
+    noxfile = (ROOT / "noxfile.py").read_text(encoding="utf-8")
+    assert sessions == {"chaos", "bench"}
+    assert all(f"def {name}(session" in noxfile for name in sessions)
