@@ -1,6 +1,6 @@
 """Teach a small model how English words are said.
 
-    python train.py hparams.yaml            # about two minutes on two cores
+    python train.py hparams.yaml            # about two minutes on one core or two
     python train.py hparams.yaml --full     # larger, trained for longer
 
 Stopped at any moment and started again with the same command, it goes on where it was.
