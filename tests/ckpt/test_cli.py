@@ -156,6 +156,20 @@ def test_verify_finds_damage_where_there_is_no_manifest(tmp_path, speechbrain_ru
     assert "1 of 2 intact" in said
 
 
+def test_what_a_kill_of_speechbrain_leaves_is_not_intact(tmp_path, speechbrain_run, run):
+    """It writes the meta file first: a file that the older one has is missing."""
+    save = tmp_path / "save"
+    shutil.copytree(speechbrain_run / "stopped", save)
+    (next(save.glob("*+00")) / "optimizer.ckpt").unlink()
+    reason = "optimizer.ckpt is missing, which older checkpoints have"
+    for command in (["ls"], ["ls", "--quick"], ["verify"]):
+        code, said, _ = run(*command, save)
+        assert code == 1
+        assert reason in said
+    assert run("prune", save, "--keep-last", "1")[0] == 0
+    assert sorted(path.name[-2:] for path in save.glob("CKPT*")) == ["00", "01"]
+
+
 def test_verify_refuses_a_link_in_a_checkpoint(save, tmp_path, run):
     """A file of the manifest that is a link, and a link that the manifest does not know."""
     (tmp_path / "elsewhere").mkdir()

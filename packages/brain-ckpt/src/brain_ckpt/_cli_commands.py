@@ -28,6 +28,7 @@ from brain_ckpt._inspect import (
     check_files,
     find,
     metrics,
+    not_whole,
     open_checkpoint,
     problems,
     step_of,
@@ -47,10 +48,13 @@ def ls(options: argparse.Namespace) -> int:
     """List a directory, the newest first."""
     found = find(options.directory)
     rows = []
+    lacking = not_whole(found.checkpoints)
     with ProgressBar(sum(map(total_bytes, found.checkpoints))) as progress:
         for one in found.checkpoints:
-            wrong = [] if options.quick else problems(one, progress)
-            rows.append(_row(one, None if options.quick else not wrong, wrong))
+            wrong = [lacking[one.path]] if one.path in lacking else []
+            wrong += [] if options.quick else problems(one, progress)
+            intact = None if options.quick and not wrong else not wrong
+            rows.append(_row(one, intact, wrong))
     rows += [
         {"name": path.name, "intact": False, "problems": [reason]}
         for path, reason in found.unreadable.items()
@@ -78,6 +82,8 @@ def verify(options: argparse.Namespace) -> int:
     with ProgressBar(sum(map(total_bytes, found.checkpoints))) as progress:
         for one in found.checkpoints:
             checks[one.path.name] = list(check_files(one, progress))
+    for path, reason in not_whole(found.checkpoints).items():
+        checks[path.name].append(FileCheck(reason.partition(" is missing")[0], 0, "", reason))
     for path, reason in found.unreadable.items():
         checks[path.name] = [FileCheck("CKPT.yaml", 0, "nothing", reason)]
     damaged = [name for name, files in checks.items() if any(file.problem for file in files)]

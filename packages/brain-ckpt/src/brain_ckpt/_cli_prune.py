@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brain_ckpt._cli_text import write_json, write_line
-from brain_ckpt._inspect import Found, WrongUseError, find, metrics, problems
+from brain_ckpt._inspect import Found, WrongUseError, find, metrics, not_whole, problems
 from brain_ckpt._retention import (
     DAY_S,
     HOUR_S,
@@ -108,8 +108,9 @@ def _choose(
 ) -> tuple[list[Checkpoint], list[Checkpoint], dict[str, str]]:
     """Apply the policies to what is intact: a damaged one must not push an intact one out."""
     _check_metrics(found.checkpoints, policies)
-    damaged = {path.name: reason for path, reason in found.unreadable.items()}
-    candidates = list(found.checkpoints)
+    lacking = not_whole(found.checkpoints)
+    damaged = {path.name: why for path, why in (*found.unreadable.items(), *lacking.items())}
+    candidates = [one for one in found.checkpoints if one.path not in lacking]
     intact: set[Path] = set()
     while True:
         stays = any_of(*policies)(candidates)

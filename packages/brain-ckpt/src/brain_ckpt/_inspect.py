@@ -16,7 +16,7 @@ from brain_ckpt._store import Store, looks_like_checkpoint, read_checkpoint, rea
 from brain_ckpt._tensor_files import own_damage, read_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from brain_ckpt._checksum import Algorithm
     from brain_ckpt._retention import Checkpoint
@@ -152,6 +152,30 @@ def check_files(
         return
     for name in sorted({*there, *manifest.files}):
         yield _check_by_manifest(path, name, manifest, progress)
+
+
+def not_whole(checkpoints: Sequence[Checkpoint]) -> dict[Path, str]:
+    """Find what a kill of SpeechBrain leaves: a checkpoint without files that older ones have.
+
+    Parameters
+    ----------
+    checkpoints : sequence of Checkpoint
+        The newest first.
+
+    Returns
+    -------
+    dict of Path to str
+        What is missing, of those that have no manifest to say so.
+    """
+    known: set[str] = set()
+    found = {}
+    for one in reversed(checkpoints):
+        missing = known - one.paramfiles.keys()
+        if missing and not (one.path / MANIFEST_NAME).exists():
+            names = ", ".join(sorted(name + PARAMFILE_EXT for name in missing))
+            found[one.path] = f"{names} is missing, which older checkpoints have"
+        known |= one.paramfiles.keys()
+    return found
 
 
 def total_bytes(checkpoint: Checkpoint) -> int:
