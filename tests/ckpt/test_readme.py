@@ -126,6 +126,14 @@ def test_each_promise_of_the_readme_has_tests_that_are_there(readme):
             assert f"\ndef {name}(" in file.read_text(encoding="utf-8"), name
 
 
+def test_the_readme_says_what_each_public_name_is(readme):
+    """And no name that is not public."""
+    table = readme.partition("## Names")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\|(.*?)\|", table, re.MULTILINE)
+    named = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(named) == sorted(brain_ckpt.__all__)
+
+
 def test_the_readme_names_every_module_once(readme):
     """And none that is not there."""
     table = readme.partition("## Modules")[2]
