@@ -515,13 +515,6 @@ def test_every_rank_has_the_length_that_it_says() -> None:
         assert len(lengths) == 1
 
 
-def test_rows_that_cannot_be_dealt_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Two rows on three ranks: nobody gets one, and the log says so."""
-    assert list(on_rank(1, 3, rows=2)) == []
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "2 rows are left for 3 ranks" in caplog.text
-
-
 def test_an_error_in_a_row_says_which_row() -> None:
     """Its type stays; the note names the row and the batch."""
 

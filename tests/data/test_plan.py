@@ -14,6 +14,8 @@ from brain_data._plan import Deal, EpochPlan, as_order, cut, from_batches, valid
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from brain_data._plan import LastRound
+
 GROUP = 12
 WORLD_SIZES = (1, 2, 3, 4, 6, 12)
 CASES = 2_100
@@ -35,15 +37,15 @@ def random_plan(draw: random.Random) -> EpochPlan:
 
 
 def train(
-    plan: EpochPlan, draw: random.Random, *, stops: int
+    plan: EpochPlan, draw: random.Random, *, stops: int, last_round: LastRound = "split"
 ) -> tuple[list[list[int]], int, list[list[list[int]]]]:
     """Go through an epoch, stopping at optimizer steps and going on with another world size.
 
-    Returns the rows of each optimizer step, the steps that one process would take, and the rounds.
+    Returns the rows of each optimizer step without fillers, how many were left out, and the rounds.
     """
     stop_at = sorted(draw.sample(range(1, 20), stops))
     position, steps, rounds = 0, [], []
-    deals = [Deal(plan, world_size) for world_size in WORLD_SIZES]
+    deals = [Deal(plan, world_size, last_round=last_round) for world_size in WORLD_SIZES]
     while True:
         deal = draw.choice([deal for deal in deals if deal.reaches(position)])
         world_size = deal.world_size
@@ -56,7 +58,9 @@ def train(
                 steps.append([])
             parts = [deal.rows(number, rank)[1] for rank in range(world_size)]
             rounds.append(parts)
-            steps[-1].extend(row for part in parts for row in part)
+            real = [part for rank, part in enumerate(parts) if not deal.is_filler(number, rank)]
+            assert len(real) == world_size - deal.fillers_in(number)
+            steps[-1].extend(row for part in real for row in part)
         position = max(position, deal.position(last))
         if position >= plan.batches:
             return steps, deal.left_out, rounds
@@ -106,6 +110,18 @@ def test_steps_take_the_rows_of_the_one_process_plan(random_runs) -> None:
         assert len(expected[-1]) < max(WORLD_SIZES)
         assert sorted(steps[-1]) == sorted(expected[-2] + expected[-1])
     assert same > 0.8 * CASES
+
+
+def test_filled_up_steps_take_the_rows_of_the_one_process_plan_without_exception() -> None:
+    """Whatever the sizes: the same rows in the same order in as many steps, nothing left out."""
+    draw = random.Random(21)
+    for _ in range(CASES):
+        plan = random_plan(draw)
+        stops = draw.randint(0, 4)
+        steps, left_out, rounds = train(plan, draw, stops=stops, last_round="fill")
+        assert steps == one_process_steps(plan)
+        assert left_out == 0
+        assert all(part for parts in rounds for part in parts)
 
 
 def test_ranks_get_equally_many_batches_and_none_is_empty(random_runs) -> None:
@@ -162,10 +178,36 @@ def test_rows_fewer_than_ranks_join_the_round_before() -> None:
     ]  # fmt: skip
 
 
-def test_fewer_rows_than_ranks_in_all_are_counted_as_left_out() -> None:
-    """There is nothing that they could join."""
+def test_fewer_rows_than_ranks_in_all_are_refused() -> None:
+    """There is nothing that they could join, and nothing is lost in silence."""
     deal = Deal(cut(np.arange(2), 4), 3)
     assert (deal.rounds, deal.left_out) == (0, 2)
+    with pytest.raises(ValueError, match=r"each of 3 ranks .*got 2: use at most 2 .*'fill'"):
+        deal.check()
+    Deal(cut(np.arange(2), 4), 3, drop_last=True).check()
+
+
+def test_a_filled_up_round_hands_out_what_is_left_whole_and_some_of_it_again() -> None:
+    """Seven micro-batches on five ranks: the last three of the second round are fillers."""
+    deal = Deal(cut(np.arange(13), 2), 5, last_round="fill")
+    assert (deal.rounds, deal.full_rounds, deal.fillers, deal.left_out) == (2, 1, 3, 0)
+    last = [deal.rows(1, rank) for rank in range(5)]
+    whole, short = (10, [10, 11]), (12, [12])
+    assert last == [whole, short, whole, short, whole]
+    assert [deal.is_filler(1, rank) for rank in range(5)] == [False, False, True, True, True]
+    assert not any(deal.is_filler(0, rank) for rank in range(5))
+    assert [deal.fillers_in(0), deal.fillers_in(1)] == [0, 3]
+
+
+def test_a_filled_up_plan_is_reached_at_the_end_of_every_round() -> None:
+    """No round is joined, so nothing stands in the way of any number of ranks."""
+    plan = cut(np.arange(65), 5)
+    for world_size in (1, 2, 3, 4, 6, 12):
+        deal = Deal(plan, world_size, last_round="fill")
+        assert deal.rounds_done(12) == 12 // world_size
+        assert deal.position(deal.rounds) == plan.batches
+    with pytest.raises(ValueError, match=r"5 ranks .*got micro-batch 12 of 13.*6, 12\]"):
+        Deal(plan, 5, last_round="fill").rounds_done(12)
 
 
 def test_dealing_from_the_middle_takes_what_is_left_once() -> None:

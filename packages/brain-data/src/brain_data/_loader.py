@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ._loader_fetch import Request
+    from ._plan import LastRound
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,14 @@ class SaveableDataLoader(DataLoader[Any]):
     elastic
         On a number of ranks that does not reach the saved position, deal out what is left in other
         groups instead of raising.
+    last_round
+        What several ranks get where fewer micro-batches are left than there are ranks.
+        ``"split"``: the rows that are left, split again, none of them twice. Fewer rows than ranks
+        join the round before; an epoch with fewer rows than ranks is an error. ``"fill"``:
+        micro-batches stay whole, and each rank that none is left for is handed another rank's
+        again, for which `is_filler` is true and whose loss must weigh nothing. Only so does the
+        grouping into steps not depend on the number of ranks in any case. It may be set later; it
+        holds from the next ``iter()`` on.
 
     Raises
     ------
@@ -96,6 +105,7 @@ class SaveableDataLoader(DataLoader[Any]):
         seed: int | None = None,
         device: torch.device | str | None = None,
         elastic: bool = False,
+        last_round: LastRound = "split",
         **kwargs: Any,
     ) -> None:
         if kwargs.get("in_order") is False:
@@ -107,17 +117,37 @@ class SaveableDataLoader(DataLoader[Any]):
         self.seed = global_seed() if seed is None else int(seed)
         self.device = None if device is None else torch.device(device)
         self.elastic = elastic
-        self._source = Source(
-            self.sampler if self.batch_sampler is None else self.batch_sampler,
-            batched=self.batch_sampler is not None,
-            drop_last=bool(self.drop_last),
-        )
+        self.last_round = last_round
         self._epoch = 0
         self._resume: Position | StreamPosition | None = None
         self._pass: Pass | StreamPass | None = None
         self._inner: DataLoader[Any] | None = None
         self._progress: Progress | None = None
         self._fingerprint: dict[str, Any] = {}
+
+    @property
+    def last_round(self) -> LastRound:
+        """What several ranks get where fewer micro-batches are left than there are ranks."""
+        return self._source.last_round
+
+    @last_round.setter
+    def last_round(self, last_round: LastRound) -> None:
+        self._source = Source(
+            self.sampler if self.batch_sampler is None else self.batch_sampler,
+            batched=self.batch_sampler is not None,
+            drop_last=bool(self.drop_last),
+            last_round=last_round,
+        )
+
+    @property
+    def is_filler(self) -> bool:
+        """Whether the batch handed out last is another rank's too; see ``last_round="fill"``."""
+        return isinstance(self._pass, Pass) and self._pass.is_filler
+
+    @property
+    def fillers(self) -> int:
+        """How many ranks, this one or others, were handed a filler as their latest batch."""
+        return self._pass.fillers if isinstance(self._pass, Pass) else 0
 
     @property
     def epoch(self) -> int:

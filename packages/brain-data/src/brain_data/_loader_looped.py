@@ -83,6 +83,16 @@ class LoopedLoader:
         """Return the nominal length of an epoch, in batches."""
         return self.epoch_length
 
+    @property
+    def is_filler(self) -> bool:
+        """Whether the batch handed out last is a filler of the loader's."""
+        return bool(getattr(self.loader, "is_filler", False))
+
+    @property
+    def fillers(self) -> int:
+        """How many ranks were handed a filler as their latest batch."""
+        return int(getattr(self.loader, "fillers", 0))
+
     def state_dict(self) -> dict[str, Any]:
         """Return the counters and the loader's position."""
         inner = self.loader.state_dict() if hasattr(self.loader, "state_dict") else None

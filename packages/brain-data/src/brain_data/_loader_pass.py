@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from ._loader_fetch import Progress, Request, explain_worker_failure
 from ._loader_state import Position, check_same
-from ._plan import Deal
 from ._seeding import mix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ._loader_source import Source
-    from ._plan import EpochPlan
+    from ._plan import Deal, EpochPlan
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +48,7 @@ class Pass:
         self.source = source
         self.epoch = epoch
         self.handed_out = 0
+        self._begun_at = 0
         self._resume = resume
         self._seed = seed
         self._elastic = elastic
@@ -79,15 +79,9 @@ class Pass:
                     {"checksum of the sampler's order": resume.order},
                     {"checksum of the sampler's order": self._order},
                 )
-        deal = self._deal = self._seek(plan)
-        if deal.left_out and not source.drop_round:
-            logger.warning(
-                "%d rows are left for %d ranks, fewer than one each and with no batch before them "
-                "to join: they are left out of epoch %d",
-                deal.left_out,
-                source.world_size,
-                self.epoch,
-            )
+        self._deal = self._seek(plan)
+        self._deal.check()
+        self._begun_at = self.handed_out
 
     def requests(self) -> Iterator[Request]:
         """Yield what the workers fetch, from the position on."""
@@ -119,6 +113,23 @@ class Pass:
         )
 
     @property
+    def is_filler(self) -> bool:
+        """Whether the batch handed out last is another rank's too, see `Deal`."""
+        # By its number: what is fetched ahead has no say in it.
+        deal, number = self._deal, self.handed_out - 1
+        return deal is not None and self._has_begun and deal.is_filler(number, self.source.rank)
+
+    @property
+    def fillers(self) -> int:
+        """How many ranks were handed a filler with the batch handed out last."""
+        deal = self._deal
+        return 0 if deal is None or not self._has_begun else deal.fillers_in(self.handed_out - 1)
+
+    @property
+    def _has_begun(self) -> bool:
+        return self.handed_out > self._begun_at
+
+    @property
     def rounds(self) -> int:
         """The number of batches in the epoch, on this rank."""
         return len(self.source.sampler) if self._deal is None else self._deal.rounds
@@ -131,7 +142,7 @@ class Pass:
         """Return the deal, and note how much of it is done."""
         source, resume = self.source, self._resume
         start = 0 if resume is None else resume.start
-        deal = Deal(plan, source.world_size, start, source.drop_round)
+        deal = source.deal(plan, start)
         if resume is None:
             return deal
         if resume.finished:
@@ -144,7 +155,7 @@ class Pass:
             )
         if self._elastic and not deal.reaches(resume.batches):
             logger.info("what is left after micro-batch %d is dealt out anew", resume.batches)
-            deal = Deal(plan, source.world_size, resume.batches, source.drop_round)
+            deal = source.deal(plan, resume.batches)
         self.handed_out = deal.rounds_done(resume.batches)
         return deal
 

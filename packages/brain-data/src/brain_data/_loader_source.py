@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, SequentialSampler
@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, Se
 from brain_dist import get_world_size
 
 from ._loader_state import compact
-from ._plan import Deal, EpochPlan, cut
+from ._plan import Deal, EpochPlan, LastRound, cut
 from ._samplers import order_of, settings_of
 from ._samplers_distributed import DistributedSamplerWrapper, plan_of, shape_of
 
@@ -26,10 +26,19 @@ class Source:
         Which of the two.
     drop_last
         Whether the loader leaves short batches out.
+    last_round
+        What becomes of a round with fewer micro-batches than ranks.
     """
 
-    def __init__(self, sampler: Any, *, batched: bool, drop_last: bool) -> None:
+    def __init__(
+        self, sampler: Any, *, batched: bool, drop_last: bool, last_round: LastRound = "split"
+    ) -> None:
+        if last_round not in get_args(LastRound):
+            raise ValueError(
+                f"last_round must be one of {get_args(LastRound)!r}, got {last_round!r}"
+            )
         self.sampler = sampler
+        self.last_round: LastRound = last_round
         self.batched = batched
         self.chain = _chain(sampler)
         wrappers = [part for part in self.chain if _deals(part)]
@@ -38,7 +47,10 @@ class Source:
         self.drop_round = False
         if self.wrapper is not None:
             self.rank, self.world_size = self.wrapper.rank, self.wrapper.num_replicas
-            self.drop_round = self.wrapper.drop_last or drop_last
+            # Whole micro-batches need not be dropped to be equal in number: as in one process,
+            # only the short one is left out, and that by the batch sampler.
+            splits = last_round == "split"
+            self.drop_round = splits and (self.wrapper.drop_last or drop_last)
 
     @property
     def epoch(self) -> int | None:
@@ -91,7 +103,11 @@ class Source:
         if self.wrapper is None:
             return len(self.sampler)
         shape = shape_of(self.sampler) if self.batched else cut(range(len(self.wrapper.sampler)), 1)
-        return Deal(shape, self.world_size, drop_last=self.drop_round).rounds
+        return self.deal(shape).rounds
+
+    def deal(self, plan: EpochPlan, start: int = 0) -> Deal:
+        """Return how a plan is dealt to the ranks from a micro-batch on."""
+        return Deal(plan, self.world_size, start, self.drop_round, self.last_round)
 
     @property
     def pure(self) -> bool:

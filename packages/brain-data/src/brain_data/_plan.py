@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import zlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:  # numpy.typing takes a while to import
     """Integers of 64 bits, or of 32 where that is enough."""
     Floats = npt.NDArray[np.float64]
 
+
+LastRound = Literal["split", "fill"]
+"""What becomes of a last round with fewer micro-batches than ranks, see `Deal`."""
 
 _VALID_SIZES_UP_TO = 1024
 
@@ -85,12 +88,17 @@ class Deal:
 
     In round ``j`` rank ``r`` takes micro-batch ``start + j * world_size + r``, so that an optimizer
     step of ``a`` rounds takes ``a * world_size`` micro-batches that follow each other, whatever the
-    number of ranks. Every rank gets the same number of batches and no row is repeated:
+    number of ranks. Every rank gets the same number of batches. The last round may lack
+    micro-batches; what becomes of it is ``last_round``:
 
-    - the last round may lack micro-batches: its rows are split again over all ranks;
-    - with fewer rows left than ranks, they join the round before, one more row on some ranks;
-    - with no round before, they cannot be dealt: `left_out` counts them;
-    - with ``drop_last`` an incomplete round is left out, as asked.
+    - ``"fill"``: the first ranks take the micro-batches that are left, whole, and each other rank
+      is handed one of them again, a filler, which whoever trains on it must give the weight 0.
+    - ``"split"``: no row is repeated. The rows that are left are split again over all ranks. Fewer
+      rows than ranks join the round before, one more row on some ranks; the rows of two optimizer
+      steps may thus come in one. With no round before, they cannot be dealt: `left_out` counts
+      them, and `check` raises.
+
+    With ``drop_last`` an incomplete round is left out, as asked.
 
     Parameters
     ----------
@@ -102,46 +110,72 @@ class Deal:
         The micro-batch at which dealing began: 0, or where a resumed run has regrouped.
     drop_last
         Leave an incomplete last round out.
+    last_round
+        ``"split"`` or ``"fill"``.
     """
 
     plan: EpochPlan
     world_size: int = 1
     start: int = 0
     drop_last: bool = False
+    last_round: LastRound = "split"
     full_rounds: int = field(init=False)
     tail: tuple[Ints, ...] | None = field(init=False)
+    fillers: int = field(init=False)
     left_out: int = field(init=False)
 
     def __post_init__(self) -> None:
         """Work the last round out."""
-        whole, missing = divmod(self.plan.batches - self.start, self.world_size)
+        whole, over = divmod(self.plan.batches - self.start, self.world_size)
         first = self.start + whole * self.world_size
         rest = self.plan.samples - int(self.plan.bounds[first])
         tail: tuple[Ints, ...] | None = None
-        left_out = 0
-        if missing and self.drop_last:
+        fillers = left_out = 0
+        if over and self.drop_last:
             left_out = rest
-        elif missing and rest >= self.world_size:
+        elif over and self.last_round == "fill":
+            fillers = self.world_size - over
+        elif over and rest >= self.world_size:
             tail = _split_round(self.plan, first, self.world_size)
-        elif missing and rest and whole:
+        elif over and rest and whole:
             whole -= 1
             tail = _join_round(self.plan, first - self.world_size, self.world_size)
-        elif missing:
+        elif over:
             left_out = rest
         object.__setattr__(self, "full_rounds", whole)
         object.__setattr__(self, "tail", tail)
+        object.__setattr__(self, "fillers", fillers)
         object.__setattr__(self, "left_out", left_out)
 
     @property
     def rounds(self) -> int:
         """The number of batches of every rank."""
-        return self.full_rounds + (self.tail is not None)
+        return self.full_rounds + (self.tail is not None or self.fillers > 0)
+
+    def check(self) -> None:
+        """Refuse to lose rows that cannot be split over the ranks."""
+        if self.left_out and not self.drop_last:
+            raise ValueError(
+                f"at least one row for each of {self.world_size} ranks is required to split what "
+                f"is left of an epoch, got {self.left_out}: use at most {self.left_out} ranks, or "
+                "give SaveableDataLoader last_round='fill', which hands rows out again and says so"
+            )
+
+    def fillers_in(self, round_: int) -> int:
+        """Return how many ranks, the last ones, are handed a filler in a round."""
+        return self.fillers if round_ == self.full_rounds else 0
+
+    def is_filler(self, round_: int, rank: int) -> bool:
+        """Tell whether a rank's batch is one that another rank has in the same round."""
+        return rank >= self.world_size - self.fillers_in(round_)
 
     def rows(self, round_: int, rank: int) -> tuple[int, list[Any]]:
         """Return what a rank takes in a round: its place in the order, and the rows."""
         plan = self.plan
-        if round_ < self.full_rounds:
-            index = self.start + round_ * self.world_size + rank
+        if round_ < self.full_rounds + (self.fillers > 0):
+            first = self.start + round_ * self.world_size
+            # Fillers are taken in turn from those that are left.
+            index = first + rank % (self.world_size - self.fillers_in(round_))
             low, high = int(plan.bounds[index]), int(plan.bounds[index + 1])
             return low, plan.rows(low, high)
         if self.tail is None or round_ > self.full_rounds:
@@ -162,7 +196,7 @@ class Deal:
         done, inside = divmod(position - self.start, self.world_size)
         if position >= self.plan.batches:
             return True
-        # Past the last full round only the split one begins; a joined one has begun before.
+        # Past the last full round only an incomplete one begins; a joined one has begun before.
         return 0 <= done <= self.full_rounds and not inside
 
     def rounds_done(self, position: int) -> int:
@@ -171,7 +205,7 @@ class Deal:
             raise ValueError(
                 f"a position that {self.world_size} ranks reach and can go on from is required, "
                 f"got micro-batch {position!r} of {self.plan.batches}: use one of the world sizes "
-                f"{reaching_world_sizes(self.plan, position, self.start)}"
+                f"{reaching_world_sizes(self.plan, position, self.start, self.last_round)}"
             )
         if position >= self.plan.batches:
             return self.rounds
@@ -211,12 +245,14 @@ def valid_world_sizes(position: int, start: int = 0) -> list[int]:
     return [size for size in range(1, min(dealt, _VALID_SIZES_UP_TO) + 1) if dealt % size == 0]
 
 
-def reaching_world_sizes(plan: EpochPlan, position: int, start: int = 0) -> list[int]:
+def reaching_world_sizes(
+    plan: EpochPlan, position: int, start: int = 0, last_round: LastRound = "split"
+) -> list[int]:
     """Return the world sizes that can go on from a position without leaving a row out."""
     return [
         size
         for size in valid_world_sizes(position, start)
-        if Deal(plan, size, start).reaches(position)
+        if Deal(plan, size, start, last_round=last_round).reaches(position)
     ]
 
 

@@ -21,10 +21,10 @@ class DistributedSamplerWrapper(DistributedSampler[Any]):
     """One rank's share of any sampler, or batch sampler, that is the same on all ranks.
 
     A batch sampler's batches are dealt in turn: rank ``r`` takes batches ``r``, ``r + world size``
-    and so on. Each rank gets the same number of batches and nothing is repeated; how the last
-    round is split stands at `brain_data._plan.Deal`. A sampler's rows are dealt in turn, too; a
-    `SaveableDataLoader` given such a sampler deals whole batches instead, so that a step's rows do
-    not depend on the number of ranks.
+    and so on. Each rank gets the same number of batches and nothing is repeated: the last round is
+    split as by a `SaveableDataLoader` with ``last_round="split"``. A sampler's rows are dealt in
+    turn, too; a `SaveableDataLoader` given such a sampler deals whole batches instead, so that a
+    step's rows do not depend on the number of ranks.
 
     Parameters
     ----------
@@ -117,6 +117,7 @@ class DistributedSamplerWrapper(DistributedSampler[Any]):
             units = [units[i] for i in self._permutation(len(units)).tolist()]
         if units and isinstance(units[0], (list, tuple)) and not self.pad:
             deal = Deal(from_batches(units), self.num_replicas, drop_last=self.drop_last)
+            deal.check()
             return (deal.rows(index, self.rank)[1] for index in range(deal.rounds))
         if self.drop_last:
             units = units[: len(units) - len(units) % self.num_replicas]
