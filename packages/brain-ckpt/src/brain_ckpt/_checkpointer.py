@@ -120,6 +120,11 @@ class Checkpointer:
         self._reader = Reader(self._writer)
         self._deleter = Deleter(self._writer, self._reader)
 
+    @property
+    def passed_over(self) -> list[str]:
+        """What was damaged in checkpoints that the last recovery had to leave out, each by file."""
+        return self._reader.passed_over
+
     def add_recoverable(
         self,
         name: str,

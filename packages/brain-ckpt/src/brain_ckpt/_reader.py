@@ -51,9 +51,16 @@ class Reader:
     ----------
     writer : Writer
         Who writes there, or would.
+
+    Attributes
+    ----------
+    passed_over : list of str
+        What was wrong with those that the last recovery tried, or could not list, before the one
+        that it restored.
     """
 
     def __init__(self, writer: Writer) -> None:
+        self.passed_over: list[str] = []
         self._writer = writer
         self._root = writer.store.root
 
@@ -84,6 +91,7 @@ class Reader:
             What was restored; None if there is none.
         """
         self._writer.wait()
+        self.passed_over = []
         for _ in range(_LOOKS):
             listing = self._look(wanted)
             if not listing.checkpoints and not listing.unreadable:
@@ -101,6 +109,7 @@ class Reader:
                     logger.error("%s; trying the next older checkpoint", error)  # noqa: TRY400 - no traceback wanted
                     problems.append(str(error))
                 else:
+                    self.passed_over = problems
                     return candidate
             else:
                 raise NoIntactCheckpointError(
