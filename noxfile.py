@@ -35,7 +35,8 @@ __import__(sys.argv[1])
 """
 
 nox.needs_version = ">=2025.5.1"
-nox.options.default_venv_backend = "virtualenv"
+# uv links its files into an environment, so that ten with torch in them take the room of one.
+nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
@@ -88,7 +89,8 @@ def isolated(session: nox.Session, package: str) -> None:
 def meta(session: nox.Session) -> None:
     """Install all five wheels through brain-all, and check what was packed and what it imports."""
     install_wheels(session, "all", *ROOMS, groups=("test", "house"))
-    session.run("python", "-m", "pip", "check")
+    pip = ("uv", "pip") if session.venv_backend == "uv" else ("python", "-m", "pip")
+    session.run(*pip, "check")
     run_pytest(session, "tests/packaging")
 
 
