@@ -1,36 +1,19 @@
-"""CKPT.yaml: plain scalars out, and nothing that runs code in.
-
-SpeechBrain writes it with PyYAML's unsafe dumper, so that old ones hold tags for tuples and
-NumPy scalars.  Those are decoded here from their bytes; every other Python tag is refused.
-"""
+"""CKPT.yaml: plain scalars out, and nothing that runs code in."""
 
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
 import torch
-import yaml
 
-from brain_ckpt._errors import CheckpointDamagedError, UnsafeCheckpointError
+from brain_ckpt._errors import CheckpointDamagedError
 
 META_LIMIT_BYTES = 2**20
 
 _HEADER = "# yamllint disable\n"
-_NUMPY_SCALAR_TAGS = (
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-)
-# dtype strings of NumPy scalars, without the byte order, to struct's codes
-_STRUCT_CODES = {
-    "f2": "e", "f4": "f", "f8": "d", "b1": "?",
-    "i1": "b", "i2": "h", "i4": "i", "i8": "q",
-    "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
-}  # fmt: skip
-_PYTHON = "tag:yaml.org,2002:python/"
 
 
 def plain_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,7 +48,9 @@ def plain_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 def dump_meta(meta: Mapping[str, Any]) -> bytes:
     """Return the content of CKPT.yaml for a plain meta."""
-    return (_HEADER + yaml.safe_dump(dict(meta), allow_unicode=True)).encode()
+    from brain_ckpt._yaml import dump
+
+    return (_HEADER + dump(dict(meta))).encode()
 
 
 def load_meta(content: bytes, where: str) -> dict[str, Any]:
@@ -85,10 +70,7 @@ def load_meta(content: bytes, where: str) -> dict[str, Any]:
     CheckpointDamagedError
         If it is not YAML, not a mapping, or lacks its time.
     """
-    try:
-        meta = yaml.load(content.decode(), Loader=_MetaLoader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise CheckpointDamagedError(f"{where} has to be YAML, and is not: {error}") from error
+    meta = _load(content, f"{where} has to be YAML, and is not")
     if not isinstance(meta, dict):
         raise CheckpointDamagedError(
             f"{where} has to hold a mapping, got {meta!r}; the file was cut or overwritten"
@@ -103,67 +85,17 @@ def load_meta(content: bytes, where: str) -> dict[str, Any]:
 
 def load_plain_yaml(content: bytes, where: str) -> Any:
     """Read one of SpeechBrain's text formats, such as that of its Brain, safely."""
+    return _load(content, f"{where} is neither a tensor file nor YAML")
+
+
+def _load(content: bytes, complaint: str) -> Any:
+    # PyYAML takes longer to import than the rest of this package: only where a file is read.
+    from brain_ckpt._yaml import NotYAMLError, load
+
     try:
-        return yaml.load(content.decode(), Loader=_MetaLoader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise CheckpointDamagedError(
-            f"{where} is neither a tensor file nor YAML: {error}"
-        ) from error
-
-
-class _MetaLoader(yaml.SafeLoader):
-    """A SafeLoader that decodes two kinds of Python tags and names the others."""
-
-
-def _tuple(loader: _MetaLoader, node: yaml.Node) -> tuple[Any, ...]:
-    assert isinstance(node, yaml.SequenceNode)
-    return tuple(loader.construct_sequence(node, deep=True))
-
-
-def _numpy_scalar(loader: _MetaLoader, suffix: str, node: yaml.Node) -> Any:
-    # !!python/object/apply:numpy...scalar [dtype, bytes]; the dtype is an anchored object itself
-    if suffix not in _NUMPY_SCALAR_TAGS or not isinstance(node, yaml.SequenceNode):
-        _refuse(loader, suffix, node)
-    arguments = node.value
-    if len(arguments) != 2 or not isinstance(arguments[1], yaml.ScalarNode):  # noqa: PLR2004
-        _refuse(loader, suffix, node)
-    code, order = _dtype(arguments[0])
-    data = loader.construct_yaml_binary(arguments[1])
-    if code not in _STRUCT_CODES:
-        _refuse(loader, suffix, node)
-    try:
-        return struct.unpack((">" if order == ">" else "<") + _STRUCT_CODES[code], data)[0]
-    except struct.error:
-        _refuse(loader, suffix, node)
-
-
-def _dtype(node: yaml.Node) -> tuple[str, str]:
-    """Read code and byte order of a pickled dtype, ``{args: [f8, …], state: [3, <, …]}``."""
-    code, order = "", "<"
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            children = value.value if isinstance(value, yaml.SequenceNode) else []
-            scalars = [child.value for child in children if isinstance(child, yaml.ScalarNode)]
-            if key.value == "args" and scalars:
-                code = scalars[0]
-            elif key.value == "state" and len(scalars) > 1:
-                order = scalars[1]
-    return code, order
-
-
-def _refuse(loader: _MetaLoader, suffix: str, node: yaml.Node) -> Any:
-    del loader
-    tag = node.tag.replace(_PYTHON, "!!python/")
-    raise UnsafeCheckpointError(
-        f"a meta file holds plain values, got the Python tag {tag!r} (line "
-        f"{node.start_mark.line + 1}{f', {suffix}' if suffix else ''}), which would run code; "
-        f"if you trust the file, replace that value by a plain one"
-    )
-
-
-_MetaLoader.add_constructor(_PYTHON + "tuple", _tuple)
-_MetaLoader.add_multi_constructor(_PYTHON + "object/apply:", _numpy_scalar)
-_MetaLoader.add_multi_constructor(_PYTHON, _refuse)
+        return load(content)
+    except NotYAMLError as error:
+        raise CheckpointDamagedError(f"{complaint}: {error}") from error
 
 
 def _plain(value: Any, where: str) -> Any:  # noqa: PLR0911 - one line a kind
