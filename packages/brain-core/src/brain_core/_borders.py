@@ -1,12 +1,13 @@
-"""The border of an accumulation window: where a run may be saved, and where it may be left."""
+"""The borders of accumulation windows: where a run is saved, and where it stops."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from typing import TYPE_CHECKING
 
-from brain_dist import EXIT_TRY_AGAIN, StepVote, StopSignal, if_main_process
+from brain_dist import EXIT_TRY_AGAIN, StepVote, StopSignal, gather_objects, if_main_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,23 +16,51 @@ __all__ = ["SaveSchedule", "TrainingStopped", "WindowBorder"]
 
 logger = logging.getLogger(__name__)
 
+# What a shell makes of a process that Ctrl-C ended: somebody wanted an end, not another try.
+EXIT_INTERRUPTED = 130
+
 _SAVE, _STOP = 1, 2
+_INTERRUPT = "SIGINT"
 
 
-class TrainingStopped(SystemExit):
+class TrainingStopped(BaseException):
     """Training was asked to stop, has saved, and can go on from there.
 
-    As a `SystemExit` with code 75 it ends a script in a way that a wrapper can tell from a
-    failure, and requeue.
+    In a script it is a `SystemExit` as well, which ends the process without a traceback and with
+    ``code``; at an interactive prompt or in a notebook it is not, so that the session lives on.
+    After Ctrl-C it is a `KeyboardInterrupt` as well.
+
+    Parameters
+    ----------
+    reason : str
+        Who asked.
+    code : int
+        What a script ends with: 75, so that a wrapper can tell it from a failure and start the
+        run again, or 130 after Ctrl-C, so that it does not.
     """
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(EXIT_TRY_AGAIN)
+    code: str | int | None  # as SystemExit declares it
+
+    def __init__(self, reason: str, code: int = EXIT_TRY_AGAIN) -> None:
+        super().__init__(reason, code)
         self.reason = reason
+        self.code = code  # where it is a SystemExit, the interpreter reads this
 
     def __str__(self) -> str:
         """Say why."""
         return f"training stopped: {self.reason}"
+
+
+class _ScriptStopped(TrainingStopped, SystemExit):
+    pass
+
+
+class _Interrupted(TrainingStopped, KeyboardInterrupt):
+    pass
+
+
+class _ScriptInterrupted(TrainingStopped, SystemExit, KeyboardInterrupt):
+    pass
 
 
 class SaveSchedule:
@@ -43,7 +72,7 @@ class SaveSchedule:
         The interval; zero or less means never.
     """
 
-    def __init__(self, minutes: float, steps: int) -> None:
+    def __init__(self, minutes: float = 0, steps: int = 0) -> None:
         self.is_on = minutes > 0 or steps > 0
         self._seconds = minutes * 60
         self._steps = steps
@@ -124,12 +153,15 @@ class WindowBorder:
         if agreed & _STOP:
             self._leave()
 
-    def passed_in_validation(self) -> None:
-        """Leave if asked to, where `data_ended` has saved all there is to save.
+    def passed_in_evaluation(self) -> None:
+        """Leave if asked to, where all there is to save is saved; every rank calls it.
 
-        Without an interval nothing is saved there, and the stop waits for the next border.
+        Raises
+        ------
+        TrainingStopped
+            On every rank, if any of them was asked to stop.
         """
-        if self.schedule.is_on and self._vote.vote(self._wishes()) & _STOP:
+        if self._vote.vote(self._wishes()) & _STOP:
             self._leave()
 
     def save(self) -> None:
@@ -151,6 +183,20 @@ class WindowBorder:
         return wishes
 
     def _leave(self) -> None:
-        reason = self._stop.reason or "another rank was asked to"
-        logger.info("Stopping: %s. Everything so far is saved.", reason)
-        raise TrainingStopped(reason)
+        """Leave on every rank with the same reason and the same exit code."""
+        asked = gather_objects(self._stop.reason)
+        self._stop.clear()  # whoever catches this can train or evaluate on
+        reasons = {reason: rank for rank, reason in reversed(list(enumerate(asked))) if reason}
+        reason = next(reason for reason in asked if reason)
+        where = f" (on rank {reasons[reason]} of {len(asked)})" if len(asked) > 1 else ""
+        if if_main_process():
+            logger.info("Stopping: %s%s. Everything so far is saved.", reason, where)
+        raise _stopped(f"{reason}{where}", interrupted=_INTERRUPT in reasons)
+
+
+def _stopped(reason: str, *, interrupted: bool) -> TrainingStopped:
+    interactive = hasattr(sys, "ps1")
+    if interrupted:
+        kind = _Interrupted if interactive else _ScriptInterrupted
+        return kind(reason, EXIT_INTERRUPTED)
+    return (TrainingStopped if interactive else _ScriptStopped)(reason)

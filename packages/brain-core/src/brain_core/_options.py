@@ -57,6 +57,9 @@ class RunOptions:
         Let DDP look for parameters that take no part in a loss.
     parallel : {"ddp", "fsdp"}
         How modules are spread over several ranks.
+    elastic : bool
+        Go on from a checkpoint on any number of ranks: where they cannot take the same steps, deal
+        out what is left of the epoch in steps of about the same size. Ours, not SpeechBrain's.
     shard_evaluation : bool
         Deal the batches of validation and test out to the ranks; else each rank sees them all.
     jit, jit_module_keys
@@ -82,6 +85,9 @@ class RunOptions:
         Minutes between checkpoints within an epoch; zero or less means none.
     ckpt_interval_steps : int
         Batches between checkpoints within an epoch; zero or less means none.
+    stop_after_minutes : float
+        Minutes of training after which `Brain.fit` saves and leaves, as after SIGTERM, for instance
+        before a batch job's time is up; zero or less means never.
     grad_accumulation_factor : int
         Batches to an optimizer step.
     optimizer_step_limit : int, optional
@@ -117,6 +123,7 @@ class RunOptions:
     distributed_launch: bool = False
     find_unused_parameters: bool = False
     parallel: Parallel = "ddp"
+    elastic: bool = False
     shard_evaluation: bool = False
     jit: bool = False
     jit_module_keys: list[str] | None = None
@@ -135,6 +142,7 @@ class RunOptions:
     noprogressbar: bool = False
     ckpt_interval_minutes: float = 0
     ckpt_interval_steps: int = 0
+    stop_after_minutes: float = 0
     grad_accumulation_factor: int = 1
     optimizer_step_limit: int | None = None
     tqdm_colored_bar: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import torch
 from torch import distributed
 
 from brain_dist._control import Control, control, must_not_wait
+from brain_dist._world import if_main_process
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
@@ -25,6 +27,10 @@ _FLAG_BITS = 40
 _MAX_EXPONENT = 7
 _PERIOD_S = 0.2
 _CLOSING_S = 5.0
+# A terminal's Ctrl-C reaches torchrun's workers twice: by itself, and passed on by torchrun.
+_ECHO_S = 2.0
+# What torchrun and SLURM leave between SIGTERM and SIGKILL.
+_WORKER_GRACE_S = 30.0
 
 
 class StopSignal:
@@ -39,22 +45,30 @@ class StopSignal:
                     save()
                     sys.exit(EXIT_TRY_AGAIN)
 
-    Inside the block SIGTERM and SIGUSR1 only make a note (SIGINT keeps raising
-    KeyboardInterrupt); at its end the former handlers are back.  Outside the main thread,
-    where Python allows no handlers, only `request` and the time limit work.
+    Inside the block SIGTERM and SIGUSR1 only make a note; at its end the former handlers are
+    back.  Outside the main thread, where Python allows no handlers, only `request` and the time
+    limit work.
+
+    A scheduler signals the processes that this one has forked, too.  In those, SIGUSR1 and SIGINT
+    do nothing; SIGTERM ends them, as ``Process.terminate`` expects, but a worker of a DataLoader
+    gets half a minute to bring what the last steps need.
 
     Parameters
     ----------
     time_limit_s : float, optional
         Seconds from the block's start after which a stop is requested by itself.
+    interrupts : bool
+        True makes the first SIGINT (Ctrl-C) such a note as well, and says so on the screen; the
+        second raises KeyboardInterrupt as usual.  SIGINT is left as it is where it is ignored, as
+        by what a shell starts in the background, or where the program has a handler of its own.
 
     Attributes
     ----------
     reason : str or None
-        Who asked first: "SIGTERM", "SIGUSR1", "time limit", or what `request` was given.
+        Who asked first: "SIGTERM", "SIGUSR1", "SIGINT", "time limit", or what `request` was given.
     """
 
-    def __init__(self, *, time_limit_s: float | None = None) -> None:
+    def __init__(self, *, time_limit_s: float | None = None, interrupts: bool = False) -> None:
         if time_limit_s is not None and not time_limit_s > 0:
             raise ValueError(
                 f"a time limit is above zero seconds, got {time_limit_s!r}; "
@@ -62,6 +76,8 @@ class StopSignal:
             )
         self.reason: str | None = None
         self._time_limit_s = time_limit_s
+        self._interrupts = interrupts
+        self._interrupted_at: float | None = None
         self._deadline: float | None = None
         self._former: list[tuple[int, Any]] = []
         self._pid = os.getpid()
@@ -82,9 +98,14 @@ class StopSignal:
         if self.reason is None:
             self.reason = reason
 
+    def clear(self) -> None:
+        """Forget the request, which was obeyed; the time limit asks once a block."""
+        self.reason = self._deadline = self._interrupted_at = None
+
     def __enter__(self) -> Self:
         """Install the handlers and start the clock."""
         self._pid = os.getpid()
+        self._interrupted_at = None
         if self._time_limit_s is not None:
             self._deadline = time.monotonic() + self._time_limit_s
         if threading.current_thread() is threading.main_thread():
@@ -92,6 +113,9 @@ class StopSignal:
                 number = getattr(signal, name, None)
                 if number is not None:
                     self._former.append((number, signal.signal(number, self._note)))
+            if self._interrupts and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                former = signal.signal(signal.SIGINT, self._note_interrupt)
+                self._former.append((signal.SIGINT, former))
         return self
 
     def __exit__(
@@ -107,12 +131,22 @@ class StopSignal:
             signal.signal(number, signal.SIG_DFL if former is None else former)
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - Python's interface
+        if os.getpid() == self._pid:
+            self.request(signal.Signals(number).name)
+        elif number == signal.SIGTERM:
+            _end_fork()
+
+    def _note_interrupt(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            # A process forked inside the block: it has no loop that looks, and is to end.
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
             return
-        self.request(signal.Signals(number).name)
+        now = time.monotonic()
+        if self._interrupted_at is None:
+            self._interrupted_at = now
+            self.request("SIGINT")
+            if if_main_process():
+                _say("Stopping once everything is saved. Press Ctrl-C again to leave at once.")
+        elif not (_under_torchrun() and now - self._interrupted_at < _ECHO_S):
+            signal.default_int_handler(number, frame)
 
 
 class StepVote:
@@ -229,3 +263,27 @@ class StepVote:
             # The longest interval that any rank wants; every rank reads the same word here.
             self._interval = 1 << (word >> _FLAG_BITS).bit_length() - 1
         return word & ((1 << _FLAG_BITS) - 1)
+
+
+def _end_fork() -> None:
+    """End a process that was forked inside the block: it has no loop that looks at the note."""
+    if torch.utils.data.get_worker_info() is None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+    else:
+        # The loader's next batches may be what stands between here and the next checkpoint.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, _WORKER_GRACE_S)
+
+
+def _under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _say(text: str) -> None:
+    """Write a line to the screen from a signal handler, where print() may be under way already."""
+    try:
+        os.write(sys.stderr.fileno(), f"\n{text}\n".encode())
+    except (AttributeError, OSError, ValueError):  # a notebook's, a test's or no stderr
+        if sys.stderr is not None:
+            sys.stderr.write(f"\n{text}\n")
