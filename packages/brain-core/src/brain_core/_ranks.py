@@ -1,0 +1,34 @@
+"""How a `Brain`'s modules are made ready for several ranks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from brain_dist import GradientOrder, wrap_modules
+
+if TYPE_CHECKING:
+    from brain_ckpt import Checkpointer
+
+    from ._options import RunOptions
+    from ._setup import Modules
+
+__all__ = ["wrap_for_ranks"]
+
+
+def wrap_for_ranks(
+    modules: Modules, options: RunOptions, device: str, checkpointer: Checkpointer | None
+) -> GradientOrder:
+    """Wrap modules in place, and let the checkpoints hold the order in which gradients come.
+
+    On three ranks or more a resumed run sums as before only once that order was replayed.
+    """
+    wrap_modules(
+        modules,
+        parallel=options.parallel,
+        device=device,
+        find_unused_parameters=options.find_unused_parameters,
+    )
+    order = GradientOrder(modules)
+    if order.modules and checkpointer is not None:
+        checkpointer.add_recoverable("gradient_order", order, optional_load=True)
+    return order
