@@ -188,13 +188,62 @@ def test_a_pipeline_that_has_run_can_be_cloned(clone):
     assert clone(pipeline)({"x": -2}) == {"y": 2}
 
 
-@pytest.mark.parametrize("taken", ["x", "y", "id"])
-def test_a_key_that_is_provided_already_is_refused(taken):
+@pytest.mark.parametrize("taken", ["y", "id"])
+def test_a_key_that_is_provided_already_and_not_taken_is_refused(taken):
     """Two items that provide one key, or an item and the row, would hide one another."""
     pipeline = DataPipeline(["id", "x"], [{"func": abs, "takes": "x", "provides": "y"}])
     with pytest.raises(ValueError, match=f"must come from one place; got '{taken}'"):
         pipeline.add_dynamic_item(len, "x", ["new", taken])
     assert "new" not in pipeline.key_to_node
+
+
+def test_an_item_may_provide_anew_a_key_of_the_row_that_it_takes():
+    """As most recipes for text do: the outputs get the item's value, the row keeps its own."""
+
+    def encode(text):
+        yield text.strip()
+        yield [ord(letter) for letter in text.strip()]
+
+    row = {"id": 1, "text": " ab "}
+    pipeline = DataPipeline(row, output_keys=["text", "tokens"])
+    pipeline.add_dynamic_item(encode, "text", ["text", "tokens"])
+    assert pipeline(row) == {"text": "ab", "tokens": [97, 98]}
+    assert row["text"] == " ab "
+    assert pipeline.compute_specific(["tokens"], row) == {"tokens": [97, 98]}
+
+
+@pytest.mark.parametrize("outputs", [["old", "new"], ["new", "old"]])
+def test_an_item_gets_what_a_key_was_when_it_was_added(outputs):
+    """A key that is provided anew changes only what is added later, whatever runs first."""
+    pipeline = DataPipeline(["x"], output_keys=["x", *outputs])
+    pipeline.add_dynamic_item(str, "x", "old")
+    pipeline.add_dynamic_item(lambda x: x + 1, "x", "x")
+    pipeline.add_dynamic_item(lambda x: x * 10, "x", "x")
+    pipeline.add_dynamic_item(str, "x", "new")
+    for clone in (pipeline, pipeline.copy(), copy.deepcopy(pipeline)):
+        assert clone({"x": 1}) == {"x": 20, "old": "1", "new": "20"}
+
+
+def test_a_custom_item_may_provide_its_key_anew():
+    """A subclass with a call of its own is handed the value that it took."""
+
+    class Doubled(DynamicItem):
+        def next_takes(self):
+            return list(self.takes)
+
+    pipeline = DataPipeline(["x"], output_keys=["x"])
+    pipeline.add_dynamic_item(lambda x: x + 1, "x", "x")
+    pipeline.add_dynamic_item(Doubled(["x"], lambda x: 2 * x, ["x"]))
+    assert pipeline({"x": 1}) == {"x": 4}
+
+
+def test_an_item_that_fails_on_a_key_provided_anew_names_it_plainly():
+    """The error shows keys as the recipe has them."""
+    pipeline = DataPipeline(["id", "x"], output_keys=["x"])
+    pipeline.add_dynamic_item(lambda x: x + 1, "x", "x")
+    pipeline.add_dynamic_item(lambda x: x / 0, "x", "x")
+    with pytest.raises(DataItemError, match=r"Item 'x' of row 7: .*failed on \(x=2\)"):
+        pipeline({"id": 7, "x": 1})
 
 
 def test_an_item_that_provides_one_key_twice_is_refused():

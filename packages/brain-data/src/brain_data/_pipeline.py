@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ._dataset_errors import CircularDependencyError, UnknownKeyError, nearest
 from ._items import DynamicItem, StaticItem
 from ._items import provides as provides_keys
-from ._pipeline_steps import Steps, describe
+from ._pipeline_steps import Call, Steps, another_place, describe
 
 
 @dataclass
@@ -21,13 +21,16 @@ class _Node:
     keys: Sequence[str]
     stage: int = 0
     depends: list[int] = field(default_factory=list)
+    takes: Sequence[str] = ()  # the places of the arguments, as they were when it was added
+    places: Sequence[str] = ()  # where the values of `keys` go
 
 
 class DataPipeline:
     """Functions from row to items, of which only those that are needed run.
 
     The order is worked out when the first row is computed, and again only after the outputs or
-    the items have changed.
+    the items have changed. An item may provide a key anew that it takes itself: what is added
+    after it, and the outputs, get its value; what was added before it keeps the old one.
 
     Parameters
     ----------
@@ -69,6 +72,7 @@ class DataPipeline:
         self.key_to_node: dict[str, int] = {}
         self.unaccounted_keys: dict[str, list[int]] = {}
         self._nodes: list[_Node] = []
+        self._places: dict[str, str] = {}  # of the keys that were provided anew
         self._plans: dict[Any, Steps] = {}
         self.add_static_keys(static_data_keys)
         self.add_dynamic_items(dynamic_items or [])
@@ -81,7 +85,9 @@ class DataPipeline:
     def add_static_keys(self, static_keys: Iterable[str]) -> None:
         """Say which keys each row has."""
         for key in static_keys:
-            self._add_node(_Node(StaticItem(key), (key,)), f"the row's own key {key!r}")
+            if key in self.key_to_node:
+                self._refuse(key, f"the row's own key {key!r}")
+            self._add_node(_Node(StaticItem(key), (key,)))
 
     def add_dynamic_items(self, dynamic_items: Iterable[Any]) -> None:
         """Add items or mappings with ``func``, ``takes`` and ``provides``."""
@@ -109,7 +115,7 @@ class DataPipeline:
         Raises
         ------
         ValueError
-            When nothing is provided, or a key is that is provided already.
+            When nothing is provided, or a key is that is provided already and not taken here.
         """
         if isinstance(func, DynamicItem):
             if takes is not None or provides is not None:
@@ -171,9 +177,10 @@ class DataPipeline:
         new.key_to_node = dict(self.key_to_node)
         new.unaccounted_keys = {key: list(nodes) for key, nodes in self.unaccounted_keys.items()}
         new._nodes = [  # noqa: SLF001 - of the same class
-            _Node(twins.get(id(node.item), node.item), node.keys, node.stage, list(node.depends))
+            replace(node, item=twins.get(id(node.item), node.item), depends=list(node.depends))
             for node in self._nodes
         ]
+        new._places = dict(self._places)  # noqa: SLF001
         new._plans = {}  # noqa: SLF001
         return new
 
@@ -193,34 +200,36 @@ class DataPipeline:
             item.takes = (item.takes,)
         named = describe(item.func)
         for position, key in enumerate(provided):
-            if key in self.key_to_node or key in provided[:position]:
+            taken_elsewhere = key in self.key_to_node and key not in item.takes
+            if taken_elsewhere or key in provided[:position]:
                 self._refuse(key, named)
-        self._plans.clear()
-        before: list[int] | None = None
+        needed = [self.key_to_node.get(key) for key in item.takes]
+        takes = [self._places.get(key, key) for key in item.takes]
         for stage, keys in enumerate(stages):
-            index = self._add_node(_Node(item, keys, stage), named)
-            if before is None:
-                for key in item.takes:
-                    if key in self.key_to_node:
-                        self._depend(index, self.key_to_node[key])
-                    else:
-                        self.unaccounted_keys.setdefault(key, []).append(index)
-            else:
-                self._depend(index, before[0])
-            before = [index]
+            index = self._add_node(_Node(item, keys, stage, takes=takes))
+            if stage:
+                self._depend(index, index - 1)
+                continue
+            for key, node in zip(item.takes, needed, strict=True):
+                if node is not None:
+                    self._depend(index, node)
+                elif key in self.key_to_node:  # by this item itself: a circle, found later
+                    self._depend(index, index)
+                else:
+                    self.unaccounted_keys.setdefault(key, []).append(index)
         self.dynamic_items.append(item)
 
-    def _add_node(self, node: _Node, named: str) -> int:
+    def _add_node(self, node: _Node) -> int:
         index = len(self._nodes)
-        for key in node.keys:
-            if key in self.key_to_node:
-                self._refuse(key, named)
         self._nodes.append(node)
         self._plans.clear()
         for key in node.keys:
+            if key in self.key_to_node:
+                self._places[key] = another_place(key, index)
             self.key_to_node[key] = index
             for dependent in self.unaccounted_keys.pop(key, []):
                 self._depend(dependent, index)
+        node.places = [self._places.get(key, key) for key in node.keys]
         return index
 
     def _depend(self, node: int, needed: int) -> None:
@@ -244,7 +253,7 @@ class DataPipeline:
         return plan
 
     def _plan_for(self, mapping: Mapping[Any, str]) -> Steps:
-        order: list[tuple[DynamicItem, int]] = []
+        order: list[Call] = []
         done: set[int] = set()
         for key in mapping.values():
             if key not in self.key_to_node:
@@ -254,11 +263,10 @@ class DataPipeline:
                     "correct set_output_keys, or add the item."
                 )
             self._visit(self.key_to_node[key], [], done, order)
-        return Steps(order, mapping)
+        places = {outside: self._places.get(key, key) for outside, key in mapping.items()}
+        return Steps(order, places)
 
-    def _visit(
-        self, index: int, path: list[int], done: set[int], order: list[tuple[DynamicItem, int]]
-    ) -> None:
+    def _visit(self, index: int, path: list[int], done: set[int], order: list[Call]) -> None:
         if index in path:
             circle = [*path[path.index(index) :], index]
             shown = " -> ".join(str(self._nodes[node].keys[0]) for node in circle)
@@ -282,7 +290,7 @@ class DataPipeline:
                 f"{nearest(lacking[0], self.key_to_node)}, there are {list(self.key_to_node)!r}: "
                 "correct @takes, or add the item that provides it."
             )
-        order.append((node.item, node.stage))
+        order.append(Call(node.item, node.stage, node.takes, node.places))
 
 
 def _as_keys(keys: str | Iterable[Any] | None) -> list[Any]:

@@ -18,8 +18,17 @@ _PROTOCOL = ("next_takes", "next_provides", "provided_in_order", "reset")
 _ONE, _TWO, _MANY, _START, _NEXT, _CUSTOM = range(6)
 
 
+class Call(NamedTuple):
+    """One call that a pipeline makes; `stage` counts the calls of an item."""
+
+    item: DynamicItem
+    stage: int
+    takes: Sequence[str]  # where the arguments are
+    places: Sequence[str]  # where the results go
+
+
 class Step(NamedTuple):
-    """One call: `keys` is a key when there is one value to keep, else a tuple of them."""
+    """One call: `keys` is a place when there is one value to keep, else a tuple of them."""
 
     kind: int
     call: Callable[..., Any]
@@ -34,18 +43,16 @@ class Steps:
 
     Parameters
     ----------
-    nodes : sequence of (item, stage)
-        The calls in order; `stage` counts the calls of one item.
+    calls : sequence of Call
+        The calls in order.
     outputs : mapping
-        Name outside to key inside.
+        Name outside to place inside.
     """
 
-    def __init__(
-        self, nodes: Sequence[tuple[DynamicItem, int]], outputs: Mapping[Any, str]
-    ) -> None:
+    def __init__(self, calls: Sequence[Call], outputs: Mapping[Any, str]) -> None:
         slots: dict[int, object] = {}
         self.steps = tuple(
-            _make_step(item, stage, slots.setdefault(id(item), object())) for item, stage in nodes
+            _make_step(call, slots.setdefault(id(call.item), object())) for call in calls
         )
         # Unpacking a plain tuple takes half as long as a named one.
         self._calls = tuple(map(tuple, self.steps))
@@ -97,7 +104,8 @@ def _take(step: tuple[Any, ...], values: dict[Any, Any]) -> None:
     elif kind == _NEXT:
         result = next(values[slot])
     else:
-        result = item(*[values[key] for key in item.next_takes()])
+        places = dict(zip(item.takes, takes, strict=True))
+        result = item(*[values[places.get(key, key)] for key in item.next_takes()])
     if type(keys) is str:
         values[keys] = result
         return
@@ -107,10 +115,19 @@ def _take(step: tuple[Any, ...], values: dict[Any, Any]) -> None:
         raise _WrongNumberError(str(error)) from error
 
 
-def _make_step(item: DynamicItem, stage: int, slot: object) -> Step:
-    provided = item.provided_in_order()[stage]
-    keys: Any = provided[0] if len(provided) == 1 else tuple(provided)
-    takes: Any = tuple(item.takes)
+def another_place(key: str, number: int) -> str:
+    """Name the place of a value whose key is provided anew: one that no key has."""
+    return f"{key}\0{number}"
+
+
+def _key_of(place: str) -> str:
+    return place.partition("\0")[0]
+
+
+def _make_step(made: Call, slot: object) -> Step:
+    item, stage = made.item, made.stage
+    keys: Any = made.places[0] if len(made.places) == 1 else tuple(made.places)
+    takes: Any = tuple(made.takes)
     base = GeneratorDynamicItem if isinstance(item, GeneratorDynamicItem) else DynamicItem
     if any(getattr(type(item), name) is not getattr(base, name) for name in _PROTOCOL) or (
         base is GeneratorDynamicItem and type(item).__call__ is not base.__call__
@@ -138,13 +155,13 @@ def _explained(
     row = f"row {values['id']!r}" if "id" in values else "a row"
     if source is not None:
         row += f" of {source}"
-    have = [key for key in values if isinstance(key, str)]
+    have = list(dict.fromkeys(_key_of(key) for key in values if isinstance(key, str)))
     needed = [inside for _, inside in outputs] if step is None else _argument_keys(step)
     missing = [key for key in needed if key not in values]
     if missing:
         what = "the outputs" if step is None else f"item {_names(step)}"
         return DataItemError(
-            f"Every row must have the keys that {what} need; {row} lacks {missing[0]!r}"
+            f"Every row must have the keys that {what} need; {row} lacks {_key_of(missing[0])!r}"
             f"{nearest(missing[0], have)} and has {have!r}: complete the row, or leave it out."
         )
     if step is None:
@@ -158,7 +175,7 @@ def _explained(
         )
     if isinstance(error, _WrongNumberError):
         return DataItemError(
-            f"{where} must give {len(step.keys)} values, for {list(step.keys)!r}; it did not "
+            f"{where} must give {len(step.keys)} values, for {_names(step)}; it did not "
             f"({error}): return that many, or change @provides."
         )
     return DataItemError(
@@ -183,13 +200,16 @@ def _argument_keys(step: Step) -> list[str]:
 
 
 def _names(step: Step) -> str:
-    return repr(step.keys) if isinstance(step.keys, str) else repr(list(step.keys))
+    if isinstance(step.keys, str):
+        return repr(_key_of(step.keys))
+    return repr([_key_of(place) for place in step.keys])
 
 
 def _shown(step: Step, values: Mapping[Any, Any]) -> str:
     parts = []
-    for key in step.item.takes:
-        text = repr(values[key]) if isinstance(values.get(key), (str, int, float)) else ""
-        kind = type(values.get(key)).__name__
+    for place in [step.takes] if isinstance(step.takes, str) else step.takes:
+        key, value = _key_of(place), values.get(place)
+        text = repr(value) if isinstance(value, (str, int, float)) else ""
+        kind = type(value).__name__
         parts.append(f"{key}={text}" if text and len(text) <= 200 else f"{key}: {kind}")  # noqa: PLR2004
     return f"({', '.join(parts)})"
