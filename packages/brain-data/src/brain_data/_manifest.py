@@ -75,39 +75,37 @@ def read_csv_rows(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ID and row, checked; for as many rows as do not fit into a dict."""
     given = {} if replacements is None else replacements
-    lines: dict[str, int] = {}
+    seen: set[str] = set()
+    put_in = _VARIABLE.sub
 
-    def replaced(match: re.Match[str]) -> str:
+    def fill(match: re.Match[str]) -> str:
         return str(given[match[1]])
 
     with open(csv_path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, skipinitialspace=True)
         header = _csv_header(next(reader, []), csv_path)
         uid_column = header.index("ID")
+        names = header[:uid_column] + header[uid_column + 1 :]
+        has_duration = "duration" in names
         for fields in reader:
             if not fields:
                 continue
-            line = reader.line_num
             if len(fields) != len(header):
+                line = reader.line_num
                 raise ManifestError(_wrong_width(csv_path, line, header, fields, uid_column))
-            uid = fields[uid_column]
-            if uid in lines:
-                raise ManifestError(
-                    f"Each ID of a CSV manifest must be there once; {csv_path}, line {line} has "
-                    f"{uid!r}, and so has line {lines[uid]}: rename or remove one of them."
-                )
-            lines[uid] = line
-            for column, value in enumerate(fields):
-                if "$" in value and column != uid_column:
-                    try:
-                        fields[column] = _VARIABLE.sub(replaced, value)
-                    except KeyError as error:
-                        where = f"{csv_path}, line {line} (ID {uid!r}, column {header[column]!r})"
-                        raise _missing_replacement(error, value, given, where) from None
-            row: dict[str, Any] = dict(zip(header, fields, strict=True))
-            del row["ID"]
-            if "duration" in row:
-                row["duration"] = _duration(row["duration"], csv_path, line, uid)
+            uid = fields.pop(uid_column)
+            if uid in seen:
+                raise ManifestError(_comes_twice(csv_path, reader.line_num, uid, uid_column))
+            seen.add(uid)
+            row: dict[str, Any] = dict(zip(names, fields))  # noqa: B905 - asked above
+            try:
+                if "$" in "".join(fields):
+                    row = {k: put_in(fill, v) if "$" in v else v for k, v in row.items()}
+                if has_duration:
+                    row["duration"] = float(row["duration"])
+            except (KeyError, ValueError) as error:
+                where = f"{csv_path}, line {reader.line_num} (ID {uid!r}"
+                raise _unreadable(error, row, given, where) from None
             yield uid, row
 
 
@@ -211,14 +209,30 @@ def _wrong_width(
     )
 
 
-def _duration(value: str, source: object, line: int, uid: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        raise ManifestError(
-            f"The column 'duration' must hold seconds as a number; {source}, line {line} "
-            f"(ID {uid!r}) has {value!r}: correct it, or name the column otherwise."
-        ) from None
+def _comes_twice(source: Path, line: int, uid: str, uid_column: int) -> str:
+    with open(source, newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, skipinitialspace=True)
+        first = next(reader.line_num for fields in reader if fields and fields[uid_column] == uid)
+    return (
+        f"Each ID of a CSV manifest must be there once; {source}, line {line} has {uid!r}, and so "
+        f"has line {first}: rename or remove one of them."
+    )
+
+
+def _unreadable(
+    error: KeyError | ValueError, row: Mapping[str, str], given: Mapping[str, Any], where: str
+) -> ManifestError:
+    if isinstance(error, KeyError):
+        column, value = next(
+            (column, value)
+            for column, value in row.items()
+            if any(name not in given for name in _VARIABLE.findall(value))
+        )
+        return _missing_replacement(error, value, given, f"{where}, column {column!r})")
+    return ManifestError(
+        f"The column 'duration' must hold seconds as a number; {where}) has {row['duration']!r}: "
+        "correct it, or name the column otherwise."
+    )
 
 
 def _missing_replacement(
