@@ -9,6 +9,7 @@ import torch
 
 from brain_dist import WeightedGradients, get_world_size, no_sync
 
+from ._fillers import worthless
 from ._gradients import (
     clip_gradients,
     drop_nonfinite_gradients,
@@ -46,10 +47,12 @@ class BatchSteps(BrainHooks):
     max_grad_norm: float
     nonfinite_patience: int
     skip_nonfinite_grads: bool
+    is_filler = False
 
     _weighted: WeightedGradients
     _batches: Batches[Any] | None = None  # the training pass under way
     _window_batches = 0  # batches whose gradients wait for the step
+    _window_fillers = 0  # those of all ranks that weigh nothing
     _window_nonfinite = False  # one of them had a loss that is not finite
     _nonfinite_losses = 0  # left out by update_average since the pass began
 
@@ -118,10 +121,10 @@ class BatchSteps(BrainHooks):
     def optimizers_step(self) -> None:
         """Step all active optimizers on the gradients of the window, then zero them.
 
-        The gradients of a short last window are averaged over the batches that it has. Each
-        optimizer's gradients, of all its parameter groups, are clipped by one norm. If any
-        gradient is not finite, no optimizer steps, and the window counts against
-        `nonfinite_patience`.
+        The gradients of a short last window are averaged over the batches that it has, of all
+        ranks and without fillers. Each optimizer's gradients, of all its parameter groups, are
+        clipped by one norm. If any gradient is not finite, no optimizer steps, and the window
+        counts against `nonfinite_patience`.
         """
         optimizers = self._active_optimizers().values()
         if not optimizers:
@@ -142,7 +145,7 @@ class BatchSteps(BrainHooks):
             self._count_nonfinite("A loss")
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self._window_batches = 0
+        self._window_batches = self._window_fillers = 0
         self._window_nonfinite = False
         self.optimizer_step += 1
 
@@ -239,20 +242,26 @@ class BatchSteps(BrainHooks):
 
     def _scaled(self, loss: torch.Tensor, batch: Any) -> torch.Tensor:
         """Weigh a batch's loss within its window."""
+        if self.is_filler:
+            loss = worthless(loss)
         if self._overrides("loss_weight"):
             weight = self.loss_weight(batch)
-            return self._weighted.scale(loss, 1.0 if weight is None else weight)
+            weight = 1.0 if weight is None else weight
+            return self._weighted.scale(loss, 0.0 if self.is_filler else weight)
         if self.grad_accumulation_factor > 1:
             return loss / self.grad_accumulation_factor
         return loss
 
     def _average_window(self, optimizers: Collection[torch.optim.Optimizer]) -> None:
         """Make the gradients of a window that is not full, or is weighed, into a mean."""
+        # Of all ranks: a full window's, and those that count in this one.
+        full = self.grad_accumulation_factor * get_world_size()
+        count = self._window_batches * get_world_size() - self._window_fillers
         if self._overrides("loss_weight"):
             groups = [group for optimizer in optimizers for group in optimizer.param_groups]
             self._weighted.normalize(p for group in groups for p in group["params"])
-        elif 0 < self._window_batches < self.grad_accumulation_factor:
-            scale_gradients(optimizers, self.grad_accumulation_factor / self._window_batches)
+        elif 0 < count < full:
+            scale_gradients(optimizers, full / count)
 
     def _backward(self, scaled: torch.Tensor) -> None:
         if self.scaler.is_enabled():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["Batches"]
 
 T = TypeVar("T")
+_UNMARKED = (False, 0)
 
 
 class Batches(Generic[T]):
@@ -25,11 +26,21 @@ class Batches(Generic[T]):
         A loader; iterating over it begins here.
     limit : int, optional
         End after this many, as if the data ended.
+
+    Attributes
+    ----------
+    is_filler : bool
+        Whether the batch taken last is one that another rank has too, see `SaveableDataLoader`.
+    fillers : int
+        How many of the ranks have such a one at the same time.
     """
 
     def __init__(self, batches: Iterable[T], limit: int | None = None) -> None:
         self._iterator = iter(batches)
-        self._held: list[T] = []
+        # A loader speaks of the batch handed out last, which may not be the one taken last.
+        self._marks: Any = batches if getattr(batches, "last_round", None) == "fill" else None
+        self._held: list[tuple[T, tuple[bool, int]]] = []
+        self.is_filler, self.fillers = _UNMARKED
         self._left = limit
 
     def __iter__(self) -> Iterator[T]:
@@ -40,7 +51,7 @@ class Batches(Generic[T]):
         """Take the next batch."""
         if self._left == 0:
             raise StopIteration
-        batch = self._held.pop() if self._held else next(self._iterator)
+        batch, (self.is_filler, self.fillers) = self._held.pop() if self._held else self._fetch()
         if self._left is not None:
             self._left -= 1
         return batch
@@ -51,7 +62,7 @@ class Batches(Generic[T]):
             return False
         if not self._held:
             try:
-                self._held.append(next(self._iterator))
+                self._held.append(self._fetch())
             except StopIteration:
                 return False
         return True
@@ -61,3 +72,8 @@ class Batches(Generic[T]):
         for _ in range(count):
             if next(self._iterator, self) is self:
                 return
+
+    def _fetch(self) -> tuple[T, tuple[bool, int]]:
+        """Take the next batch from the loader, with what it says of it."""
+        batch, marks = next(self._iterator), self._marks
+        return batch, _UNMARKED if marks is None else (marks.is_filler, marks.fillers)

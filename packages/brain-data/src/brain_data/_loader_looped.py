@@ -84,6 +84,11 @@ class LoopedLoader:
         return self.epoch_length
 
     @property
+    def last_round(self) -> Any:
+        """The loader's own, where it has one."""
+        return self.loader.last_round
+
+    @property
     def is_filler(self) -> bool:
         """Whether the batch handed out last is a filler of the loader's."""
         return bool(getattr(self.loader, "is_filler", False))
