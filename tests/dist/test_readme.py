@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,28 @@ def test_the_readme_says_what_each_public_name_does():
     tables = re.findall(r"^\|(.*?)\|", README.read_text(), re.MULTILINE)
     listed = [name for cell in tables for name in re.findall(r"`(\w+)`", cell)]
     assert sorted(listed) == sorted(brain_dist.__all__)
+
+
+def _order_example(rank, code):
+    state = {}
+    for saved in (None, state):
+        modules = {"m": torch.nn.Linear(2, 1)}
+        names = {"dist": brain_dist, "modules": modules, "device": "cpu", "state": saved}
+        if saved is None:
+            head, tail = code.split("...\n")
+            exec(head, names)
+            modules["m"](torch.ones(1, 2)).sum().backward()
+            names["state"] = state
+            exec(tail, names)
+        else:
+            exec(code, names)
+    return state
+
+
+def test_the_readmes_lines_about_the_order_of_gradients_run(ranks):
+    """Once afresh and once resumed."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    code = textwrap.dedent(blocks[1])
+    order = {"m": [("bias", False), ("weight", False)]}
+    for state in ranks(_order_example, 3, code):
+        assert {name: sorted(pairs) for name, pairs in state["order"].items()} == order

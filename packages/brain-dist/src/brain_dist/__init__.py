@@ -2,48 +2,55 @@
 
 from __future__ import annotations
 
-from brain_dist._agree import check_same_modules
-from brain_dist._collectives import (
-    ddp_all_reduce,
-    ddp_barrier,
-    ddp_broadcast,
-    gather_objects,
-    raise_together,
-    sum_over_ranks,
-)
-from brain_dist._control import set_control_timeout
-from brain_dist._errors import RanksLostError, RemoteError
-from brain_dist._evaluate import ExactMean, deal, gather_dealt, local_forward
-from brain_dist._group import ddp_init_group
-from brain_dist._kinds import unwrap_module
-from brain_dist._main import main_process_only, once_per_node, run_on_main, run_once_per_node
-from brain_dist._precision import (
-    AMPConfig,
-    TorchAutocast,
-    fwd_default_precision,
-    make_grad_scaler,
-)
-from brain_dist._rehearse import rehearse
-from brain_dist._signals import EXIT_TRY_AGAIN, StepVote, StopSignal
-from brain_dist._sync import no_sync
-from brain_dist._weighted import WeightedGradients
-from brain_dist._whole import full_state_dict, is_sharded, load_full_state_dict
-from brain_dist._world import (
-    World,
-    get_local_rank,
-    get_rank,
-    get_world_size,
-    if_main_process,
-    infer_device,
-    is_distributed_initialized,
-    is_local_rank_zero,
-)
-from brain_dist._wrap import wrap_modules
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from brain_dist._agree import check_same_modules
+    from brain_dist._collectives import (
+        ddp_all_reduce,
+        ddp_barrier,
+        ddp_broadcast,
+        gather_objects,
+        raise_together,
+        sum_over_ranks,
+    )
+    from brain_dist._control import set_control_timeout
+    from brain_dist._errors import RanksLostError, RemoteError
+    from brain_dist._evaluate import ExactMean, deal, gather_dealt, local_forward
+    from brain_dist._failing import failing_together
+    from brain_dist._gradient_order import GradientOrder
+    from brain_dist._group import ddp_init_group
+    from brain_dist._kinds import unwrap_module
+    from brain_dist._main import main_process_only, once_per_node, run_on_main, run_once_per_node
+    from brain_dist._precision import (
+        AMPConfig,
+        TorchAutocast,
+        fwd_default_precision,
+        make_grad_scaler,
+    )
+    from brain_dist._rehearse import rehearse
+    from brain_dist._signals import EXIT_TRY_AGAIN, StepVote, StopSignal
+    from brain_dist._sync import no_sync
+    from brain_dist._weighted import WeightedGradients
+    from brain_dist._whole import full_state_dict, is_sharded, load_full_state_dict
+    from brain_dist._world import (
+        World,
+        get_local_rank,
+        get_rank,
+        get_world_size,
+        if_main_process,
+        infer_device,
+        is_distributed_initialized,
+        is_local_rank_zero,
+    )
+    from brain_dist._wrap import wrap_modules
 
 __all__ = [
     "EXIT_TRY_AGAIN",
     "AMPConfig",
     "ExactMean",
+    "GradientOrder",
     "RanksLostError",
     "RemoteError",
     "StepVote",
@@ -57,6 +64,7 @@ __all__ = [
     "ddp_broadcast",
     "ddp_init_group",
     "deal",
+    "failing_together",
     "full_state_dict",
     "fwd_default_precision",
     "gather_dealt",
@@ -86,3 +94,40 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+# Where each public name is; a module is imported when a name of it is first used.
+_HOMES = {
+    "_agree": "check_same_modules",
+    "_collectives": "ddp_all_reduce ddp_barrier ddp_broadcast gather_objects raise_together "
+    "sum_over_ranks",
+    "_control": "set_control_timeout",
+    "_errors": "RanksLostError RemoteError",
+    "_evaluate": "ExactMean deal gather_dealt local_forward",
+    "_failing": "failing_together",
+    "_gradient_order": "GradientOrder",
+    "_group": "ddp_init_group",
+    "_kinds": "unwrap_module",
+    "_main": "main_process_only once_per_node run_on_main run_once_per_node",
+    "_precision": "AMPConfig TorchAutocast fwd_default_precision make_grad_scaler",
+    "_rehearse": "rehearse",
+    "_signals": "EXIT_TRY_AGAIN StepVote StopSignal",
+    "_sync": "no_sync",
+    "_weighted": "WeightedGradients",
+    "_whole": "full_state_dict is_sharded load_full_state_dict",
+    "_world": "World get_local_rank get_rank get_world_size if_main_process infer_device "
+    "is_distributed_initialized is_local_rank_zero",
+    "_wrap": "wrap_modules",
+}
+_home = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _home:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_home[name]}"), name)
+    globals()[name] = value  # the next use finds it here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
