@@ -46,7 +46,9 @@ def state():
     }
 
 before, loaded_before = state(), set(sys.modules)
-__import__(sys.argv[1])
+package = __import__(sys.argv[1])
+for name in package.__all__:  # a module is loaded when a name of it is first used
+    getattr(package, name)
 after, loaded = state(), set(sys.modules) - loaded_before
 known = set(sys.stdlib_module_names) | {name.partition(".")[0] for name in loaded_before}
 loaded = {name for name in loaded if "cython" not in name}  # PyYAML's own runtime
@@ -69,11 +71,21 @@ LOADS = {
 
 @functools.cache
 def import_alone(package: str) -> dict[str, Any]:
-    """Import a package in a fresh interpreter and return what that loaded and changed."""
+    """Import every name of a package in a fresh interpreter: what did that load and change?"""
     command = [sys.executable, "-c", PROGRAM, package]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def test_every_name_has_a_module_that_is_loaded_on_first_use(package):
+    """The list of public names and the list of where they are agree."""
+    code = (
+        f"import sys, {package} as p; "
+        "assert not [name for name in sys.modules if name.startswith(p.__name__ + '.')]; "
+        "assert set(p._home) == set(p.__all__) <= set(dir(p)); assert not hasattr(p, 'misspelt')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_importing_loads_only_what_the_package_declares(package):
