@@ -15,22 +15,27 @@ from brain_dist import (
     TorchAutocast,
     WeightedGradients,
     World,
+    failing_together,
     get_rank,
+    get_world_size,
     if_main_process,
     make_grad_scaler,
     unwrap_module,
-    wrap_modules,
 )
 
 from ._checkpointed import CheckpointedPasses
 from ._compiling import compile_modules
+from ._elastic import StepSize
+from ._environment import record_environment
 from ._epochs import epochs_left
+from ._fillers import deal_whole_batches
 from ._gradients import split_vectors
 from ._loaders import is_loader, make_stage_loader
 from ._losses import LossMean
 from ._options import RunOptions
 from ._profiling import StepProfiler
 from ._progress import should_show
+from ._ranks import wrap_for_ranks
 from ._resume import RankState
 from ._seed import decorrelate_ranks
 from ._setup import (
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from brain_ckpt import Checkpointer
+    from brain_dist import GradientOrder
 
 __all__ = ["Brain"]
 
@@ -90,6 +96,10 @@ class Brain(CheckpointedPasses):
         Mean of the epoch's finite losses on this rank.
     nonfinite_count : int
         Batches of the epoch with a loss or gradient that was not finite.
+    is_filler : bool
+        Whether the batch under way is one that another rank has too, handed to this one so that
+        both stay in step. It takes part in no gradient and no mean loss; metrics that a recipe
+        keeps should leave it out as well.
     train_sampler : object or None
         Its ``set_epoch`` is called before each epoch.
 
@@ -164,9 +174,13 @@ class Brain(CheckpointedPasses):
         self._epoch: int | None = None
         self._epochs_done: int | None = None  # up to which a plain iterable of epochs is skipped
         self._has_wrapped = False
+        self._gradient_order: GradientOrder | None = None
         self._stop = StopSignal()
         self._weighted = WeightedGradients()
-        self._rank_state = RankState(lambda: self._train_mean)
+        self._step_size = StepSize(get_world_size(), options.grad_accumulation_factor)
+        self._rank_state = RankState(
+            lambda: self._train_mean, lambda: record_environment(self.device)
+        )
         if checkpointer is not None:
             self._join_checkpointer(checkpointer)
 
@@ -232,21 +246,25 @@ class Brain(CheckpointedPasses):
         Raises
         ------
         TrainingStopped
-            After SIGTERM, SIGUSR1 or `stop`, once the run is saved. It ends the process with code
-            75 unless it is caught.
+            After SIGTERM, SIGUSR1, Ctrl-C, `stop` or ``stop_after_minutes``, once the run is saved.
+            It ends a script with code 75, or 130 after Ctrl-C, unless it is caught; a second Ctrl-C
+            is a KeyboardInterrupt at once. Without a checkpointer, signals do what they always do.
         ValueError
             If losses or gradients were not finite more often than ``nonfinite_patience`` allows.
         """
         if self.test_only:
             logger.info("test_only is set: nothing is trained.")
             return
-        train_set = self._as_loader(train_set, Stage.TRAIN, train_loader_kwargs)
-        if valid_set is not None:
-            kwargs = {"ckpt_prefix": None, **valid_loader_kwargs}
-            valid_set = self._as_loader(valid_set, Stage.VALID, kwargs)
-        self._add_recoverables_of_fit(train_set)
         self._epochs_done = None
-        self.on_fit_start()
+        with failing_together():
+            train_set = self._as_loader(train_set, Stage.TRAIN, train_loader_kwargs)
+            if valid_set is not None:
+                kwargs = {"ckpt_prefix": None, **valid_loader_kwargs}
+                valid_set = self._as_loader(valid_set, Stage.VALID, kwargs)
+            self._add_recoverables_of_fit(train_set, epoch_counter)
+            self.on_fit_start()
+            if self._gradient_order is not None:
+                self._gradient_order.replay()
         if not self._rank_state.holds_rng:
             decorrelate_ranks(get_rank())  # until here all drew the same, to build the same model
         self._validates = valid_set is not None
@@ -268,18 +286,12 @@ class Brain(CheckpointedPasses):
         """
         if not self._has_wrapped:
             compile_modules(self.modules, self.run_options)
-            wrap_modules(
-                self.modules,
-                parallel=self.run_options.parallel,
-                device=self.device,
-                find_unused_parameters=self.run_options.find_unused_parameters,
+            self._gradient_order = wrap_for_ranks(
+                self.modules, self.run_options, self.device, self.checkpointer
             )
             self._has_wrapped = True
         self.init_optimizers()
-        if self.checkpointer is not None:
-            checkpoint = self.checkpointer.recover_if_possible()
-            if checkpoint is not None:
-                self._report_recovery(checkpoint)
+        self._recover_newest()
 
     def init_optimizers(self) -> None:
         """Make the optimizers, once modules are compiled and wrapped.
@@ -336,13 +348,14 @@ class Brain(CheckpointedPasses):
             Mean of the finite losses, over all ranks.
         """
         kwargs = {**test_loader_kwargs, "ckpt_prefix": None}
-        test_set = self._as_loader(test_set, Stage.TEST, kwargs)
-        self.on_evaluate_start(max_key=max_key, min_key=min_key)
-        self.on_stage_start(Stage.TEST, epoch=None)
         enable = self._shows_bars(progressbar)
-        with torch.no_grad():
-            loss = self._evaluate_all(test_set, Stage.TEST, enable=enable)
-            self.on_stage_end(Stage.TEST, loss, None)
+        with self._stoppable_evaluation():
+            test_set = self._as_loader(test_set, Stage.TEST, kwargs)
+            self.on_evaluate_start(max_key=max_key, min_key=min_key)
+            self.on_stage_start(Stage.TEST, epoch=None)
+            with torch.no_grad():
+                loss = self._evaluate_all(test_set, Stage.TEST, enable=enable)
+                self.on_stage_end(Stage.TEST, loss, None)
         return loss
 
     def on_evaluate_start(self, max_key: str | None = None, min_key: str | None = None) -> None:
@@ -354,6 +367,7 @@ class Brain(CheckpointedPasses):
             The metric that was highest, or lowest.
         """
         if self.checkpointer is not None:
+            self._add_forgotten_modules()
             self.checkpointer.recover_if_possible(
                 max_key=max_key,
                 min_key=min_key,
@@ -414,7 +428,12 @@ class Brain(CheckpointedPasses):
         return loader
 
     def _as_loader(self, data: Any, stage: Stage, kwargs: Mapping[str, Any]) -> Any:
-        return data if is_loader(data) else self.make_dataloader(data, stage, **kwargs)
+        loader = data if is_loader(data) else self.make_dataloader(data, stage, **kwargs)
+        if stage is Stage.TRAIN:
+            # A fit_batch of the recipe's own cannot be told that a batch weighs nothing.
+            fill = not self._overrides("fit_batch")
+            deal_whole_batches(loader, fill=fill, elastic=self.run_options.elastic)
+        return loader
 
     # ------------------------------------------------------------------- progress
 
@@ -445,7 +464,8 @@ class Brain(CheckpointedPasses):
     def _epochs_of(self, epoch_counter: Iterable[int]) -> Iterator[int]:
         """Choose the epochs to do: a counter that was recovered knows them by itself."""
         counter_recovers = self.checkpointer is not None and any(
-            obj is epoch_counter for obj in self.checkpointer.recoverables.values()
+            obj is epoch_counter and (self._restored is None or name in self._restored)
+            for name, obj in self.checkpointer.recoverables.items()
         )
         done = None if counter_recovers else self._epochs_done
         at_most = self.debug_epochs if self.debug and self.debug_epochs > 0 else None

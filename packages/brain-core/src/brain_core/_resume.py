@@ -38,6 +38,12 @@ class Progress:
         Batches of the epoch with a non-finite loss or gradient.
     avg_train_loss : float
         Mean of rank 0's losses. SpeechBrain reads this one.
+    micro_batches_per_step : int, optional
+        Batches of all ranks to an optimizer step; None where the checkpoint does not say.
+    grad_accumulation_factor : int, optional
+        The option that the run was started with.
+    window_batches : int
+        Batches of an accumulation window that was not complete; their gradients are not saved.
     """
 
     step: int = 0
@@ -48,6 +54,9 @@ class Progress:
     loss_count: int = 0
     nonfinite_count: int = 0
     avg_train_loss: float = 0.0
+    micro_batches_per_step: int | None = None
+    grad_accumulation_factor: int | None = None
+    window_batches: int = 0
 
     def to_yaml(self) -> str:
         """Write as SpeechBrain does, with what it does not know beside what it does."""
@@ -76,10 +85,21 @@ class RankState:
     ----------
     losses : callable
         Returns the epoch's `LossMean` on this rank.
+    environment : callable
+        Returns what this rank runs on, by name.
+
+    Attributes
+    ----------
+    saved_environment : dict or None
+        What the rank ran on whose state was loaded last; None where that is not known.
     """
 
-    def __init__(self, losses: Callable[[], LossMean]) -> None:
+    def __init__(
+        self, losses: Callable[[], LossMean], environment: Callable[[], dict[str, Any]] = dict
+    ) -> None:
         self._losses = losses
+        self._environment = environment
+        self.saved_environment: dict[str, Any] | None = None
         self._rng: dict[str, Any] | None = None
         self._saved_losses: LossMean | None = None
 
@@ -91,11 +111,13 @@ class RankState:
             "loss_total": losses.total,
             "loss_count": losses.count,
             "rng": RNGState().state_dict(),
+            "environment": self._environment(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the state for later. On another number of ranks, losses are not this rank's."""
         self._rng = state["rng"]
+        self.saved_environment = state.get("environment")
         if state["world_size"] == get_world_size():
             self._saved_losses = LossMean(state["loss_total"], state["loss_count"])
 

@@ -9,7 +9,7 @@ import random
 import numpy as np
 import torch
 
-__all__ = ["decorrelate_ranks", "seed_everything"]
+__all__ = ["decorrelate_ranks", "seed_everything", "seed_generators"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def seed_everything(seed: int = 0, verbose: bool = True, deterministic: bool = F
     if verbose:
         logger.info("Setting seed to %d", seed)
     os.environ["SB_GLOBAL_SEED"] = str(seed)  # where loaders look for the order's seed
-    _seed_generators(seed)
+    seed_generators(seed)
     if deterministic:
         torch.use_deterministic_algorithms(mode=True)
     return seed
@@ -55,10 +55,11 @@ def seed_everything(seed: int = 0, verbose: bool = True, deterministic: bool = F
 def decorrelate_ranks(rank: int) -> None:
     """Give every rank but 0 random numbers of its own, derived from the common seed."""
     if rank > 0:
-        _seed_generators((torch.initial_seed() + 0x9E3779B9 * rank) % (_LARGEST + 1))
+        seed_generators((torch.initial_seed() + 0x9E3779B9 * rank) % (_LARGEST + 1))
 
 
-def _seed_generators(seed: int) -> None:
+def seed_generators(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators, and nothing else."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  # the global one is what recipes draw from
     torch.manual_seed(seed)  # every device too
