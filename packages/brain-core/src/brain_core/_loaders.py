@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from brain_data import (
     distributed_loader_specifics,
     make_dataloader,
 )
-from brain_dist import deal, get_rank, get_world_size
+from brain_dist import deal, gather_objects, get_rank, get_world_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -83,6 +84,13 @@ def share_of(loader: Any) -> Any:
     return loader if is_dealt else _Share(loader)
 
 
+def batches_of_every_rank(loader: Any) -> float:
+    """Return how many batches every rank sees for certain; on several, each has to ask."""
+    if get_world_size() == 1:
+        return math.inf
+    return min(gather_objects(len(loader) if _has_length(loader) else 0))
+
+
 def needs_replay(loader: Any) -> bool:
     """Whether a loader can only be brought to a position by reading up to it."""
     return not hasattr(loader, "load_state_dict")
@@ -90,6 +98,14 @@ def needs_replay(loader: Any) -> bool:
 
 def _order_seed() -> int:
     return int(os.environ.get("SB_GLOBAL_SEED", _DEFAULT_SEED))
+
+
+def _has_length(loader: Any) -> bool:
+    try:
+        len(loader)
+    except (NotImplementedError, TypeError):
+        return False
+    return True
 
 
 class _Share:

@@ -12,7 +12,8 @@ from brain_dist import get_world_size, local_forward
 
 from ._batch_steps import BatchSteps
 from ._batches import Batches
-from ._loaders import needs_replay, share_of
+from ._fillers import without_gradients
+from ._loaders import batches_of_every_rank, needs_replay, share_of
 from ._losses import LossMean
 from ._progress import ProgressBar
 from ._stage import Stage
@@ -44,6 +45,7 @@ class Passes(BatchSteps):
     _train_mean: LossMean
     _own_average: float | None  # what a recipe has put in place of that mean
     _border: WindowBorder | None = None
+    _test_border: WindowBorder | None = None
     _validates = False  # whether a validation follows an epoch's training
     _resumes_epoch = False  # the next epoch goes on within, from a checkpoint
 
@@ -64,7 +66,7 @@ class Passes(BatchSteps):
         with self._training_pass(train_set, enable=enable) as (batches, bar):
             for batch in batches:
                 self.step += 1
-                self._note_train_loss(self.fit_batch(batch))
+                self._train_on(batch, batches)
                 bar.step()
                 if self.profiler is not None:
                     self.profiler.step()
@@ -79,6 +81,15 @@ class Passes(BatchSteps):
         self.zero_grad(set_to_none=True)
         self.on_stage_end(Stage.TRAIN, self._train_loss_of_all_ranks(), epoch)
         self._forget_epoch()
+
+    def _train_on(self, batch: Any, batches: Batches[Any]) -> None:
+        self.is_filler = batches.is_filler
+        self._window_fillers += batches.fillers
+        if self.is_filler:
+            with without_gradients(self.modules):
+                self.fit_batch(batch)
+        else:
+            self._note_train_loss(self.fit_batch(batch))
 
     def _fit_valid(self, valid_set: Any, epoch: int, enable: bool) -> None:
         if valid_set is None:
@@ -96,6 +107,8 @@ class Passes(BatchSteps):
         shards = self.shard_evaluation and get_world_size() > 1
         whole_on_each_rank = local_forward(self.modules.values()) if shards else nullcontext()
         batches = share_of(batches) if shards else batches
+        border = self._evaluation_border(stage)
+        chances = 0 if border is None else batches_of_every_rank(batches)
         bar = ProgressBar(
             enable=enable,
             batches=batches,
@@ -112,11 +125,18 @@ class Passes(BatchSteps):
                     else:
                         mean.add(loss)
                     bar.step()
-                    if self._border is not None and stage is Stage.VALID and not shards:
-                        self._border.passed_in_validation()
+                    if border is not None and self.step <= chances:
+                        border.passed_in_evaluation()
         finally:
             self.step = trained
         return average if own else mean.mean_over_ranks()
+
+    def _evaluation_border(self, stage: Stage) -> WindowBorder | None:
+        """Where an evaluation may be left: where all that there is to save was saved before."""
+        if stage is Stage.TEST:
+            return self._test_border
+        border = self._border
+        return border if border is not None and border.schedule.is_on else None
 
     def _note_train_loss(self, loss: Any) -> None:
         if self._overrides("update_average"):
@@ -176,6 +196,7 @@ class Passes(BatchSteps):
                 yield batches, bar
         finally:
             self._batches = None
+            self.is_filler = False
 
 
 @contextmanager
