@@ -13,7 +13,8 @@ from brain_ckpt import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
-from brain_ckpt._store import read_manifest, verify
+from brain_ckpt._published import read_manifest
+from brain_ckpt._verifying import verify
 
 
 @register_checkpoint_hooks

@@ -91,7 +91,7 @@ def test_an_error_is_raised_in_the_loop(tmp_path, work):
 
     with work.failpoint(point):
         run.checkpointer.save_checkpoint()
-        run.checkpointer._writer._flight.thread.join()
+        run.checkpointer._writer._flight._thread.join()
         with pytest.raises(CheckpointSaveError, match="No space left"):
             run.checkpointer.poll()
     assert [path.name for path in tmp_path.iterdir()] == [".brain.lock"]

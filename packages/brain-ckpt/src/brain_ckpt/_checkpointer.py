@@ -15,12 +15,13 @@ from brain_ckpt._errors import (
 from brain_ckpt._hooks import HookRegistry, find_loader, find_saver
 from brain_ckpt._layout import check_name, check_recoverable
 from brain_ckpt._meta import plain_meta
+from brain_ckpt._planning import Request
 from brain_ckpt._ranks import together
 from brain_ckpt._reader import Reader, Wanted
 from brain_ckpt._retention import Checkpoint, Key, Policy, ckpt_recency
 from brain_ckpt._saving import Item
 from brain_ckpt._selection import Predicate, Retention
-from brain_ckpt._writer import Request, Writer, make_directory
+from brain_ckpt._writer import Writer, make_directory
 from brain_dist import get_rank
 
 if TYPE_CHECKING:

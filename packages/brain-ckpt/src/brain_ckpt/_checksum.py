@@ -9,18 +9,19 @@ import functools
 import hashlib
 import os
 import zlib
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from brain_ckpt import _fs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
 CHUNK_BYTES = 16 * 2**20
 
 Algorithm = Literal["crc32", "sha256"]
+
+T = TypeVar("T")
 
 # Stays in a core's cache, and is large enough that threads seldom wait for the interpreter.
 _READ_BYTES = 2**20
@@ -41,7 +42,7 @@ class Digester:
         self.algorithm = algorithm
         self._size = 0
         self._chunks: list[str] = []
-        self._running = _new(algorithm)
+        self._running = new_checksum(algorithm)
 
     def update(self, data: memoryview) -> None:
         """Take in the next bytes."""
@@ -62,7 +63,7 @@ class Digester:
 
     def _next_chunk(self) -> None:
         self._chunks.append(self._running.hexdigest())
-        self._running = _new(self.algorithm)
+        self._running = new_checksum(self.algorithm)
 
 
 def check_checksum(name: object) -> None:
@@ -112,10 +113,25 @@ def first_damage(
         if problem is not None:
             return problem
         checks.extend(_chunk_checks(directory, name, digest, algorithm))
-    if sum(digest.size for _, digest in files) <= CHUNK_BYTES // 4 or _THREADS == 1:
+    if sum(digest.size for _, digest in files) <= CHUNK_BYTES // 4:
         return next((found for check in checks if (found := check())), None)
+    return next((found for found in in_parallel(checks) if found), None)
+
+
+def in_parallel(actions: Sequence[Callable[[], T]]) -> Iterator[T]:
+    """Yield what some functions return, all cores at once, in their order."""
+    if _THREADS == 1 or len(actions) == 1:
+        yield from (action() for action in actions)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(_THREADS, "brain-ckpt-verify") as pool:
-        return next((found for found in pool.map(lambda check: check(), checks) if found), None)
+        yield from pool.map(lambda action: action(), actions)
+
+
+def new_checksum(algorithm: Algorithm) -> _Crc32 | _Sha256:
+    """Return a checksum to which bytes can be added."""
+    return _Crc32() if algorithm == "crc32" else _Sha256()
 
 
 class _Crc32:
@@ -138,10 +154,6 @@ class _Sha256:
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
-
-
-def _new(algorithm: Algorithm) -> _Crc32 | _Sha256:
-    return _Crc32() if algorithm == "crc32" else _Sha256()
 
 
 def _size_problem(directory: Path, name: str, digest: FileDigest) -> str | None:
@@ -175,7 +187,7 @@ def _chunk_checks(
 
 
 def _digest_range(path: Path, start: int, length: int, algorithm: Algorithm) -> str:
-    running = _new(algorithm)
+    running = new_checksum(algorithm)
     buffer = bytearray(min(_READ_BYTES, length))
     view = memoryview(buffer)
     with _fs.opened(path) as (descriptor, _):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from brain_ckpt._cli_text import write_json, write_line
 from brain_ckpt._inspect import Found, WrongUseError, find, metrics, not_whole, problems
+from brain_ckpt._published import looks_like_checkpoint
 from brain_ckpt._retention import (
     DAY_S,
     HOUR_S,
@@ -20,7 +21,6 @@ from brain_ckpt._retention import (
     Policy,
     any_of,
 )
-from brain_ckpt._store import looks_like_checkpoint
 from brain_ckpt._writer import Writer
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from brain_ckpt._errors import CheckpointDeleteError, CheckpointError
 from brain_ckpt._ranks import decide
 from brain_ckpt._retention import Checkpoint, Policy, newest_first
 from brain_ckpt._selection import Retention, choose_doomed
-from brain_ckpt._store import verify
+from brain_ckpt._verifying import verify
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,12 @@ from brain_ckpt._checksum import Digester, FileDigest
 from brain_ckpt._errors import CheckpointError
 from brain_ckpt._layout import META_NAME, PARAMFILE_EXT, parse_leftover
 from brain_ckpt._manifest import MANIFEST_NAME, Manifest
-from brain_ckpt._store import Store, looks_like_checkpoint, read_checkpoint, read_manifest
+from brain_ckpt._published import (
+    list_published,
+    looks_like_checkpoint,
+    read_checkpoint,
+    read_manifest,
+)
 from brain_ckpt._tensor_files import own_damage, read_state
 
 if TYPE_CHECKING:
@@ -23,7 +28,6 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 2**20
 _ALWAYS_IN_META = ("unixtime", "end-of-epoch", "brain_intra_epoch_ckpt", "step")
-_READER = "reader"
 
 
 class WrongUseError(Exception):
@@ -91,7 +95,7 @@ def find(directory: str | Path) -> Found:
             return Found([read_checkpoint(path)], {}, [])
         except (CheckpointError, OSError) as error:
             return Found([], {path: str(error)}, [])
-    listing = Store(path, _READER).listing()
+    listing = list_published(path)
     unfinished = [name for name in _fs.names(path) if parse_leftover(name)]
     return Found(listing.checkpoints[::-1], listing.unreadable, unfinished)
 
@@ -113,7 +117,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         got = "a file" if where.exists() else "not there"
         advice = "name a CKPT+... directory; brain-ckpt ls DIR lists them"
     else:
-        held = Store(where, _READER).listing().checkpoints
+        held = list_published(where).checkpoints
         got = f"a directory of {len(held)} of them" if held else f"a directory without {META_NAME}"
         advice = f"name one, such as {held[-1].path}" if held else "name a CKPT+... directory"
     raise WrongUseError(

@@ -8,7 +8,7 @@ from brain_ckpt import _fs
 from brain_ckpt._checksum import first_damage
 from brain_ckpt._errors import CheckpointDamagedError
 from brain_ckpt._layout import SHARDS_DIRECTORY
-from brain_ckpt._store import read_manifest
+from brain_ckpt._published import read_manifest
 from brain_ckpt._tensor_files import own_damage
 
 if TYPE_CHECKING:

@@ -17,6 +17,10 @@ SHARDS_DIRECTORY = "shards"
 TEMPORARY = ".tmp-"
 OLD = ".old-"
 TRASH = ".trash-"
+NEW = ".new-"
+
+# Lies in a directory that is written, or deleted, in its own place: where nothing is renamed.
+UNFINISHED = ".unfinished"
 
 # Room for ".trash-", the run and a number in the 255 bytes that file systems allow a name.
 _NAME_LIMIT_BYTES = 180
@@ -98,6 +102,11 @@ def old_name(checkpoint: str, run: str) -> str:
     return f"{OLD}{checkpoint}.{run}"
 
 
+def new_name(checkpoint: str, run: str) -> str:
+    """Return the name of a directory whose content is to replace that of a checkpoint."""
+    return f"{NEW}{checkpoint}.{run}"
+
+
 def trash_name(checkpoint: str, run: str) -> str:
     """Return the name that a checkpoint has while it is deleted."""
     return f"{TRASH}{checkpoint}.{run}"
@@ -105,7 +114,7 @@ def trash_name(checkpoint: str, run: str) -> str:
 
 def parse_leftover(name: str) -> Leftover | None:
     """Return what a name of ours that starts with a dot says; None for any other name."""
-    for kind, dots in ((TEMPORARY, 2), (OLD, 1), (TRASH, 1)):
+    for kind, dots in ((TEMPORARY, 2), (OLD, 1), (TRASH, 1), (NEW, 1)):
         if name.startswith(kind + PREFIX):
             parts = name[len(kind) :].rsplit(".", dots)
             if len(parts) == dots + 1:

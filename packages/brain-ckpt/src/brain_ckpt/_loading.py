@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from brain_ckpt._errors import CheckpointMismatchError
+from brain_ckpt._fused_reading import LEAST_BYTES, read_checked
 from brain_ckpt._layout import RANKS_DIRECTORY, SHARDS_DIRECTORY
+from brain_ckpt._published import read_manifest
 from brain_ckpt._shards import assemble
 from brain_ckpt._states import check_state, set_state
-from brain_ckpt._tensor_files import read_state
+from brain_ckpt._tensor_files import read_state, respell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from brain_ckpt._retention import Checkpoint
@@ -35,8 +37,40 @@ def required_names(items: Sequence[Item]) -> list[str]:
     return [item.name for item in items if not item.optional and not item.per_rank]
 
 
+def read_whole(checkpoint: Checkpoint, items: Sequence[Item]) -> dict[str, Any]:
+    """Read large states whose tensors are kept, each file checked while it is read.
+
+    Returns
+    -------
+    dict
+        By the name of the file.  One that is damaged is not among them, nor one that another way
+        of reading suits better: a module copies its state, so that it is best mapped.
+    """
+    manifest = read_manifest(checkpoint.path)
+    found: dict[str, Any] = {}
+    if manifest is None:
+        return found
+    for item in items:
+        file = checkpoint.paramfiles.get(item.name)
+        if file is None or item.loader is not None or isinstance(item.obj, torch.nn.Module):
+            continue
+        digest = manifest.files.get(file.name)
+        if digest is None or digest.size < LEAST_BYTES:
+            continue
+        read = read_checked(file, digest, manifest.algorithm)
+        if read is not None:
+            found[file.name] = respell(read[0])
+    return found
+
+
 def prepare(
-    checkpoint: Checkpoint, items: Sequence[Item], rank: int, *, partial: bool, trusted: bool
+    checkpoint: Checkpoint,
+    items: Sequence[Item],
+    rank: int,
+    read: Mapping[str, Any],
+    *,
+    partial: bool,
+    trusted: bool,
 ) -> list[Step]:
     """Read what is to be restored, and find out whether it fits.
 
@@ -48,6 +82,8 @@ def prepare(
         What to restore.
     rank : int
         This one.
+    read : mapping of str to object
+        What `read_whole` returned.
     partial : bool
         Whether what is missing is left as it is.
     trusted : bool
@@ -73,7 +109,7 @@ def prepare(
     for item in items:
         path = _file_of(item, checkpoint, rank)
         if path is not None:
-            steps.append(_step(item, path, end_of_epoch, trusted=trusted))
+            steps.append(_step(item, path, end_of_epoch, read, trusted=trusted))
     return steps
 
 
@@ -92,12 +128,17 @@ def _file_of(item: Item, checkpoint: Checkpoint, rank: int) -> Path | None:
     return found
 
 
-def _step(item: Item, path: Path, end_of_epoch: bool, *, trusted: bool) -> Step:
+def _step(
+    item: Item, path: Path, end_of_epoch: bool, read: Mapping[str, Any], *, trusted: bool
+) -> Step:
     if item.loader is not None:
         call = item.loader.call
         return Step(item.name, lambda: call(path, end_of_epoch))
-    # A module copies what it is given; an optimizer keeps it, and must not keep a mapped file.
-    state = read_state(path, trusted=trusted, mmap=isinstance(item.obj, torch.nn.Module))
+    if not item.per_rank and path.name in read:
+        state = read[path.name]
+    else:
+        # A module copies what it is given; who keeps it must not keep a mapped file.
+        state = read_state(path, trusted=trusted, mmap=isinstance(item.obj, torch.nn.Module))
     state = assemble(item.obj, state, path.parent / SHARDS_DIRECTORY, item.name)
     check_state(item.obj, state, item.name)
     return Step(item.name, lambda: set_state(item.obj, state, item.name))

@@ -6,11 +6,12 @@ import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 from brain_ckpt._errors import CheckpointDamagedError, CheckpointError, NoIntactCheckpointError
-from brain_ckpt._loading import Step, prepare, required_names
+from brain_ckpt._loading import Step, prepare, read_whole, required_names
+from brain_ckpt._published import Listing
 from brain_ckpt._ranks import decide, together
 from brain_ckpt._retention import Checkpoint, Key, newest_first
 from brain_ckpt._selection import Predicate, choose
-from brain_ckpt._store import Listing, verify
+from brain_ckpt._verifying import verify
 from brain_dist import get_rank
 
 if TYPE_CHECKING:
@@ -168,8 +169,11 @@ class Reader:
 
         def verify_and_read() -> str | None:
             required = [] if partial else required_names(items)
-            manifest = verify(checkpoint, required, trusted=trusted)
-            steps.extend(prepare(checkpoint, items, get_rank(), partial=partial, trusted=trusted))
+            read = read_whole(checkpoint, items)
+            manifest = verify(checkpoint, required, trusted=trusted, checked=read)
+            steps.extend(
+                prepare(checkpoint, items, get_rank(), read, partial=partial, trusted=trusted)
+            )
             return None if manifest is None else manifest.commit
 
         commits = together(verify_and_read)

@@ -1,4 +1,4 @@
-"""One save, from taking the state to the sealed directory."""
+"""The steps of one save: taking the state, writing it, sealing the directory."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from brain_ckpt._layout import PARAMFILE_EXT, RANKS_DIRECTORY
 from brain_ckpt._manifest import Manifest
 from brain_ckpt._meta import dump_meta
 from brain_ckpt._retention import Checkpoint
-from brain_ckpt._shards import is_sharded, split
+from brain_ckpt._shard_files import index_of, split
+from brain_ckpt._shards import is_sharded
 from brain_ckpt._states import get_state
 from brain_ckpt._stream import Stream, write_file
 
 if TYPE_CHECKING:
-    from brain_ckpt._store import Staging, Store
+    from brain_ckpt._planning import Plan
+    from brain_ckpt._publication import Staging
+    from brain_ckpt._shard_files import ShardFile, ShardPlan
+    from brain_ckpt._store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -54,17 +58,6 @@ class Item:
     per_rank: bool = False
 
 
-class Plan(NamedTuple):
-    """What the first rank decided about a save; every rank gets it."""
-
-    staging: Path
-    final: Path
-    meta: dict[str, Any]
-    seq: int
-    commit: str
-    world: int
-
-
 class Taken(NamedTuple):
     """The state of one rank.
 
@@ -76,11 +69,14 @@ class Taken(NamedTuple):
         The files that only this rank has.
     shards : dict of str to DTensor
         Tensors of which each rank has a part.
+    parts : dict of str to Tensor
+        The parts of this rank, by the same names.
     """
 
     states: dict[str, Any]
     own: dict[str, bytes]
     shards: dict[str, Any]
+    parts: dict[str, torch.Tensor]
 
 
 def take(
@@ -102,13 +98,17 @@ def take(
     states: dict[str, Any] = {}
     own: dict[str, bytes] = {}
     shards: dict[str, Any] = {}
+    parts: dict[str, torch.Tensor] = {}
     for item in items:
         if item.per_rank:
             own[item.name] = _bytes_of(item)
         elif item.saver is None:
             if is_sharded(item.obj):
-                state, parts = split(get_state(item.obj), item.name)
-                shards.update(parts)
+                state, found = split(get_state(item.obj), item.name)
+                shards.update(found)
+                for name, tensor in found.items():
+                    part = tensor.to_local()
+                    parts[name] = part.cpu() if copy is None else copy(part)
             elif leads:
                 state = get_state(item.obj)
             else:
@@ -120,7 +120,7 @@ def take(
                 states[item.name] = state if copy is None else copy(state)
         elif item.saver.all_ranks:
             item.saver.call(plan.staging / f"{item.name}{PARAMFILE_EXT}")
-    return Taken(states, own, shards)
+    return Taken(states, own, shards, parts)
 
 
 def call_savers(items: Sequence[Item], plan: Plan) -> None:
@@ -138,29 +138,23 @@ def call_savers(items: Sequence[Item], plan: Plan) -> None:
             )
 
 
-def write(
-    store: Store,
-    staging: Staging,
-    plan: Plan,
-    taken: Taken,
-    owned: list[dict[str, bytes]],
+def write_states(
+    store: Store, staging: Staging, states: Mapping[str, Any], owned: Sequence[Mapping[str, bytes]]
 ) -> None:
-    """Write what was taken, the meta file and the manifest; the directory is sealed then.
+    """Write what was taken; for who leads.
 
     Parameters
     ----------
     store : Store
         Where.
     staging : Staging
-        The temporary directory.
-    plan : Plan
-        The save.
-    taken : Taken
-        What this rank, the first, writes.
-    owned : list of dict
+        The directory.
+    states : mapping of str to object
+        By recoverable.
+    owned : sequence of mapping
         The `own` files of every rank, in rank order.
     """
-    for name, state in taken.states.items():
+    for name, state in states.items():
         file = f"{name}{PARAMFILE_EXT}"
         staging.files[file] = write_file(staging.path / file, _writer_of(state), store.algorithm)
     for rank, files in enumerate(owned):
@@ -168,6 +162,33 @@ def write(
             directory = f"{RANKS_DIRECTORY}/{rank}"
             store.subdirectory(staging, directory)
             store.write(staging, f"{directory}/{name}.pt", content)
+
+
+def seal(
+    store: Store,
+    staging: Staging,
+    plan: Plan,
+    shards: ShardPlan | None,
+    files: Sequence[ShardFile],
+) -> None:
+    """Write the meta file and the manifest of what was written; for who leads.
+
+    Parameters
+    ----------
+    store : Store
+        Where.
+    staging : Staging
+        The directory.
+    plan : Plan
+        The save.
+    shards : ShardPlan, optional
+        Which tensors the ranks share.
+    files : sequence of ShardFile
+        What the ranks have written of them.
+    """
+    if shards is not None:
+        staging.files.update((one.name, one.digest) for one in files)
+        store.write(staging, *index_of(shards, files))
     store.sweep_in(staging)
     step = plan.meta.get("step")
     manifest = Manifest(

@@ -1,6 +1,6 @@
-"""Sharded state (FSDP2, tensor parallel), through torch's distributed checkpoint.
+"""Reading sharded state (FSDP2, tensor parallel), through torch's distributed checkpoint.
 
-The tensors of which each rank holds a part go to ``shards/``; what remains of a state goes to its
+The tensors of which each rank holds a part are in ``shards/``; what remains of a state is in its
 usual file, with a place holder for each of them.  Any number of ranks can put them together again.
 """
 
@@ -26,7 +26,8 @@ from brain_ckpt._states import bare_module
 if TYPE_CHECKING:
     from pathlib import Path
 
-_PLACE_HOLDER = "__brain_ckpt_shard__"
+PLACE_HOLDER = "__brain_ckpt_shard__"
+SHARDS_INDEX = ".metadata"
 
 # What the metadata of a distributed checkpoint is made of; it is a pickle.
 _METADATA_CLASSES = frozenset(
@@ -61,49 +62,16 @@ def is_sharded(obj: Any) -> bool:
     if "torch.distributed.tensor" not in sys.modules:
         return False
     if isinstance(obj, nn.Module):
-        return any(_is_dtensor(tensor) for tensor in bare_module(obj).parameters())
+        return any(is_dtensor(tensor) for tensor in bare_module(obj).parameters())
     if isinstance(obj, torch.optim.Optimizer):
-        return any(_is_dtensor(p) for group in obj.param_groups for p in group["params"])
+        return any(is_dtensor(p) for group in obj.param_groups for p in group["params"])
     return False
 
 
-def split(state: Any, name: str) -> tuple[Any, dict[str, Any]]:
-    """Take the sharded tensors out of a state.
-
-    Parameters
-    ----------
-    state : object
-        A state of dicts, lists and tensors.
-    name : str
-        The recoverable's.
-
-    Returns
-    -------
-    object, dict of str to DTensor
-        The rest, with place holders; the tensors by the names in these.
-    """
-    shards: dict[str, Any] = {}
-
-    def walk(value: Any, path: str) -> Any:
-        if _is_dtensor(value):
-            shards[path] = value.detach()
-            return {_PLACE_HOLDER: path}
-        if isinstance(value, Mapping):
-            return {key: walk(inner, f"{path}/{key}") for key, inner in value.items()}
-        if type(value) in (list, tuple):
-            return type(value)(walk(inner, f"{path}/{n}") for n, inner in enumerate(value))
-        return value
-
-    return walk(state, name), shards
-
-
-def save_shards(shards: Mapping[str, Any], directory: Path, group: Any) -> None:
-    """Write this rank's parts; every rank of the group calls it."""
-    from torch.distributed.checkpoint.filesystem import FileSystemWriter
-    from torch.distributed.checkpoint.state_dict_saver import save
-
-    writer = FileSystemWriter(directory, sync_files=True)
-    save(dict(shards), storage_writer=writer, process_group=group)
+def is_dtensor(value: Any) -> bool:
+    """Say whether a value is a tensor of which this rank holds a part."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
 
 
 def assemble(obj: Any, state: Any, directory: Path, name: str) -> Any:
@@ -135,7 +103,7 @@ def assemble(obj: Any, state: Any, directory: Path, name: str) -> Any:
 
     def walk(value: Any, path: str) -> Any:
         if isinstance(value, Mapping):
-            key = value.get(_PLACE_HOLDER)
+            key = value.get(PLACE_HOLDER)
             if isinstance(key, str):
                 if key not in targets:
                     targets[key] = _target(key, sizes, wanted)
@@ -154,28 +122,23 @@ def assemble(obj: Any, state: Any, directory: Path, name: str) -> Any:
     return assembled
 
 
-def _is_dtensor(value: Any) -> bool:
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(value, module.DTensor)
-
-
 def _has_place_holders(state: Any) -> bool:
     if isinstance(state, Mapping):
-        return _PLACE_HOLDER in state or any(map(_has_place_holders, state.values()))
+        return PLACE_HOLDER in state or any(map(_has_place_holders, state.values()))
     return isinstance(state, (list, tuple)) and any(map(_has_place_holders, state))
 
 
 def _own_tensors(obj: Any, name: str) -> dict[str, Any]:
     if isinstance(obj, nn.Module):
         state = bare_module(obj).state_dict()
-        return {f"{name}/{key}": value for key, value in state.items() if _is_dtensor(value)}
+        return {f"{name}/{key}": value for key, value in state.items() if is_dtensor(value)}
     parameters = [p for group in obj.param_groups for p in group["params"]]
     kinds = {key for entry in obj.state.values() for key in entry} or _MOMENTS
     return {
         f"{name}/state/{number}/{key}": parameter
         for number, parameter in enumerate(parameters)
         for key in kinds | _MOMENTS
-        if _is_dtensor(parameter)
+        if is_dtensor(parameter)
     }
 
 
@@ -245,7 +208,7 @@ def _reader(directory: Path) -> Any:
 
         def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
             del args, kwargs
-            file = directory / ".metadata"
+            file = directory / SHARDS_INDEX
             try:
                 with file.open("rb") as content:
                     metadata = _MetadataUnpickler(content).load()

@@ -2,97 +2,47 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
-import os
-import sys
-import threading
 import time
 import uuid
 import weakref
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from brain_ckpt import _fs
-from brain_ckpt._errors import CheckpointError, CheckpointLockedError, CheckpointSaveError
-from brain_ckpt._layout import SHARDS_DIRECTORY, directory_name, parse_leftover, stamped_name
+from brain_ckpt._errors import CheckpointLockedError, CheckpointSaveError
+from brain_ckpt._flight import Flight, is_seen_to, see_to_at_exit
+from brain_ckpt._layout import SHARDS_DIRECTORY
 from brain_ckpt._lock import DirectoryLock
 from brain_ckpt._nodes import Nodes, common_names, discover, roll_forward
+from brain_ckpt._planning import Plan, Request, Survey, make_plan, survey
 from brain_ckpt._ranks import decide, together
-from brain_ckpt._retention import Checkpoint, ckpt_recency
 from brain_ckpt._saving import (
     Item,
-    Plan,
     Taken,
     call_savers,
     checkpoint_of,
     save_error,
+    seal,
     take,
-    write,
+    write_states,
 )
-from brain_ckpt._shards import save_shards
+from brain_ckpt._shard_files import ShardFile, ShardPlan, plan_shards, write_shards
 from brain_ckpt._snapshot import Snapshots
-from brain_ckpt._store import Staging, Store, looks_like_checkpoint
+from brain_ckpt._store import Store
 from brain_dist import get_world_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from brain_ckpt._checksum import Algorithm
+    from brain_ckpt._publication import Staging
+    from brain_ckpt._retention import Checkpoint
 
 logger = logging.getLogger(__name__)
 
-# A clock that was set back, or is coarse, must not hide a newer checkpoint.
-_TICK_S = 0.001
 _LOCK_PATIENCE_S = 1.0
-_WRITER_NICENESS = 10
-# Boundaries between two looks at the writer, once a save has been under way for a while.
-_MOST_SKIPPED_POLLS = 16
-
-# Saves that are not published yet, so that the end of the process can see to them.
-_unfinished: set[Writer] = set()
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a save was asked for.
-
-    Parameters
-    ----------
-    meta : dict
-        Plain values.
-    end_of_epoch : bool
-        Goes into the meta file.
-    name : str or None
-        The checkpoint's name; None makes one from the time.
-    verbosity : int
-        The level to log at.
-    """
-
-    meta: dict[str, Any]
-    end_of_epoch: bool
-    name: str | None
-    verbosity: int
-
-
-class _Survey(NamedTuple):
-    newest_s: float
-    seq: int
-    taken: frozenset[str]
-
-
-@dataclass
-class _Flight:
-    plan: Plan
-    items: Sequence[Item]
-    verbosity: int
-    after: Callable[[], None]
-    thread: threading.Thread | None = None
-    error: BaseException | None = None
-    polls: int = 0
-    next_look: int = field(default=1)
 
 
 class Writer:
@@ -104,17 +54,18 @@ class Writer:
         The directory.
     algorithm : str
         The checksum.
+    renames : bool
+        Whether the file system renames a directory in one step.
     """
 
-    def __init__(self, root: Path, algorithm: Algorithm) -> None:
+    def __init__(self, root: Path, algorithm: Algorithm, *, renames: bool = True) -> None:
         self.run = uuid.uuid4().hex[:12]
-        self.store = Store(root, self.run, algorithm)
+        self.store = Store(root, self.run, algorithm, renames=renames)
         self._lock: DirectoryLock | None = None
         self._staging: Staging | None = None
         self._seq = 0
-        self._flight: _Flight | None = None
+        self._flight: Flight | None = None
         self._snapshots = Snapshots()
-        self._shard_group: Any = None
         self._nodes: Nodes | None = None
         self._nodes_world = 0
 
@@ -147,28 +98,21 @@ class Writer:
             If another process writes here.
         """
         self.wait()
-        nodes = self.nodes()
         plan = self._begin(request)
-        try:
-            states: dict[str, Any] = {}
-            copy = self._snapshots.copy if asynchronous else None
-            shards: dict[str, Any] = {}
-            owned = together(lambda: self._take(items, plan, states, shards, copy))
-            if shards:
+        with self._nothing_left_on_error(plan):
+            taken, owned = self._take(items, plan, asynchronous=asynchronous)
+            flight = Flight(plan, taken, owned, after, request.verbosity, asynchronous)
+            if taken.shards:
                 # Sharded alike on every rank, so that every rank comes here.
-                together(lambda: self._save_shards(plan, shards))
-            nodes.on_leaders(lambda: call_savers(items, plan))
-            if asynchronous:
-                self._take_off(_Flight(plan, items, request.verbosity, after), states, owned)
-                return checkpoint_of(plan, items)
-            nodes.on_leaders(lambda: self._write(plan, states, owned))
-            nodes.on_leaders(lambda: self._publish(plan, request.verbosity))
-        except BaseException as error:
-            self._discard()
-            if not isinstance(error, Exception):
-                raise
-            raise save_error(error, plan.final) from error
-        after()
+                flight.shards = self._plan_shards(taken)
+            self.nodes().on_leaders(lambda: call_savers(items, plan))
+        self._flight = flight
+        if asynchronous:
+            see_to_at_exit(self)
+        if self._staging is not None or flight.shards is not None:
+            flight.start(lambda: self._write(flight))
+        if not asynchronous:
+            self.wait()
         return checkpoint_of(plan, items)
 
     def poll(self) -> None:
@@ -180,15 +124,13 @@ class Writer:
             If it could not be written.
         """
         flight = self._flight
-        if flight is None:
+        if flight is None or not flight.is_worth_a_look(get_world_size()):
             return
-        flight.polls += 1
-        if get_world_size() > 1:
-            # Asking the first rank costs a message; ask at 1, 2, 4, … 16, 32, 48 boundaries.
-            if flight.polls < flight.next_look:
-                return
-            flight.next_look += min(flight.next_look, _MOST_SKIPPED_POLLS)
-        if self.nodes().all_leaders(lambda: flight.thread is None or not flight.thread.is_alive()):
+        if flight.shards is not None and not flight.sealing:
+            if all(together(lambda: flight.idle)):
+                with self._nothing_left_on_error(flight.plan):
+                    self._start_sealing(flight)
+        elif self.nodes().all_leaders(lambda: flight.idle):
             self.wait()
 
     def wait(self) -> None:
@@ -202,17 +144,12 @@ class Writer:
         flight = self._flight
         if flight is None:
             return
+        with self._nothing_left_on_error(flight.plan):
+            if flight.shards is not None and not flight.sealing:
+                self._start_sealing(flight)
+            self._publish(flight)
         self._flight = None
-        _unfinished.discard(self)
-        try:
-            # On all nodes it is written before it is published on any.
-            self.nodes().on_leaders(lambda: self._join(flight))
-            self.nodes().on_leaders(lambda: self._publish(flight.plan, flight.verbosity))
-        except BaseException as error:
-            self._discard()
-            if not isinstance(error, Exception):
-                raise
-            raise save_error(error, flight.plan.final) from error
+        is_seen_to(self)
         flight.after()
 
     def lock(self) -> None:
@@ -295,135 +232,108 @@ class Writer:
             raise save_error(error, where) from error
         return plan
 
-    def _survey(self, request: Request) -> _Survey:
-        store = self.store
-        make_directory(store.root)
+    def _survey(self, request: Request) -> Survey:
+        make_directory(self.store.root)
         self.lock()
-        try:
-            store.tidy()
-        except OSError as error:
-            logger.warning("%s could not be tidied: %s", store.root, error)
-        listing = store.listing()
-        names = _fs.names(store.root)
-        if request.name is not None:
-            final = store.root / directory_name(request.name)
-            mine = _fs.is_directory(final) and looks_like_checkpoint(final)
-            if final.name in names and not mine:
-                raise ValueError(
-                    f"a checkpoint replaces only one of its name, got {final}, which is none; "
-                    f"move it away or choose another name"
-                )
-        taken = {*names, *(left.checkpoint for name in names if (left := parse_leftover(name)))}
-        newest_s = max(map(ckpt_recency, listing.checkpoints), default=0.0)
-        return _Survey(newest_s, listing.seq, frozenset(taken))
+        return survey(self.store, request)
 
-    def _plan(self, request: Request, surveys: Sequence[_Survey]) -> Plan:
-        taken = frozenset().union(*(survey.taken for survey in surveys))
-        name = (
-            stamped_name(time.time(), taken)
-            if request.name is None
-            else directory_name(request.name)
-        )
-        newest_s = max(survey.newest_s for survey in surveys)
-        meta = {
-            "unixtime": max(time.time(), newest_s + _TICK_S),
-            "end-of-epoch": request.end_of_epoch,
-            **request.meta,
-        }
-        self._seq = max(self._seq, *(survey.seq for survey in surveys)) + 1
-        root = self.store.root
-        staging = root / self.store.next_temporary_name(name)
-        return Plan(staging, root / name, meta, self._seq, uuid.uuid4().hex, get_world_size())
+    def _plan(self, request: Request, surveys: Sequence[Survey]) -> Plan:
+        plan = make_plan(self.store, request, surveys, self._seq)
+        self._seq = plan.seq
+        return plan
 
     def _stage(self, plan: Plan) -> Plan:
         self._staging = self.store.stage(plan.staging.name, plan.final.name)
         return plan
 
     def _take(
-        self,
-        items: Sequence[Item],
-        plan: Plan,
-        states: dict[str, Any],
-        shards: dict[str, Any],
-        copy: Callable[[Any], Any] | None,
-    ) -> dict[str, bytes]:
-        self._snapshots.begin()
-        taken = take(items, plan, leads=self.nodes().leads, copy=copy)
-        self._snapshots.end()
-        states.update(taken.states)
-        shards.update(taken.shards)
-        return taken.own
+        self, items: Sequence[Item], plan: Plan, *, asynchronous: bool
+    ) -> tuple[Taken, list[dict[str, bytes]]]:
+        found: list[Taken] = []
 
-    def _save_shards(self, plan: Plan, shards: dict[str, Any]) -> None:
-        from torch import distributed
+        def mine() -> dict[str, bytes]:
+            self._snapshots.begin()
+            copy = self._snapshots.copy if asynchronous else None
+            found.append(take(items, plan, leads=self.nodes().leads, copy=copy))
+            self._snapshots.end()
+            return found[0].own
 
-        if self._shard_group is None:
-            self._shard_group = distributed.new_group(backend="gloo")  # type: ignore[no-untyped-call,unused-ignore]  # untyped in torch
-        if not self.nodes().shared:
-            raise CheckpointSaveError(
-                f"sharded state is saved where all nodes share a file system, got nodes of which "
-                f"each has a {self.store.root} of its own; choose a directory that all of them see"
+        owned = together(mine)
+        return found[0], owned
+
+    def _plan_shards(self, taken: Taken) -> ShardPlan:
+        def make_room() -> None:
+            if not self.nodes().shared:
+                raise CheckpointSaveError(
+                    f"sharded state is saved where all nodes share a file system, got nodes of "
+                    f"which each has a {self.store.root} of its own; choose a directory that all "
+                    f"of them see"
+                )
+            assert self._staging is not None
+            self.store.subdirectory(self._staging, SHARDS_DIRECTORY)
+
+        self.nodes().on_leaders(make_room)
+        return plan_shards(taken.shards)
+
+    def _write(self, flight: Flight) -> None:
+        """Write what this rank has to write; without communication."""
+        if self._staging is not None:
+            write_states(self.store, self._staging, flight.taken.states, flight.owned)
+        if flight.shards is not None:
+            flight.shard_file = write_shards(
+                flight.plan.staging, flight.shards, flight.taken.parts, self.store.algorithm
             )
-        save_shards(shards, plan.staging / SHARDS_DIRECTORY, self._shard_group)
+        else:
+            self._seal(flight, [])
 
-    def _write(
-        self,
-        plan: Plan,
-        states: dict[str, Any],
-        owned: list[dict[str, bytes]],
-    ) -> None:
-        assert self._staging is not None
-        taken = Taken(states, {}, {})
-        write(self.store, self._staging, plan, taken, owned)
+    def _start_sealing(self, flight: Flight) -> None:
+        """Once every rank has written: the leader needs to know what."""
 
-    def _publish(self, plan: Plan, verbosity: int) -> None:
+        def written() -> ShardFile | None:
+            flight.join()
+            return flight.shard_file
+
+        files = [one for one in together(written) if one is not None]
+        flight.sealing = True
+        if self._staging is not None:
+            flight.start(lambda: self._seal(flight, files))
+
+    def _seal(self, flight: Flight, files: Sequence[ShardFile]) -> None:
         assert self._staging is not None
-        self.store.publish(self._staging)
-        self._staging = None
-        kind = "end-of-epoch" if plan.meta["end-of-epoch"] else "intra-epoch"
-        logger.log(verbosity, "saved an %s checkpoint in %s", kind, plan.final)
+        seal(self.store, self._staging, flight.plan, flight.shards, files)
+
+    def _publish(self, flight: Flight) -> None:
+        def publish() -> None:
+            assert self._staging is not None
+            self.store.publish(self._staging)
+            self._staging = None
+            kind = "end-of-epoch" if flight.plan.meta["end-of-epoch"] else "intra-epoch"
+            logger.log(flight.verbosity, "saved an %s checkpoint in %s", kind, flight.plan.final)
+            try:
+                self.store.tidy()
+            except OSError as error:
+                logger.warning("%s could not be tidied: %s", self.store.root, error)
+
+        # On all nodes it is written before it is published on any.
+        self.nodes().on_leaders(flight.join)
+        self.nodes().on_leaders(publish)
+
+    @contextlib.contextmanager
+    def _nothing_left_on_error(self, plan: Plan) -> Iterator[None]:
         try:
-            self.store.tidy()
-        except OSError as error:
-            logger.warning("%s could not be tidied: %s", self.store.root, error)
+            yield
+        except BaseException as error:
+            self._flight = None
+            is_seen_to(self)
+            self._discard()
+            if not isinstance(error, Exception) or isinstance(error, CheckpointSaveError):
+                raise
+            raise save_error(error, plan.final) from error
 
     def _discard(self) -> None:
         staging, self._staging = self._staging, None
         if staging is not None:
             self.store.discard(staging)
-
-    def _take_off(
-        self, flight: _Flight, states: dict[str, Any], owned: list[dict[str, bytes]]
-    ) -> None:
-        def work() -> None:
-            _give_way()
-            try:
-                self._write(flight.plan, states, owned)
-            except BaseException as error:  # noqa: BLE001 - raised where the save is published
-                flight.error = error
-
-        if self.nodes().leads:
-            flight.thread = threading.Thread(target=work, name="brain-ckpt-save")
-            flight.thread.start()
-        self._flight = flight
-        if not _unfinished:
-            atexit.unregister(_finish_all)
-            atexit.register(_finish_all)
-        _unfinished.add(self)
-
-    def _join(self, flight: _Flight) -> None:
-        if flight.thread is not None:
-            flight.thread.join()
-        if flight.error is not None:
-            raise flight.error
-
-
-def _give_way() -> None:
-    # Where training wants all cores, the writer gets a tenth of one.
-    if sys.platform != "linux":
-        return  # elsewhere it is the whole process that would give way
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _WRITER_NICENESS)
 
 
 def make_directory(path: Path) -> None:
@@ -435,11 +345,3 @@ def make_directory(path: Path) -> None:
     for new in reversed(missing):
         new.mkdir(exist_ok=True)
         _fs.fsync_directory(new.parent)
-
-
-def _finish_all() -> None:
-    for writer in list(_unfinished):
-        try:
-            writer.wait()
-        except CheckpointError:  # noqa: PERF203 - each one has to be tried
-            logger.exception("the last checkpoint was not saved")

@@ -1,0 +1,266 @@
+"""How a checkpoint appears and how it goes: by a rename, or by its manifest.
+
+At any instant, also one of a kill or a loss of power, each checkpoint is there as a whole or not
+at all.  By a rename: a finished directory gets its name in one step, and loses it in another.
+By its manifest, for file systems that rename a directory file by file: it is written in its own
+place, beside a mark that says so, and counts from when its manifest, written last, is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from brain_ckpt import _fs
+from brain_ckpt._layout import (
+    META_NAME,
+    UNFINISHED,
+    new_name,
+    old_name,
+    temporary_name,
+    trash_name,
+)
+from brain_ckpt._manifest import MANIFEST_NAME
+from brain_ckpt._stream import Stream, write_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from brain_ckpt._checksum import Algorithm, FileDigest
+
+logger = logging.getLogger(__name__)
+
+_COPY_BYTES = 2**22
+
+
+@dataclass
+class Staging:
+    """A checkpoint that is being written.
+
+    Parameters
+    ----------
+    path : Path
+        Where it is written.
+    final : Path
+        Where it will be published; `path` itself where nothing is renamed.
+    files : dict of str to FileDigest
+        What was written so far, by name below the directory.
+    manifest : bytes
+        The content of the file that is written last.
+    """
+
+    path: Path
+    final: Path
+    files: dict[str, FileDigest] = field(default_factory=dict)
+    manifest: bytes = b""
+
+
+class Publication(Protocol):
+    """The steps that differ; `root` is the directory of checkpoints."""
+
+    def directory(self, name: str, number: int, *, replaces: bool) -> str:
+        """Return the name of the directory to write a checkpoint in."""
+
+    def open(self, path: Path) -> None:
+        """Make that directory."""
+
+    def seal(self, staging: Staging) -> None:
+        """Have the disk confirm the directory, to which no more is written before publication."""
+
+    def publish(self, staging: Staging) -> None:
+        """Have it appear; once this returns, nothing takes it away again."""
+
+    def discard(self, path: Path) -> None:
+        """Remove what will not be published."""
+
+    def delete(self, paths: list[Path]) -> None:
+        """Have checkpoints go, each as a whole."""
+
+
+class ByRename:
+    """A finished directory gets its name in one step.
+
+    Parameters
+    ----------
+    root : Path
+        The directory of checkpoints.
+    run : str
+        The identity of this run, part of the names of what it leaves unfinished.
+    """
+
+    def __init__(self, root: Path, run: str) -> None:
+        self._root = root
+        self._run = run
+
+    def directory(self, name: str, number: int, *, replaces: bool) -> str:
+        """Return a temporary name."""
+        del replaces
+        return temporary_name(name, self._run, number)
+
+    def open(self, path: Path) -> None:
+        """Make a temporary directory."""
+        _fs.mkdir(path)
+
+    def seal(self, staging: Staging) -> None:
+        """Write the manifest, and have the disk confirm the directory."""
+        write_bytes(staging.path / MANIFEST_NAME, staging.manifest)
+        fsync_directories(staging.path)
+
+    def publish(self, staging: Staging) -> None:
+        """Rename; a checkpoint that has the name steps aside first, and is put back on failure."""
+        final = staging.final
+        aside = self._root / old_name(final.name, self._run)
+        replaced = _fs.is_directory(final)
+        if replaced:
+            _fs.rename(final, aside)
+        try:
+            _fs.rename(staging.path, final)
+        except BaseException:
+            if replaced:
+                with contextlib.suppress(OSError):
+                    _fs.rename(aside, final)
+            raise
+        _fs.fsync_directory(self._root)
+
+    def discard(self, path: Path) -> None:
+        """Remove a temporary directory."""
+        _fs.remove_tree(path)
+
+    def delete(self, paths: list[Path]) -> None:
+        """Rename, have the disk confirm it, and only then remove."""
+        trashed = []
+        for path in paths:
+            trash = self._root / trash_name(path.name, self._run)
+            if _fs.is_directory(trash):
+                _fs.remove_tree(trash)
+            _fs.rename(path, trash)
+            trashed.append(trash)
+        if trashed:
+            _fs.fsync_directory(self._root)
+        for trash in trashed:
+            _fs.remove_tree(trash)
+
+
+class ByManifest:
+    """A directory counts from when its manifest, written last, is there; nothing is renamed.
+
+    Parameters
+    ----------
+    root : Path
+        The directory of checkpoints.
+    run : str
+        The identity of this run.
+    """
+
+    def __init__(self, root: Path, run: str) -> None:
+        self._root = root
+        self._run = run
+
+    def directory(self, name: str, number: int, *, replaces: bool) -> str:
+        """Return its own name; that of a second one while the first is still needed."""
+        del number
+        return new_name(name, self._run) if replaces else name
+
+    def open(self, path: Path) -> None:
+        """Make the directory, with the mark in it."""
+        _fs.mkdir(path)
+        mark_unfinished(path, self._run)
+
+    def seal(self, staging: Staging) -> None:
+        """Have the disk confirm all but the manifest."""
+        fsync_directories(staging.path)
+
+    def publish(self, staging: Staging) -> None:
+        """Write the manifest; then replace the older checkpoint of the name, if there is one."""
+        self._complete(staging.path, staging.manifest)
+        if staging.path == staging.final:
+            return
+        try:
+            self.replace(staging.path, staging.final)
+        except OSError as error:
+            # It is on the disk, and listed; the next tidying moves it to its place.
+            logger.warning("%s stays in %s for now: %s", staging.final, staging.path, error)
+
+    def discard(self, path: Path) -> None:
+        """Remove a directory that is marked."""
+        remove_marked(path)
+
+    def delete(self, paths: list[Path]) -> None:
+        """Mark, and then remove, the manifest first."""
+        for path in paths:
+            mark_unfinished(path, self._run)
+            remove_marked(path)
+
+    def replace(self, source: Path, final: Path) -> None:
+        """Copy a whole checkpoint over one of its name; while it lasts, the source counts."""
+        if _fs.is_directory(final):
+            self.delete([final])
+        self.open(final)
+        for name, directory in _fs.walk(source):
+            if directory:
+                _fs.mkdir(final / name)
+            elif name not in (MANIFEST_NAME, UNFINISHED):
+                _copy(source / name, final / name)
+        fsync_directories(final)
+        with _fs.opened(source / MANIFEST_NAME) as (descriptor, size):
+            manifest = _fs.read_at(descriptor, size, 0)
+        self._complete(final, manifest)
+        self.delete([source])
+
+    def _complete(self, path: Path, manifest: bytes) -> None:
+        write_bytes(path / MANIFEST_NAME, manifest)
+        _fs.fsync_directory(path)
+        _fs.fsync_directory(self._root)
+        with contextlib.suppress(OSError):  # a mark beside a whole manifest says nothing
+            _fs.unlink(path / UNFINISHED)
+
+
+def mark_unfinished(path: Path, run: str) -> None:
+    """Mark a directory as being written, or deleted, and have the disk confirm the mark."""
+    mark = path / UNFINISHED
+    _fs.unlink(mark)
+    write_bytes(mark, run.encode())
+    _fs.fsync_directory(path)
+
+
+def remove_marked(path: Path) -> None:
+    """Remove a marked directory: what makes it a checkpoint first, the mark last."""
+    _fs.unlink(path / MANIFEST_NAME)
+    _fs.unlink(path / META_NAME)
+    _fs.fsync_directory(path)
+    for name in _fs.names(path):
+        if _fs.is_directory(path / name):
+            _fs.remove_tree(path / name)
+        elif name != UNFINISHED:
+            _fs.unlink(path / name)
+    _fs.fsync_directory(path)
+    _fs.unlink(path / UNFINISHED)
+    _fs.rmdir(path)
+
+
+def write_bytes(path: Path, content: bytes, algorithm: Algorithm = "crc32") -> FileDigest:
+    """Write a small file that is not there yet."""
+
+    def produce(stream: Stream) -> None:
+        stream.write(content)
+
+    return write_file(path, produce, algorithm)
+
+
+def fsync_directories(path: Path) -> None:
+    """Have the disk confirm the names in a directory and in those below it."""
+    for name, directory in _fs.walk(path):
+        if directory:
+            _fs.fsync_directory(path / name)
+    _fs.fsync_directory(path)
+
+
+def _copy(source: Path, target: Path) -> None:
+    def produce(stream: Stream) -> None:
+        with _fs.opened(source) as (descriptor, size):
+            for start in range(0, size, _COPY_BYTES):
+                stream.write(_fs.read_at(descriptor, _COPY_BYTES, start))
+
+    write_file(target, produce)
