@@ -67,6 +67,11 @@ class Batches(Generic[T]):
                 return False
         return True
 
+    def close(self) -> None:
+        """Let go of the loader's iterator, whose workers end with it and not with a traceback."""
+        self._iterator = iter(())
+        self._held.clear()
+
     def skip(self, count: int) -> None:
         """Take ``count`` batches and drop them, to resume a loader that cannot seek."""
         for _ in range(count):

@@ -47,6 +47,8 @@ class Passes(BatchSteps):
     _border: WindowBorder | None = None
     _test_border: WindowBorder | None = None
     _validates = False  # whether a validation follows an epoch's training
+    _is_inner_fit = False  # called by a hook of another fit
+    _has_own_sampler = False  # the training data's order is the recipe's
     _resumes_epoch = False  # the next epoch goes on within, from a checkpoint
 
     @property
@@ -115,9 +117,10 @@ class Passes(BatchSteps):
             colour=self.tqdm_barcolor[stage.name.lower()],
             figures=lambda: {"loss": f"{average if own else mean.mean():.4g}"},
         )
+        left = Batches(batches, self.debug_batches if self.debug else None)
         try:
             with evaluating(self.modules), whole_on_each_rank, bar:
-                for batch in Batches(batches, self.debug_batches if self.debug else None):
+                for batch in left:
                     self.step += 1
                     loss = self.evaluate_batch(batch, stage=stage)
                     if own:
@@ -129,6 +132,7 @@ class Passes(BatchSteps):
                         border.passed_in_evaluation()
         finally:
             self.step = trained
+            left.close()
         return average if own else mean.mean_over_ranks()
 
     def _evaluation_border(self, stage: Stage) -> WindowBorder | None:
@@ -166,6 +170,8 @@ class Passes(BatchSteps):
         elif losses is not None:
             self._train_mean = losses
         self._resumes_epoch = False
+        if self._is_inner_fit and self._has_own_sampler:
+            return  # its sampler counts the outer epochs; these are others
         for part in (train_set, self.train_sampler):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
@@ -197,6 +203,7 @@ class Passes(BatchSteps):
         finally:
             self._batches = None
             self.is_filler = False
+            batches.close()
 
 
 @contextmanager

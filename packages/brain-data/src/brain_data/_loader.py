@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from ._device import copied_ahead
-from ._loader_fetch import Progress, Requests, Rows, draws_nothing, same
+from ._loader_fetch import Progress, Requests, Rows, WorkerStart, draws_nothing, same
 from ._loader_pass import HandOut, Pass
 from ._loader_source import Source
 from ._loader_state import (
@@ -323,6 +323,8 @@ class SaveableDataLoader(DataLoader[Any]):
         options = {name: getattr(self, name) for name in _INHERITED if hasattr(self, name)}
         if not options.get("pin_memory_device"):
             options.pop("pin_memory_device", None)  # torch warns when it is named
+        if self.num_workers:
+            options["worker_init_fn"] = WorkerStart(self.worker_init_fn)
         return DataLoader(dataset, batch_size=None, collate_fn=same, **kwargs, **options)
 
     def _copied(self, batches: Iterator[Any]) -> Iterator[Any]:

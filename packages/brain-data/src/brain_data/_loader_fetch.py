@@ -20,6 +20,8 @@ from torch.utils.data import (
     get_worker_info,
 )
 
+from brain_dist import outlive_stop_signals
+
 from ._seeding import seed_generators, seeded
 
 if TYPE_CHECKING:
@@ -68,6 +70,19 @@ class Progress:
         flat = list(self._numbers)
         triples = [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 3)]
         return [triple for triple in triples if triple[0]]
+
+
+class WorkerStart:
+    """What a worker does first: it learns to outlive a stop's SIGTERM, then what the user asks."""
+
+    def __init__(self, then: Callable[[int], None] | None) -> None:
+        self._then = then
+
+    def __call__(self, worker: int) -> None:
+        """Run in the worker of this number."""
+        outlive_stop_signals()
+        if self._then is not None:
+            self._then(worker)
 
 
 class StandIn:

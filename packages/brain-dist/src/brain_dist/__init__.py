@@ -30,7 +30,12 @@ if TYPE_CHECKING:
         make_grad_scaler,
     )
     from brain_dist._rehearse import rehearse
-    from brain_dist._signals import EXIT_TRY_AGAIN, StepVote, StopSignal
+    from brain_dist._signals import (
+        EXIT_TRY_AGAIN,
+        StepVote,
+        StopSignal,
+        outlive_stop_signals,
+    )
     from brain_dist._sync import no_sync
     from brain_dist._weighted import WeightedGradients
     from brain_dist._whole import full_state_dict, is_sharded, load_full_state_dict
@@ -83,6 +88,7 @@ __all__ = [
     "make_grad_scaler",
     "no_sync",
     "once_per_node",
+    "outlive_stop_signals",
     "raise_together",
     "rehearse",
     "run_on_main",
@@ -110,7 +116,7 @@ _HOMES = {
     "_main": "main_process_only once_per_node run_on_main run_once_per_node",
     "_precision": "AMPConfig TorchAutocast fwd_default_precision make_grad_scaler",
     "_rehearse": "rehearse",
-    "_signals": "EXIT_TRY_AGAIN StepVote StopSignal",
+    "_signals": "EXIT_TRY_AGAIN StepVote StopSignal outlive_stop_signals",
     "_sync": "no_sync",
     "_weighted": "WeightedGradients",
     "_whole": "full_state_dict is_sharded load_full_state_dict",

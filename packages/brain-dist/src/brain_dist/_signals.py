@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import sys
@@ -29,6 +30,8 @@ _PERIOD_S = 0.2
 _CLOSING_S = 5.0
 # A terminal's Ctrl-C reaches torchrun's workers twice: by itself, and passed on by torchrun.
 _ECHO_S = 2.0
+# How long a worker waits to hear that its main process was told to stop as well.
+_WORD_S = 5.0
 # What torchrun and SLURM leave between SIGTERM and SIGKILL.
 _WORKER_GRACE_S = 30.0
 
@@ -50,8 +53,7 @@ class StopSignal:
     limit work.
 
     A scheduler signals the processes that this one has forked, too.  In those, SIGUSR1 and SIGINT
-    do nothing; SIGTERM ends them, as ``Process.terminate`` expects, but a worker of a DataLoader
-    gets half a minute to bring what the last steps need.
+    do nothing; SIGTERM ends them, as ``Process.terminate`` expects, but see `outlive_stop_signals`.
 
     Parameters
     ----------
@@ -80,6 +82,7 @@ class StopSignal:
         self._interrupted_at: float | None = None
         self._deadline: float | None = None
         self._former: list[tuple[int, Any]] = []
+        self._noted: mmap.mmap | bytearray = bytearray(1)
         self._pid = os.getpid()
 
     @property
@@ -105,6 +108,7 @@ class StopSignal:
     def __enter__(self) -> Self:
         """Install the handlers and start the clock."""
         self._pid = os.getpid()
+        self._noted = mmap.mmap(-1, 1)  # shared with what is forked from here
         self._interrupted_at = None
         if self._time_limit_s is not None:
             self._deadline = time.monotonic() + self._time_limit_s
@@ -133,8 +137,24 @@ class StopSignal:
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - Python's interface
         if os.getpid() == self._pid:
             self.request(signal.Signals(number).name)
+            self._noted[0] = 1
         elif number == signal.SIGTERM:
-            _end_fork()
+            self._end_fork()
+
+    def _end_fork(self) -> None:
+        """End a process that was forked inside the block: it has no loop that looks at the note."""
+        is_worker = torch.utils.data.get_worker_info() is not None
+        deadline = time.monotonic() + _WORD_S
+        while is_worker and not self._noted[0] and time.monotonic() < deadline:
+            time.sleep(0.01)  # was it for both, or only for this one, by Process.terminate()?
+        if is_worker and self._noted[0] == 1:
+            # The loader's next batches may be what stands between here and the next checkpoint.
+            self._noted = bytearray((2,))  # next time, end
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, _WORKER_GRACE_S)
+        else:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _note_interrupt(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
@@ -147,6 +167,18 @@ class StopSignal:
                 _say("Stopping once everything is saved. Press Ctrl-C again to leave at once.")
         elif not (_under_torchrun() and now - self._interrupted_at < _ECHO_S):
             signal.default_int_handler(number, frame)
+
+
+def outlive_stop_signals() -> None:
+    """Let a loader's worker live on for half a minute after SIGTERM; it calls this at its start.
+
+    A scheduler's SIGTERM goes to all processes, and torch's workers end by it at once: the main
+    process could not fetch the batches up to the border where it saves.  It changes nothing in a
+    worker that was not forked inside a `StopSignal`.
+    """
+    handler = signal.getsignal(signal.SIGTERM)  # as inherited; torch has put its own in front
+    if isinstance(getattr(handler, "__self__", None), StopSignal):
+        signal.signal(signal.SIGTERM, handler)
 
 
 class StepVote:
@@ -263,17 +295,6 @@ class StepVote:
             # The longest interval that any rank wants; every rank reads the same word here.
             self._interval = 1 << (word >> _FLAG_BITS).bit_length() - 1
         return word & ((1 << _FLAG_BITS) - 1)
-
-
-def _end_fork() -> None:
-    """End a process that was forked inside the block: it has no loop that looks at the note."""
-    if torch.utils.data.get_worker_info() is None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
-    else:
-        # The loader's next batches may be what stands between here and the next checkpoint.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, _WORKER_GRACE_S)
 
 
 def _under_torchrun() -> bool:
