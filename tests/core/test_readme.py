@@ -12,7 +12,7 @@ README = Path(__file__).parents[2] / "packages" / "brain-core" / "README.md"
 
 def test_the_example_of_the_readme_trains_and_goes_on(tmp_path):
     """Run twice: the second time there is nothing left to train."""
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     for _ in range(2):
         run = [sys.executable, "-W", "error", "-c", code]
         printed = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -60,6 +60,7 @@ class CheckpointedPasses(StoppablePasses):
     def _save(self, path: str | Path) -> None:
         alone = (self._train_mean.total, self._train_mean.count)
         total, count = self._losses_of_all_ranks if get_world_size() > 1 else alone
+        inside = self._window_batches % self.grad_accumulation_factor  # more: a step of its own
         progress = Progress(
             step=self.step,
             optimizer_step=self.optimizer_step,
@@ -71,13 +72,13 @@ class CheckpointedPasses(StoppablePasses):
             avg_train_loss=float(self.avg_train_loss),
             micro_batches_per_step=self._step_size.now(self.grad_accumulation_factor),
             grad_accumulation_factor=self.run_options.grad_accumulation_factor,
-            window_batches=self._window_batches,
+            window_batches=inside,
         )
-        if self._window_batches:
+        if inside:
             logger.warning(
                 "A checkpoint is saved inside an accumulation window: the gradients of its first "
                 "%d batches are not in it. Save where should_step is true.",
-                self._window_batches,
+                inside,
             )
         Path(path).write_text(progress.to_yaml(), encoding="utf-8")
 

@@ -161,7 +161,8 @@ def _place_of_weights(reference: Sequence[Record], record: Record) -> int | None
     """Find the place that a state's weights belong to, if they tell it."""
 
     def weights(one: Record) -> Pieces:
-        return {p: text for p, text in one.state.items() if p.startswith("modules.")}
+        steps = "progress.optimizer_step"
+        return {p: t for p, t in one.state.items() if p.startswith("modules.") or p == steps}
 
     mine = weights(record)
     found = [

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Attempt", "Job", "choose_start_method", "run"]
 
 StartMethod = Literal["fork", "spawn"]
-_LOG_CHARACTERS = 4000
+_LOG_CHARACTERS = 16_000
 _SECONDS_TO_TELL = 2.0
 
 

@@ -167,17 +167,18 @@ def _compare_resumed(
     reference: Attempt, attempt: Attempt, ignored: set[str], kills: Sequence[Kill]
 ) -> None:
     history = ", ".join(f"{'before' if k.before else 'after'} {k.place}" for k in kills)
-    for rank, (expected, records) in enumerate(
-        zip(reference.records, attempt.records, strict=True)
-    ):
-        difference = first_difference(expected, records, ignored)
-        if difference is not None:
-            cause = explain_resume(expected, records, difference.at, ignored)
-            raise AssertionError(
-                f"The run that was killed {history} and started again must be the undisturbed one, "
-                f"and is not.\nFirst difference{_of(rank, reference)}: {difference.what}.\n"
-                f"Likely cause: {cause}."
-            )
+    pairs = list(zip(reference.records, attempt.records, strict=True))
+    found = [first_difference(expected, records, ignored) for expected, records in pairs]
+    differences = [(each.at, rank, each) for rank, each in enumerate(found) if each is not None]
+    if not differences:
+        return
+    at, rank, difference = min(differences)  # the earliest is nearest to the cause
+    cause = explain_resume(*pairs[rank], at, ignored)
+    raise AssertionError(
+        f"The run that was killed {history} and started again must be the undisturbed one, and is "
+        f"not.\nFirst difference{_of(rank, reference)}: {difference.what}.\n"
+        f"Likely cause: {cause}."
+    )
 
 
 def _check_coverage(
