@@ -25,11 +25,13 @@ from brain_dist import (
 
 from ._checkpointed import CheckpointedPasses
 from ._compiling import compile_modules
+from ._determinism import deterministic_algorithms, prepare_determinism
 from ._elastic import StepSize
 from ._environment import record_environment
 from ._epochs import epochs_left
 from ._fillers import deal_whole_batches
 from ._gradients import split_vectors
+from ._inner_fit import apart_from_the_outer_fit
 from ._loaders import is_loader, make_stage_loader
 from ._losses import LossMean
 from ._options import RunOptions
@@ -130,6 +132,7 @@ class Brain(CheckpointedPasses):
     if TYPE_CHECKING:  # the options, which are attributes; see RunOptions
         test_only: bool
         debug_epochs: int
+        deterministic: bool
         noprogressbar: bool
         optimizer: torch.optim.Optimizer
 
@@ -152,6 +155,8 @@ class Brain(CheckpointedPasses):
         self.rank = get_rank()
         check_group()
 
+        if options.deterministic:  # before a device is used
+            prepare_determinism(options.device, options.compile_mode if options.compile else None)
         self.device, self.device_type = choose_device(options.device)
         self.precision, self.eval_precision = choose_precisions(options, self.device_type)
         self.training_ctx = self._autocast(self.precision)
@@ -255,17 +260,37 @@ class Brain(CheckpointedPasses):
         if self.test_only:
             logger.info("test_only is set: nothing is trained.")
             return
+        with deterministic_algorithms(self.deterministic), apart_from_the_outer_fit(self):
+            self._fit(
+                epoch_counter,
+                train_set,
+                valid_set,
+                progressbar,
+                train_loader_kwargs,
+                valid_loader_kwargs,
+            )
+
+    def _fit(
+        self,
+        epoch_counter: Iterable[int],
+        train_set: Any,
+        valid_set: Any,
+        progressbar: bool | None,
+        train_loader_kwargs: Mapping[str, Any],
+        valid_loader_kwargs: Mapping[str, Any],
+    ) -> None:
         self._epochs_done = None
         with failing_together():
             train_set = self._as_loader(train_set, Stage.TRAIN, train_loader_kwargs)
             if valid_set is not None:
                 kwargs = {"ckpt_prefix": None, **valid_loader_kwargs}
                 valid_set = self._as_loader(valid_set, Stage.VALID, kwargs)
-            self._add_recoverables_of_fit(train_set, epoch_counter)
+            if not self._is_inner_fit:
+                self._add_recoverables_of_fit(train_set, epoch_counter)
             self.on_fit_start()
             if self._gradient_order is not None:
                 self._gradient_order.replay()
-        if not self._rank_state.holds_rng:
+        if not self._rank_state.holds_rng and not self._is_inner_fit:
             decorrelate_ranks(get_rank())  # until here all drew the same, to build the same model
         self._validates = valid_set is not None
         enable = self._shows_bars(progressbar)
@@ -349,7 +374,7 @@ class Brain(CheckpointedPasses):
         """
         kwargs = {**test_loader_kwargs, "ckpt_prefix": None}
         enable = self._shows_bars(progressbar)
-        with self._stoppable_evaluation():
+        with deterministic_algorithms(self.deterministic), self._stoppable_evaluation():
             test_set = self._as_loader(test_set, Stage.TEST, kwargs)
             self.on_evaluate_start(max_key=max_key, min_key=min_key)
             self.on_stage_start(Stage.TEST, epoch=None)
@@ -419,8 +444,11 @@ class Brain(CheckpointedPasses):
         )
         if training:
             self.train_sampler = sampler
+            own = loader_kwargs.get("sampler"), loader_kwargs.get("batch_sampler")
+            self._has_own_sampler = own != (None, None)
         if (
             self.checkpointer is not None
+            and not self._is_inner_fit
             and ckpt_prefix is not None
             and hasattr(loader, "state_dict")
         ):

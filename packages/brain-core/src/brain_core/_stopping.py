@@ -47,7 +47,10 @@ class StoppablePasses(Passes):
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
-        """Save at borders when it is due, and leave there when asked to."""
+        """Save at borders when it is due, and leave there when asked to: a fit's outermost ones."""
+        if self._is_inner_fit:
+            yield
+            return
         limit_s = self.stop_after_minutes * 60 if self.stop_after_minutes > 0 else None
         if limit_s is not None and self.checkpointer is None:
             raise ValueError(
