@@ -117,6 +117,7 @@ def test_the_surface_of_the_command_line_is_frozen():
             "debug_batches",
             "debug_epochs",
             "debug_persistently",
+            "deterministic",
             "device",
             "distributed_backend",
             "distributed_launch",

@@ -6,9 +6,8 @@ from brain_data import create_experiment_directory
 
 from ._borders import TrainingStopped
 from ._brain import Brain
-from ._command_line import parse_arguments
 from ._epochs import EpochCounter, EpochCounterWithStopper
-from ._options import RunOptions
+from ._options import RunOptions, parse_arguments
 from ._seed import seed_everything
 from ._stage import Stage
 from ._train_logger import FileTrainLogger, TensorboardLogger, TrainLogger, WandBLogger

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
 from dataclasses import MISSING, Field, fields
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
-from ._options import RunOptions, nearest
+from ._suggest import nearest
 
-__all__ = ["parse_arguments"]
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["read_command_line"]
+
+Options = TypeVar("Options")
 
 _NOT_ON_THE_COMMAND_LINE = {
     "data_parallel_count",
@@ -23,14 +27,15 @@ _NOT_ON_THE_COMMAND_LINE = {
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def parse_arguments(arg_list: list[str] | None = None) -> tuple[str, RunOptions, str]:
-    """Split a command line into the hyperparameter file, the run options and the overrides.
-
-    An option's name is never completed: ``--test=x`` is a hyperparameter called ``test``. A flag
-    is turned off by ``--no-flag`` or ``--flag=false``. A value keeps every ``=`` after the first.
+def read_command_line(
+    cls: type[Options], arg_list: list[str] | None = None
+) -> tuple[str, Options, str]:
+    """Make options of a class from a command line; see `brain_core.parse_arguments`.
 
     Parameters
     ----------
+    cls : type
+        A dataclass with a field for each option, and what each does in its docstring.
     arg_list : list of str, optional
         The words after the script's name; ``sys.argv[1:]`` by default.
 
@@ -38,28 +43,30 @@ def parse_arguments(arg_list: list[str] | None = None) -> tuple[str, RunOptions,
     -------
     param_file : str
         The hyperparameter file.
-    run_opts : RunOptions
-        The options that were given, over the defaults.
+    options : object
+        One of the class, made of what was given.
     overrides : str
-        The rest as YAML, one ``name: value`` a line, for ``load_hyperpyyaml``.
-
-    Examples
-    --------
-    >>> parse_arguments(["train.yaml", "--debug", "--name=a=b"])[2]
-    'name: a=b'
+        The rest as YAML.
     """
-    parser = _make_parser()
+    parser = _make_parser(cls)
     words = sys.argv[1:] if arg_list is None else list(arg_list)
-    parsed, rest = parser.parse_known_args([_spell_flag(word) for word in words])
+    flags = {f"--{f.name}" for f in _fields(cls) if f.default in (True, False) and f.type == "bool"}
+    parsed, rest = parser.parse_known_args([_spell_flag(word, flags) for word in words])
     given = vars(parsed)
-    overrides = _overrides_as_yaml(rest, parser)
+    overrides = _overrides_as_yaml(rest, parser, [f.name for f in _fields(cls)])
     try:
-        return given["param_file"], RunOptions(**given), overrides
+        return given["param_file"], cls(**given), overrides
     except ValueError as error:
         parser.error(str(error))
 
 
-def _make_parser() -> argparse.ArgumentParser:
+def _fields(cls: type) -> tuple[Field[Any], ...]:
+    return fields(cls)
+
+
+def _make_parser(cls: type) -> argparse.ArgumentParser:
+    import argparse  # only a command line needs it
+
     parser = argparse.ArgumentParser(
         description="Run an experiment.",
         epilog="Any other --name=value overrides a hyperparameter of the file.",
@@ -67,9 +74,9 @@ def _make_parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("param_file", help="the hyperparameters, a HyperPyYAML file")
-    hints = get_type_hints(RunOptions)
-    texts = _help_texts()
-    for option in fields(RunOptions):
+    hints = get_type_hints(cls)
+    texts = _help_texts(cls)
+    for option in _fields(cls):
         if option.name not in _NOT_ON_THE_COMMAND_LINE:
             parser.add_argument(
                 f"--{option.name}", **_kind(option, hints[option.name]), help=texts.get(option.name)
@@ -79,6 +86,8 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _kind(option: Field[Any], hint: Any) -> dict[str, Any]:
     """Say to argparse what an option takes."""
+    import argparse  # as above
+
     choices = [a for a in get_args(hint) if a is not type(None)]
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
@@ -92,10 +101,10 @@ def _kind(option: Field[Any], hint: Any) -> dict[str, Any]:
     return {"type": kind, "metavar": f"{kind.__name__.upper()}{shown}"}
 
 
-def _help_texts() -> dict[str, str]:
+def _help_texts(cls: type) -> dict[str, str]:
     """Read what each option does from the one place where it is written: the docstring."""
     texts = {}
-    section = (RunOptions.__doc__ or "").split("Attributes\n    ----------\n")[-1]
+    section = (cls.__doc__ or "").split("Attributes\n    ----------\n")[-1]
     for names, text in re.findall(
         r"^    (\w[^\n]*)\n((?:        [^\n]+\n)+)", section, re.MULTILINE
     ):
@@ -104,18 +113,15 @@ def _help_texts() -> dict[str, str]:
     return texts
 
 
-def _spell_flag(word: str) -> str:
+def _spell_flag(word: str, flags: set[str]) -> str:
     """Write ``--debug=false`` as ``--no-debug``, which is how argparse has it."""
     name, _, value = word.partition("=")
-    flags = {
-        f"--{f.name}" for f in fields(RunOptions) if f.default in (True, False) and f.type == "bool"
-    }
     if name in flags and value.lower() in _WORDS:
         return name if _WORDS[value.lower()] else f"--no-{name[2:]}"
     return word
 
 
-def _overrides_as_yaml(rest: list[str], parser: argparse.ArgumentParser) -> str:
+def _overrides_as_yaml(rest: list[str], parser: argparse.ArgumentParser, known: list[str]) -> str:
     lines = []
     words = iter(rest)
     for word in words:
@@ -126,7 +132,6 @@ def _overrides_as_yaml(rest: list[str], parser: argparse.ArgumentParser) -> str:
         if not equals:
             value = next(words, None)  # type: ignore[assignment]  # None is dealt with at once
             if value is None or value.startswith("--"):
-                known = [f.name for f in fields(RunOptions)]
                 hint = nearest(key.replace("-", "_"), known)
                 parser.error(f"{word!r} is no run option, so it needs a value: {word}=value.{hint}")
         lines.append(f"{key}: {_as_yaml(value)}")

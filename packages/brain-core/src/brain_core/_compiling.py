@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ._options import RunOptions, nearest
+from ._suggest import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from ._options import RunOptions
+
 
 __all__ = ["compile_modules"]
 

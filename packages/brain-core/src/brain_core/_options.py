@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+
+from ._command_line import read_command_line
+from ._suggest import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from typing_extensions import Self
 
-__all__ = ["Precision", "RunOptions", "nearest"]
+__all__ = ["Precision", "RunOptions", "parse_arguments"]
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Backend = Literal["nccl", "gloo", "mpi"]
@@ -45,6 +47,9 @@ class RunOptions:
         How many; epochs of zero or less mean all of them.
     debug_persistently : bool
         Keep the checkpoints that a debug run writes.
+    deterministic : bool
+        Ask torch for the same bits each time, in `Brain.fit` and `Brain.evaluate`, and log what
+        cannot be made so.
     device : str, optional
         ``cpu``, ``cuda``, ``cuda:N``, ``mps``, ``xpu``; by default the best there is.
     data_parallel_backend, data_parallel_count
@@ -116,6 +121,7 @@ class RunOptions:
     debug_batches: int = 2
     debug_epochs: int = 2
     debug_persistently: bool = False
+    deterministic: bool = False
     device: str | None = None
     data_parallel_backend: bool = False
     data_parallel_count: int = -1
@@ -233,9 +239,7 @@ class RunOptions:
         >>> overrides
         'seed: 10'
         """
-        from ._command_line import parse_arguments  # it imports this module
-
-        return parse_arguments(arg_list)
+        return read_command_line(cls, arg_list)
 
     @classmethod
     def resolve(
@@ -290,16 +294,32 @@ class RunOptions:
         return self.as_dict().values()
 
 
-def nearest(name: str, known: Any) -> str:
-    """Suggest what was probably meant, as the end of an error message; may be empty.
+def parse_arguments(arg_list: list[str] | None = None) -> tuple[str, RunOptions, str]:
+    """Split a command line into the hyperparameter file, the run options and the overrides.
+
+    An option's name is never completed: ``--test=x`` is a hyperparameter called ``test``. A flag
+    is turned off by ``--no-flag`` or ``--flag=false``. A value keeps every ``=`` after the first.
+
+    Parameters
+    ----------
+    arg_list : list of str, optional
+        The words after the script's name; ``sys.argv[1:]`` by default.
+
+    Returns
+    -------
+    param_file : str
+        The hyperparameter file.
+    run_opts : RunOptions
+        The options that were given, over the defaults.
+    overrides : str
+        The rest as YAML, one ``name: value`` a line, for ``load_hyperpyyaml``.
 
     Examples
     --------
-    >>> nearest("precison", ["precision", "device"])
-    " Did you mean 'precision'?"
+    >>> parse_arguments(["train.yaml", "--debug", "--name=a=b"])[2]
+    'name: a=b'
     """
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+    return RunOptions.from_command_line_args(arg_list)
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:

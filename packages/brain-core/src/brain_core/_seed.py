@@ -9,6 +9,8 @@ import random
 import numpy as np
 import torch
 
+from ._determinism import prepare_determinism
+
 __all__ = ["decorrelate_ranks", "seed_everything", "seed_generators"]
 
 logger = logging.getLogger(__name__)
@@ -29,7 +31,9 @@ def seed_everything(seed: int = 0, verbose: bool = True, deterministic: bool = F
     verbose : bool
         Log the seed.
     deterministic : bool
-        Also ask torch for deterministic algorithms.
+        Also ask torch for deterministic algorithms, from now on and without exception: an
+        operation that has none raises. ``RunOptions.deterministic`` asks within a training alone,
+        and logs what has none.
 
     Returns
     -------
@@ -48,7 +52,9 @@ def seed_everything(seed: int = 0, verbose: bool = True, deterministic: bool = F
     os.environ["SB_GLOBAL_SEED"] = str(seed)  # where loaders look for the order's seed
     seed_generators(seed)
     if deterministic:
+        prepare_determinism(device=None)
         torch.use_deterministic_algorithms(mode=True)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     return seed
 
 

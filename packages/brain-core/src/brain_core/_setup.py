@@ -14,12 +14,15 @@ import torch
 
 from brain_dist import World, infer_device, is_distributed_initialized
 
-from ._options import RunOptions, nearest
+from ._suggest import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from brain_ckpt import Checkpointer
+
+    from ._options import RunOptions
+
 
 __all__ = [
     "HParams",

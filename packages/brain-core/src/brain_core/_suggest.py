@@ -1,0 +1,24 @@
+"""What was probably meant by a name that is not known."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["nearest"]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Suggest what was probably meant, as the end of an error message; may be empty.
+
+    Examples
+    --------
+    >>> nearest("precison", ["precision", "device"])
+    " Did you mean 'precision'?"
+    """
+    import difflib  # only an error needs it
+
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
