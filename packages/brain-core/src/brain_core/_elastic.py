@@ -67,8 +67,8 @@ class StepSize:
         if not rest:
             if factor != self._asked:
                 logger.info(
-                    "grad_accumulation_factor is %d on %d ranks: an optimizer step takes the same "
-                    "%d micro-batches as before.",
+                    "grad_accumulation_factor is %d for a world size of %d: an optimizer step "
+                    "takes the same %d micro-batches as before.",
                     factor,
                     self._world_size,
                     size,
