@@ -24,6 +24,7 @@ EXTRAS = {
 }
 TESTED = "[arrow,fsspec,plot,safetensors,tensorboard]"
 EVERYTHING = ("test", "house", "examples")
+KILLING = ("--kills", "--chain", "--case", "--minutes", "--without")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 ONLY_THESE_SIBLINGS = """
 import importlib.util, sys
@@ -119,12 +120,17 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(requires=["wheels"], default=False)
 def chaos(session: nox.Session) -> None:
-    """Break and kill as often as for a release: ``-- ckpt`` in one package's tests, else in all."""
+    """Kill runs: ``-- --kills 1000``, ``-- --chain 100``; break parts: ``-- ckpt``; else do all."""
     install_wheels(session, "all", *ROOMS, extras=TESTED, groups=EVERYTHING)
-    rooms = [name for name in session.posargs if name in ROOMS] or ROOMS
+    rooms = [name for name in session.posargs if name in ROOMS]
     rest = [name for name in session.posargs if name not in ROOMS]
-    folders = [f"tests/{room}" for room in rooms]
-    session.run("pytest", *folders, *rest, env={**ONE_THREAD, "BRAIN_CHAOS": "1"})
+    kills = any(name.startswith(KILLING) for name in rest)
+    if rooms or not kills:
+        folders = [f"tests/{room}" for room in rooms or ROOMS]
+        env = {**ONE_THREAD, "BRAIN_CHAOS": "1"}
+        session.run("pytest", *folders, *([] if kills else rest), env=env)
+    if kills or not session.posargs:
+        session.run("python", "-m", "chaos", *(rest or ("--kills", "1000", "--chain", "100")))
 
 
 @nox.session(requires=["wheels"], default=False)

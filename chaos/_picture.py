@@ -1,0 +1,80 @@
+"""The picture of a session: where in a run's life it was killed, and what was lost by it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+from chaos._board import Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from chaos._run import Kill
+
+__all__ = ["draw"]
+
+_BINS = 40
+_COLOURS = {
+    Phase.START: "#9e9e9e",
+    Phase.STEP: "#4c78a8",
+    Phase.SAVE: "#e45756",
+    Phase.WRITE: "#f2a09f",
+    Phase.VALID: "#54a24b",
+    Phase.BORDER: "#b279a2",
+    Phase.END: "#eeca3b",
+}
+
+
+def draw(kills: Sequence[Kill], path: Path) -> None:
+    """Draw kills over the life of a run by phase, and what was done again after each.
+
+    Parameters
+    ----------
+    kills : sequence of Kill
+        All of a session.
+    path : Path
+        The picture's file.
+
+    Raises
+    ------
+    ImportError
+        Without matplotlib, which ``brain-core[plot]`` installs.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    by_phase = {phase: [kill for kill in kills if kill.phase == phase.name] for phase in _COLOURS}
+    figure, (upper, lower) = plt.subplots(
+        2, 1, figsize=(9, 6.5), sharex=True, layout="constrained", height_ratios=(3, 2)
+    )
+    upper.hist(
+        [[100 * kill.life for kill in here] for here in by_phase.values()],
+        bins=_BINS,
+        range=(0, 100),
+        stacked=True,
+        color=list(_COLOURS.values()),
+        label=[f"{phase.name.lower()} ({len(here)})" for phase, here in by_phase.items()],
+    )
+    upper.set_ylabel("kills")
+    upper.set_title(f"{len(kills):,} kills over the life of a run")
+    upper.legend(ncols=2, fontsize="small", frameon=False)
+    shift = itertools.cycle((-0.24, -0.12, 0.0, 0.12, 0.24))  # so that equal ones do not hide
+    for phase, here in by_phase.items():
+        lower.scatter(
+            [100 * kill.life for kill in here],
+            [kill.redone + next(shift) for kill in here],
+            s=9,
+            alpha=0.6,
+            linewidths=0,
+            color=_COLOURS[phase],
+        )
+    lower.set_ylabel("batches done again")
+    lower.set_xlabel("part of the run that was done when it was killed, %")
+    for axes in (upper, lower):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,274 @@
+"""The training that is killed: all that can go wrong with a resumed run, in a tiny model."""
+
+from __future__ import annotations
+
+import random
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn.functional import mse_loss
+
+from brain_ckpt import Checkpoint, Checkpointer, _fs
+from brain_core import Brain, EpochCounter, FileTrainLogger, Stage, seed_everything
+from brain_dist import get_rank
+from chaos._board import Board, Phase
+from chaos._cases import BATCH_SIZE, ROWS, VALID_ROWS
+from chaos._journal import Journal, checksums
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+
+    from chaos._cases import Config
+
+__all__ = ["LOG_FILE", "SAVE_FOLDER", "train"]
+
+SAVE_FOLDER, LOG_FILE = "save", "log.txt"
+_RECORDS = "records"  # in a checkpoint's meta: how many records it stands after
+Sample = tuple[torch.Tensor, torch.Tensor, int]
+
+
+class Rows(torch.utils.data.Dataset[Sample]):
+    """Rows with an augmentation that torch, numpy and random draw where they are loaded."""
+
+    def __init__(self, count: int, *, augment: bool) -> None:
+        generator = torch.Generator().manual_seed(7)
+        self._inputs = torch.randn(count, 4, generator=generator)
+        self._targets = torch.randn(count, 2, generator=generator)
+        self._augment = augment
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self._inputs)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return inputs, targets and the row's number."""
+        inputs = self._inputs[index]
+        if self._augment:
+            inputs = inputs + 0.1 * torch.randn(4) + random.gauss(0.0, 0.1) + np.random.normal() / 9
+        return inputs, self._targets[index], index
+
+
+class WatchedCheckpointer(Checkpointer):
+    """Tells the board and the journal when it saves, and what is safe.
+
+    Parameters
+    ----------
+    journal : Journal
+        Where the checkpoints that are acknowledged are noted.
+    board : Board
+        Where the phases are told.
+    folder, recoverables, asynchronous
+        As for a `Checkpointer`.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        board: Board,
+        folder: Path,
+        recoverables: Mapping[str, Any],
+        *,
+        asynchronous: bool,
+    ) -> None:
+        self._journal, self._board = journal, board
+        self._begun: list[int] = []  # saves that are not published, by records
+        self._published: list[int] = []  # and those that are, before anybody was told
+        super().__init__(folder, recoverables, asynchronous=asynchronous)
+        _fs.failpoint = self._look
+
+    def save_checkpoint(
+        self, meta: Mapping[str, Any] | None = None, *args: Any, **kwargs: Any
+    ) -> Checkpoint | None:
+        """Save, watched."""
+        with self._saving():
+            saved = super().save_checkpoint(self._noted(meta), *args, **kwargs)
+        self._acknowledge()
+        return saved
+
+    def save_and_keep_only(
+        self, meta: Mapping[str, Any] | None = None, *args: Any, **kwargs: Any
+    ) -> None:
+        """Save and delete others, watched."""
+        with self._saving():
+            super().save_and_keep_only(self._noted(meta), *args, **kwargs)
+        self._acknowledge()
+
+    def recover_if_possible(self, *args: Any, **kwargs: Any) -> Checkpoint | None:
+        """Recover, and note from where."""
+        found = super().recover_if_possible(*args, **kwargs)
+        if not (args or kwargs):
+            name, records = (None, 0) if found is None else (Path(found.path).name, _place(found))
+            self._journal.took_over(name, records)
+        return found
+
+    def poll(self) -> None:
+        """Publish what is written, watched."""
+        super().poll()
+        self._acknowledge()
+
+    def close(self) -> None:
+        """Publish what is left, watched."""
+        super().close()
+        self._acknowledge()
+
+    def _noted(self, meta: Mapping[str, Any] | None) -> dict[str, Any]:
+        self._begun.append(self._journal.records)
+        return {**(meta or {}), _RECORDS: self._journal.records}
+
+    def _saving(self) -> AbstractContextManager[None]:
+        return self._board.inside(Phase.SAVE)
+
+    def _look(self, operation: str, path: str, detail: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            self._board.set_writing(True)
+        if operation == "rename" and ".tmp-" in path and ".trash-" not in str(detail):
+            self._published.append(self._begun.pop(0))
+            self._board.set_writing(False)
+
+    def _acknowledge(self) -> None:
+        for records in self._published:
+            self._journal.acknowledged(records)
+            self._board.tell(Phase.PROGRESS)
+        self._published.clear()
+
+
+class Run(Brain):
+    """Dropout, draws of three libraries in the main process, a scheduler that steps with it."""
+
+    def __init__(self, *args: Any, journal: Journal, board: Board, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.journal, self.board = journal, board
+        self.epoch = 0
+        self.scheduler: torch.optim.lr_scheduler.LRScheduler
+
+    def init_optimizers(self) -> None:
+        """Make the optimizer and its scheduler."""
+        super().init_optimizers()
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 60)
+        assert self.checkpointer is not None
+        self.checkpointer.add_recoverable("scheduler", self.scheduler)
+
+    def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
+        """Say where the run is."""
+        self.epoch = epoch or 0
+        if stage is Stage.VALID:
+            self.board.enter(Phase.VALID)
+
+    def fit_batch(self, batch: Any) -> torch.Tensor:
+        """Say where the run is."""
+        self.board.enter(Phase.STEP)
+        return super().fit_batch(batch)
+
+    def evaluate_batch(self, batch: Any, stage: Stage) -> torch.Tensor:
+        """Say where the run is, and note what was seen."""
+        if stage is Stage.VALID:
+            self.board.enter(Phase.VALID)
+        loss = super().evaluate_batch(batch, stage)
+        if stage is Stage.VALID:
+            self._note("VALID", self.step, batch[2].tolist(), {"loss": float(loss).hex()})
+        return loss
+
+    def compute_forward(self, batch: Any, stage: Stage) -> torch.Tensor:
+        """Predict; in training, under noise that the main process draws."""
+        inputs = batch[0]
+        if stage is Stage.TRAIN:
+            inputs = inputs * (0.9 + 0.2 * random.random()) + 0.1 * np.random.normal()
+        prediction: torch.Tensor = self.modules.model(inputs)
+        return prediction
+
+    def compute_objectives(self, predictions: torch.Tensor, batch: Any, stage: Stage) -> Any:  # noqa: ARG002 - Brain's interface
+        """Return the mean squared error."""
+        return mse_loss(predictions.float(), batch[1])
+
+    def on_fit_batch_end(self, batch: Any, outputs: Any, loss: Any, should_step: bool) -> None:  # noqa: ARG002 - Brain's interface
+        """Step the scheduler, and note all there is."""
+        facts = {"loss": float(loss).hex(), "mean before": float(self.avg_train_loss).hex()}
+        if should_step:
+            self.scheduler.step()
+            facts |= self.everything()
+        self._note("TRAIN", self.step, batch[2].tolist(), facts)
+
+    def on_stage_end(self, stage: Stage, stage_loss: float, epoch: int | None = None) -> None:
+        """Note the mean; after validation, log and save."""
+        if stage is Stage.TEST:
+            return
+        self.board.enter(Phase.BORDER)
+        self._note("ENDED", 0, [], {stage.name: float(stage_loss).hex()})
+        if stage is Stage.VALID:
+            self.hparams.train_logger.log_stats({"epoch": epoch}, valid_stats={"loss": stage_loss})
+            assert self.checkpointer is not None
+            self.checkpointer.save_and_keep_only({"loss": stage_loss}, min_keys=["loss"])
+
+    def everything(self) -> dict[str, str]:
+        """Return a text for each weight, each state of the optimizer and the learning rate."""
+        return {
+            **checksums("model", self.raw_modules["model"].state_dict()),
+            **checksums("optimizer", self.optimizer.state_dict()["state"]),
+            **checksums("learning rate", self.scheduler.get_last_lr()),
+        }
+
+    def _note(self, kind: str, batch: int, ids: list[int], facts: dict[str, str]) -> None:
+        self.journal.note([kind, self.epoch, batch, ids, facts])
+        self.board.set_records(self.journal.records)
+
+
+def train(config: Config, folder: Path, journal: Journal, board: Board) -> None:
+    """Train on this rank to the end, and write into the journal how it ended."""
+    seed_everything(11, verbose=False)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 8), torch.nn.Dropout(0.4), torch.nn.Tanh(), torch.nn.Linear(8, 2)
+    )
+    counter = EpochCounter(config.epochs)
+    log = folder / LOG_FILE
+    checkpointer = WatchedCheckpointer(
+        journal,
+        board,
+        folder / SAVE_FOLDER,
+        {"model": model, "counter": counter},
+        asynchronous=config.asynchronous,
+    )
+    brain = Run(
+        {"model": model},
+        lambda parameters: torch.optim.AdamW(parameters, lr=0.05),
+        {"train_logger": FileTrainLogger(log)},
+        {
+            "device": "cpu",
+            "precision": config.precision,
+            "grad_accumulation_factor": config.accumulation,
+            "ckpt_interval_steps": config.interval,
+        },
+        checkpointer,
+        journal=journal,
+        board=board,
+    )
+    brain.fit(
+        counter,
+        Rows(ROWS, augment=True),
+        Rows(VALID_ROWS, augment=False),
+        progressbar=False,
+        train_loader_kwargs={
+            "batch_size": BATCH_SIZE,
+            "shuffle": True,
+            "num_workers": config.workers,
+        },
+        valid_loader_kwargs={"batch_size": 2 * BATCH_SIZE},
+    )
+    board.enter(Phase.END)
+    last = brain.everything()
+    best = brain.evaluate(Rows(VALID_ROWS, augment=False), min_key="loss", progressbar=False)
+    checkpointer.close()
+    kept = sorted(_place(each) for each in checkpointer.list_checkpoints())
+    if get_rank() == 0:
+        last["log"] = log.read_text(encoding="utf-8")
+    pace = {"seconds": board.seconds, "times": board.times}
+    facts = {**last, "best loss": best.hex()}
+    journal.finished({"facts": facts, "kept": kept, "pace": pace})
+
+
+def _place(checkpoint: Checkpoint) -> int:
+    """Return how many records a checkpoint stands after."""
+    return int(checkpoint.meta[_RECORDS])

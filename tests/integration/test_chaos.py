@@ -1,0 +1,102 @@
+"""The machine that kills runs: it finds nothing where all is well, and what is left out."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="watches through pidfd_open")
+
+
+@pytest.fixture
+def chaos(tmp_path):
+    """Run the machine; returns how it ended and where its results are."""
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "chaos", "--results", str(tmp_path), *arguments]
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+        )
+
+    return run
+
+
+@pytest.fixture
+def journal(monkeypatch):
+    """Return the module that compares what runs have done."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("chaos._journal")
+
+
+def test_killed_runs_end_as_the_undisturbed_one(chaos, tmp_path):
+    """Random kills and a chain of them, on one rank and on two; a report says what was counted."""
+    done = chaos("--kills", "3", "--chain", "2", "--ranks", "1,2", "--seed", "4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    counts = report["counts"]
+    for name in ("samples lost", "samples repeated", "starts that could not resume"):
+        assert counts[name] == "0"
+    kills = sum(len(case["kills"]) for case in report["cases"])
+    assert counts["kills"] == str(kills)
+    assert kills >= 7
+    assert counts["chain on 2 ranks"] == "2 kills in a row, bit-equal"
+    assert "inside a save" in (tmp_path / "table.md").read_text()
+    if importlib.util.find_spec("matplotlib"):
+        assert (tmp_path / "kills.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("piece", "said"),
+    [
+        ("numpy-rng", ": loss is"),
+        ("newest-checkpoint", "had been acknowledged"),
+    ],
+)
+def test_a_piece_of_state_that_is_left_out_is_noticed(chaos, piece, said):
+    """The machine can go red, says what differed first, and how to see it again."""
+    done = chaos("--without", piece, "--kills", "60", "--failures", "1", "--ranks", "1")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert said in done.stdout
+    assert "again: nox -s chaos -- --seed" in done.stdout
+
+
+def test_samples_that_are_lost_or_repeated_are_counted(journal):
+    """Each row is taken once an epoch, in whatever order."""
+    records = [["TRAIN", 1, 1, [0, 2], {}], ["TRAIN", 1, 2, [2], {}], ["VALID", 1, 1, [1], {}]]
+    assert journal.lost_and_repeated(records, rows=3, epochs=1) == (1, 1)
+    assert journal.lost_and_repeated([["TRAIN", 1, 1, [2, 0, 1], {}]], 3, 1) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (["TRAIN", 1, 2, [3], {"loss": "0x1.8p+0"}], "loss is 1.5, undisturbed 1.0"),
+        (["TRAIN", 1, 2, [4], {"loss": "0x1.0p+0"}], "took samples [4] in place of [3]"),
+        (["TRAIN", 1, 3, [3], {}], "TRAIN batch 3 of epoch 1 was done in place of TRAIN batch 2"),
+    ],
+)
+def test_the_first_difference_is_named(journal, record, said):
+    """The batch and the number, and both of its values."""
+    expected = [["TRAIN", 1, 1, [1], {}], ["TRAIN", 1, 2, [3], {"loss": "0x1.0p+0"}]]
+    assert journal.first_difference(expected, expected) is None
+    assert said in journal.first_difference([expected[0], record], expected)
+
+
+def test_a_line_that_a_kill_has_cut_off_is_not_read(journal, tmp_path):
+    """What came before it counts."""
+    path = tmp_path / "journal"
+    written = journal.Journal(path)
+    written.took_over("CKPT+1", 7)
+    written.note(["VALID", 1, 1, [], {}])
+    with path.open("a") as file:
+        file.write('["VALID", 1')
+    found = journal.read(path)
+    assert (found.checkpoint, found.began, len(found.records)) == ("CKPT+1", 7, 1)
