@@ -3,7 +3,7 @@
 The operations of a real run are written down at the failpoint.  From the first k of them states
 are made: of each directory some of the changes since its last fsync are left out, in any
 combination; of each file what was written since its last fsync is there, missing, zeroed or
-cut.  A rename is one change, whole or not at all, as every file system has it.
+cut.  A rename is one change, whole or not at all, as every local file system has it.
 """
 
 import hashlib
@@ -65,11 +65,15 @@ class Recorder:
 
 
 class Disk:
-    """What the kernel holds, and what of it the disk has confirmed."""
+    """What the kernel holds, and what of it the disk has confirmed.
 
-    def __init__(self, start):
+    One that does not rename in one step moves a directory file by file.
+    """
+
+    def __init__(self, start, *, renames=True):
         self.root = read_tree(start)
         self.acknowledged = 0
+        self.renames = renames
 
     def run(self, operations):
         for operation, name, detail in operations:
@@ -102,7 +106,16 @@ class Disk:
 
     def rename(self, name, target):
         parent, leaf = self._parent(name)
-        parent.change("rename", leaf, target, parent.entries[leaf])
+        moved = parent.entries[leaf]
+        if self.renames or isinstance(moved, File):
+            parent.change("rename", leaf, target, moved)
+            return
+        made = Directory()
+        parent.change("add", target, made)
+        for child, node in list(moved.entries.items()):
+            made.change("add", child, node)
+            moved.change("remove", child)
+        parent.change("remove", leaf)
 
     def unlink(self, name, _):
         parent, leaf = self._parent(name)

@@ -74,17 +74,17 @@ class Run:
         return 0 if found is None else self.number()
 
 
-def first_save(directory, acknowledge, saves=1):
+def first_save(directory, acknowledge, saves=1, **options):
     """Save into an empty directory."""
-    run = Run(directory)
+    run = Run(directory, **options)
     run.set(1)
     run.checkpointer.save_checkpoint()
     acknowledge(1)
 
 
-def later_saves(directory, acknowledge, saves=1):
+def later_saves(directory, acknowledge, saves=1, **options):
     """Save, and let only the newest stay."""
-    run = Run(directory)
+    run = Run(directory, **options)
     start = run.recover()
     for number in range(start + 1, start + 1 + saves):
         run.set(number)
@@ -102,9 +102,9 @@ def best_saves(directory, acknowledge, saves=1):
         acknowledge(number)
 
 
-def replacing_saves(directory, acknowledge, saves=1):
+def replacing_saves(directory, acknowledge, saves=1, **options):
     """Save twice under one name."""
-    run = Run(directory)
+    run = Run(directory, **options)
     start = run.recover()
     for number in range(start + 1, start + 1 + saves):
         run.set(number)
@@ -136,12 +136,24 @@ def deleting_first(directory, acknowledge, saves=1):
         acknowledge(number)
 
 
+def unrenamed_saves(directory, acknowledge, saves=1):
+    """As later saves, on a file system that renames a directory in several steps."""
+    later_saves(directory, acknowledge, saves, atomic_rename=False)
+
+
+def unrenamed_replacing_saves(directory, acknowledge, saves=1):
+    """As replacing saves, on such a file system."""
+    replacing_saves(directory, acknowledge, saves, atomic_rename=False)
+
+
 WORKLOADS = {
     "first": first_save,
     "later": later_saves,
     "best": best_saves,
     "replacing": replacing_saves,
     "asynchronous": asynchronous_saves,
+    "unrenamed": unrenamed_saves,
+    "unrenamed, replacing": unrenamed_replacing_saves,
 }
 
 
@@ -151,7 +163,7 @@ def base(directory, workload):
         return 0
     run = Run(directory)
     run.set(1)
-    run.checkpointer.save_checkpoint(name="last" if workload == "replacing" else None)
+    run.checkpointer.save_checkpoint(name="last" if "replacing" in workload else None)
     run.checkpointer.close()
     return 1
 
@@ -166,13 +178,13 @@ def failpoint(function):
         _fs.failpoint = None
 
 
-def problem_after_fault(directory, acknowledged, *, saves_again=False):
+def problem_after_fault(directory, acknowledged, *, saves_again=False, **options):
     """Return what a fault broke, or None.
 
     The newest that can be recovered is at least the last that was acknowledged; every listed
     checkpoint is intact; the next save leaves nothing temporary.
     """
-    run = Run(directory)
+    run = Run(directory, **options)
     try:
         number = run.recover()
     except CheckpointError as error:
@@ -189,8 +201,8 @@ def problem_after_fault(directory, acknowledged, *, saves_again=False):
         run.checkpointer.save_checkpoint()
         left = [
             path.name
-            for path in directory.iterdir()
-            if path.name.startswith((".tmp", ".old", ".trash"))
+            for path in [*directory.iterdir(), *directory.glob("CKPT*/.*")]
+            if path.name.startswith((".tmp", ".old", ".trash", ".new", ".unfinished"))
         ]
         if left:
             return f"temporary after the next save: {left}"

@@ -1,6 +1,7 @@
 """An error of the disk at any operation is raised as what it is, and loses nothing."""
 
 import errno
+import itertools
 import os
 import resource
 import shutil
@@ -34,8 +35,13 @@ class FailAt:
                     raise OSError(self.code, os.strerror(self.code), path)
 
 
-@pytest.mark.parametrize("name", ["first", "later", "replacing", "asynchronous"])
-@pytest.mark.parametrize("code", ERRORS)
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        *itertools.product(("first", "later", "replacing", "asynchronous"), ERRORS),
+        *itertools.product(("unrenamed", "unrenamed, replacing"), ("ENOSPC", "EIO")),
+    ],
+)
 def test_an_error_at_any_operation_loses_nothing(name, code, work, fast_dir, tally):
     """Each operation that writes, with errors that pass and errors that stay in turn."""
     source, directory = fast_dir / "base", fast_dir / "save"

@@ -31,7 +31,10 @@ def operations_of(work, processes, workload, directory):
     return counter.count
 
 
-@pytest.mark.parametrize("name", ["first", "later", "best", "replacing", "asynchronous"])
+@pytest.mark.parametrize(
+    "name",
+    ["first", "later", "best", "replacing", "asynchronous", "unrenamed", "unrenamed, replacing"],
+)
 def test_a_kill_at_any_operation_of_a_save_loses_nothing(name, work, processes, start, tally):
     """Each operation once, and each write once more with half of it done."""
     workload = work.WORKLOADS[name]

@@ -8,10 +8,13 @@ import pytest
 from brain_ckpt import _fs
 
 # A save is about forty operations, and a disk may stop after any of them.
-PER_WORKLOAD = {"first": 400, "later": 900, "best": 600, "replacing": 700, "asynchronous": 400}
+PER_WORKLOAD = {
+    "first": 300, "later": 700, "best": 400, "replacing": 500, "asynchronous": 300,
+    "unrenamed": 400, "unrenamed, replacing": 400,
+}  # fmt: skip
 
 
-def losses(work, power, fast_dir, start, workload, states, *, seed):
+def losses(work, power, fast_dir, start, workload, states, *, seed, renames=True):
     """Try states that a loss of power can leave; return (tried, distinct, what was lost)."""
     directory = fast_dir / "recorded"
     directory.mkdir()
@@ -27,7 +30,7 @@ def losses(work, power, fast_dir, start, workload, states, *, seed):
     for tried in range(states):
         shutil.rmtree(directory)
         directory.mkdir()
-        disk = power.Disk(directory)
+        disk = power.Disk(directory, renames=renames)
         disk.root = _copy(power, confirmed)
         disk.acknowledged = before
         # every place once, then by chance
@@ -40,7 +43,7 @@ def losses(work, power, fast_dir, start, workload, states, *, seed):
         directory.rmdir()
         power.write_tree(tree, directory)
         problem = work.problem_after_fault(
-            directory, disk.acknowledged, saves_again=tried % 10 == 0
+            directory, disk.acknowledged, saves_again=tried % 10 == 0, atomic_rename=renames
         )
         seen[key] = problem
         if problem is not None:
@@ -61,13 +64,23 @@ def test_no_loss_of_power_takes_an_acknowledged_checkpoint(
 ):
     """Unsynced data dropped, zeroed or cut, unsynced names in any combination."""
     states = times(PER_WORKLOAD[name], PER_WORKLOAD[name] * 100 // 3)
+    renames = "unrenamed" not in name
     tried, distinct, found = losses(
-        work, power, fast_dir, name, work.WORKLOADS[name], states, seed=name
+        work, power, fast_dir, name, work.WORKLOADS[name], states, seed=name, renames=renames
     )
     tally["states tried"] += tried
     tally["losses"] += len(found)
     assert distinct > min(states // 10, 100)  # few ways to lose a little: most come up again
     assert found == []
+
+
+@pytest.mark.parametrize("name", ["later", "replacing"])
+def test_a_disk_that_renames_file_by_file_needs_the_option(name, work, power, fast_dir):
+    """There the usual way loses checkpoints, so that the tests above are ones of the option."""
+    _, _, found = losses(
+        work, power, fast_dir, name, work.WORKLOADS[name], 200, seed=name, renames=False
+    )
+    assert len(found) > 5
 
 
 def no_fsync_of_files(monkeypatch, work):

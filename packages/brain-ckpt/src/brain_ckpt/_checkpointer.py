@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brain_ckpt._checksum import check_checksum
 from brain_ckpt._deleting import Deleter, check_spare
-from brain_ckpt._errors import (
-    CheckpointDeleteError,
-)
-from brain_ckpt._hooks import HookRegistry, find_loader, find_saver
-from brain_ckpt._layout import check_name, check_recoverable
+from brain_ckpt._layout import check_name
 from brain_ckpt._meta import plain_meta
 from brain_ckpt._planning import Request
 from brain_ckpt._ranks import together
 from brain_ckpt._reader import Reader, Wanted
+from brain_ckpt._recoverables import Only, Recoverables
 from brain_ckpt._retention import Checkpoint, Key, Policy, ckpt_recency
-from brain_ckpt._saving import Item
 from brain_ckpt._selection import Predicate, Retention
 from brain_ckpt._writer import Writer, make_directory
 from brain_dist import get_rank
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from brain_ckpt._checksum import Algorithm
-
-logger = logging.getLogger(__name__)
-
-Only = Callable[[str, Any], bool]
+    from brain_ckpt._hooks import HookRegistry
+    from brain_ckpt._saving import Item
 
 
-class Checkpointer:
+class Checkpointer(Recoverables):
     """Saves checkpoints that nothing can break, and recovers from them.
 
     Parameters
@@ -58,6 +53,10 @@ class Checkpointer:
         "crc32" or "sha256".
     hooks : HookRegistry, optional
         Hooks by type.
+    atomic_rename : bool
+        Whether the file system renames a directory in one step.  False for one that does not (an
+        object store that is mounted): nothing is renamed then, and a checkpoint counts from when
+        its manifest, written last, is there.
 
     Examples
     --------
@@ -83,20 +82,17 @@ class Checkpointer:
         keep: Policy | None = None,
         checksum: Algorithm = "crc32",
         hooks: HookRegistry | None = None,
+        atomic_rename: bool = True,
     ) -> None:
         check_checksum(checksum)
         check_spare(spare)
-        self.recoverables: dict[str, Any] = {}
-        self.optional_recoverables: dict[str, bool] = {}
-        self.custom_load_hooks = dict(custom_load_hooks or {})
-        self.custom_save_hooks = dict(custom_save_hooks or {})
+        super().__init__(custom_load_hooks, custom_save_hooks, hooks)
         self.allow_partial_load = allow_partial_load
         self.asynchronous = asynchronous
         self.spare = spare
         self.keep = keep
-        self.hooks = hooks or HookRegistry()
         self._checksum = checksum
-        self._per_rank: set[str] = set()
+        self._atomic_rename = atomic_rename
         self._writer: Writer
         self.checkpoints_dir = checkpoints_dir
         if recoverables is not None:
@@ -117,7 +113,7 @@ class Checkpointer:
         if hasattr(self, "_writer"):
             self._writer.close()
         make_directory(path)
-        self._writer = Writer(path, self._checksum)
+        self._writer = Writer(path, self._checksum, renames=self._atomic_rename)
         self._reader = Reader(self._writer)
         self._deleter = Deleter(self._writer, self._reader)
 
@@ -125,68 +121,6 @@ class Checkpointer:
     def passed_over(self) -> list[str]:
         """What was damaged in checkpoints that the last recovery had to leave out, each by file."""
         return self._reader.passed_over
-
-    def add_recoverable(
-        self,
-        name: str,
-        obj: Any,
-        custom_load_hook: Callable[..., Any] | None = None,
-        custom_save_hook: Callable[..., Any] | None = None,
-        optional_load: bool = False,
-        *,
-        per_rank: bool = False,
-    ) -> None:
-        """Add something to save and recover; a name that is there already gets the new object.
-
-        Parameters
-        ----------
-        name : str
-            Its name, which becomes that of its file.
-        obj : object
-            Anything with a state, marked methods, or hooks.
-        custom_load_hook : callable, optional
-            ``hook(obj, path, end_of_epoch)``, or without the flag.
-        custom_save_hook : callable, optional
-            ``hook(obj, path)``; runs on the first rank.
-        optional_load : bool
-            Whether a checkpoint without it may be loaded.
-        per_rank : bool
-            Whether each rank has a state of its own, such as its random numbers.  A rank that a
-            checkpoint has no state for keeps the one it has.
-
-        Raises
-        ------
-        TypeError
-            If there is no way to save and load it.
-        ValueError
-            If the name cannot be that of a file, or differs from another one only by case.
-        """
-        check_recoverable(name, self.recoverables)
-        find_saver(obj, custom_save_hook or self.custom_save_hooks.get(name), self.hooks)
-        find_loader(obj, custom_load_hook or self.custom_load_hooks.get(name), self.hooks)
-        self.recoverables[name] = obj
-        self.optional_recoverables[name] = optional_load
-        (self._per_rank.add if per_rank else self._per_rank.discard)(name)
-        if custom_load_hook is not None:
-            self.custom_load_hooks[name] = custom_load_hook
-        if custom_save_hook is not None:
-            self.custom_save_hooks[name] = custom_save_hook
-
-    def add_recoverables(self, recoverables: Mapping[str, Any]) -> None:
-        """Add several things to save and recover.
-
-        Raises
-        ------
-        AttributeError
-            If it is not a mapping, as in SpeechBrain.
-        """
-        if not isinstance(recoverables, Mapping):
-            raise AttributeError(  # noqa: TRY004 - the reference's type
-                f"recoverables are a mapping from names to objects, got {recoverables!r}; write "
-                f'{{"model": model}}'
-            )
-        for name, obj in recoverables.items():
-            self.add_recoverable(name, obj)
 
     def save_checkpoint(
         self,
@@ -264,19 +198,17 @@ class Checkpointer:
             num_to_keep=num_to_keep,
             min_keys=min_keys or (),
             max_keys=max_keys or (),
-            importance_keys=(*importance_keys, ckpt_recency)
-            if keep_recent
-            else tuple(importance_keys),
+            importance_keys=(*importance_keys, *((ckpt_recency,) if keep_recent else ())),
             ckpt_predicate=ckpt_predicate,
         )
 
-        def retain() -> None:
-            try:
-                self._deleter.delete(retention, self.keep, self.spare, verbosity)
-            except CheckpointDeleteError:
-                logger.exception("checkpoints that should have gone are still there")
-
-        self._save(meta, end_of_epoch, name, verbosity, retain)
+        self._save(
+            meta,
+            end_of_epoch,
+            name,
+            verbosity,
+            lambda: self._deleter.retain(retention, self.keep, self.spare, verbosity),
+        )
 
     def find_checkpoint(
         self,
@@ -358,7 +290,7 @@ class Checkpointer:
         """
         wanted = Wanted(importance_key, max_key, min_key, ckpt_predicate)
         return self._reader.recover(
-            wanted, self._items(only), partial=self.allow_partial_load, trusted=trusted
+            wanted, self._chosen(only), partial=self.allow_partial_load, trusted=trusted
         )
 
     def load_checkpoint(
@@ -386,10 +318,7 @@ class Checkpointer:
         """
         self._writer.wait()
         self._reader.load(
-            checkpoint,
-            self._items(only),
-            partial=self.allow_partial_load,
-            trusted=trusted,
+            checkpoint, self._chosen(only), partial=self.allow_partial_load, trusted=trusted
         )
 
     def delete_checkpoints(
@@ -457,7 +386,7 @@ class Checkpointer:
         items: list[Item] = []
 
         def check() -> Request:
-            items.extend(self._items())
+            items.extend(self._chosen())
             if name is not None:
                 check_name(name, "the name of a checkpoint")
             return Request(plain_meta(meta or {}), bool(end_of_epoch), name, verbosity)
@@ -468,17 +397,3 @@ class Checkpointer:
             return None
         self._deleter.trust(saved)
         return saved
-
-    def _items(self, only: Only | None = None) -> list[Item]:
-        return [
-            Item(
-                check_name(name, "the name of a recoverable"),
-                obj,
-                find_saver(obj, self.custom_save_hooks.get(name), self.hooks),
-                find_loader(obj, self.custom_load_hooks.get(name), self.hooks),
-                optional=self.optional_recoverables.get(name, False),
-                per_rank=name in self._per_rank,
-            )
-            for name, obj in self.recoverables.items()
-            if only is None or only(name, obj)
-        ]

@@ -127,4 +127,7 @@ def _add_prune(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--budget", metavar="BYTES", type=budget, action="append", help="the newest in, say, 20G"
     )
+    made.add_argument(
+        "--no-atomic-rename", action="store_true", help="as Checkpointer(atomic_rename=False)"
+    )
     made.add_argument("--dry-run", action="store_true", help="only say what would go")

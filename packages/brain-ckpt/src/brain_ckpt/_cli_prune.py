@@ -74,7 +74,7 @@ def prune(options: argparse.Namespace) -> int:
     if options.dry_run:
         kept, doomed, damaged = _choose(found, policies)
     else:
-        writer = Writer(path, "crc32")
+        writer = Writer(path, "crc32", renames=not options.no_atomic_rename)
         writer.lock()
         try:
             writer.store.tidy()

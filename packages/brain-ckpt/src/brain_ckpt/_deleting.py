@@ -73,6 +73,13 @@ class Deleter:
             names = decide(lambda: self._doomed(retention, keep, spare))
             nodes.on_leaders(lambda: self._delete(names, verbosity))
 
+    def retain(self, retention: Retention, keep: Policy | None, spare: int, verbosity: int) -> None:
+        """As `delete`, after a save, whose success does not depend on it: a failure is logged."""
+        try:
+            self.delete(retention, keep, spare, verbosity)
+        except CheckpointDeleteError:
+            logger.exception("checkpoints that should have gone are still there")
+
     def _doomed(self, retention: Retention, keep: Policy | None, spare: int) -> list[str]:
         doomed = choose_doomed(self._reader.listing().checkpoints, retention, keep)
         spares: list[Checkpoint] = []

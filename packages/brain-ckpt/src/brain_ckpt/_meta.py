@@ -42,7 +42,8 @@ def plain_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
         )
     plain = {str(key): _plain(value, str(key)) for key, value in meta.items()}
     # What is written has to be listed again: a time of the caller's own has to be one.
-    load_meta(dump_meta({"unixtime": 0.0, **plain}), "meta")
+    _check_time({"unixtime": 0.0, **plain}, "meta")
+    dump_meta(plain)
     return plain
 
 
@@ -75,17 +76,21 @@ def load_meta(content: bytes, where: str) -> dict[str, Any]:
         raise CheckpointDamagedError(
             f"{where} has to hold a mapping, got {meta!r}; the file was cut or overwritten"
         )
-    time = meta.get("unixtime")
-    if isinstance(time, bool) or not isinstance(time, (int, float)) or not math.isfinite(time):
-        raise CheckpointDamagedError(
-            f"{where} has to hold the time of the save as a number, got unixtime={time!r}"
-        )
+    _check_time(meta, where)
     return meta
 
 
 def load_plain_yaml(content: bytes, where: str) -> Any:
     """Read one of SpeechBrain's text formats, such as that of its Brain, safely."""
     return _load(content, f"{where} is neither a tensor file nor YAML")
+
+
+def _check_time(meta: Mapping[str, Any], where: str) -> None:
+    time = meta.get("unixtime")
+    if isinstance(time, bool) or not isinstance(time, (int, float)) or not math.isfinite(time):
+        raise CheckpointDamagedError(
+            f"{where} has to hold the time of the save as a number, got unixtime={time!r}"
+        )
 
 
 def _load(content: bytes, complaint: str) -> Any:

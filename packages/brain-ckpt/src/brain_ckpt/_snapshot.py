@@ -8,6 +8,12 @@ from typing import Any
 
 import torch
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_KEPT_DEVICES = ("cpu", "cuda", "xpu")
+
+# dtype, shape, whether in pinned memory
+_Kind = tuple[torch.dtype, torch.Size, bool]
+
 
 class Snapshots:
     """Copies states so that training can change the originals.
@@ -17,10 +23,10 @@ class Snapshots:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, bool], list[torch.UntypedStorage]] = {}
-        self._free: dict[tuple[int, bool], list[torch.UntypedStorage]] = {}
-        self._copied: dict[int, torch.UntypedStorage] = {}
-        self._used: list[tuple[tuple[int, bool], torch.UntypedStorage]] = []
+        self._kept: dict[_Kind, list[torch.Tensor]] = {}
+        self._free: dict[_Kind, list[torch.Tensor]] = {}
+        self._copied: dict[int, torch.Tensor] = {}
+        self._used: list[tuple[_Kind, torch.Tensor]] = []
 
     def begin(self) -> None:
         """Start a save: the buffers of the one before are free."""
@@ -30,7 +36,7 @@ class Snapshots:
 
     def end(self) -> None:
         """Finish copying: wait for the accelerator, and keep only the buffers that were used."""
-        if any(pinned for (_, pinned), _ in self._used):
+        if any(pinned for (_, _, pinned), _ in self._used):
             torch.accelerator.synchronize() if hasattr(
                 torch, "accelerator"
             ) else torch.cuda.synchronize()
@@ -54,41 +60,41 @@ class Snapshots:
         return copy.deepcopy(state)
 
     def _copy_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor.detach()
-        if (
-            type(tensor) is not torch.Tensor
-            or tensor.layout != torch.strided
-            or tensor.is_quantized
-        ):
-            return tensor.clone().cpu()
-        if tensor.is_conj() or tensor.is_neg() or tensor.device.type not in ("cpu", "cuda", "xpu"):
-            return tensor.clone().cpu()
+        if not _is_plain(tensor):
+            return tensor.detach().clone().cpu()
         storage = tensor.untyped_storage()
-        buffer = self._copied.get(storage._cdata)  # noqa: SLF001 - the only identity a storage has
+        identity = storage._cdata  # noqa: SLF001 - the only identity a storage has
+        buffer = self._copied.get(identity)
         if buffer is None:
-            buffer = self._buffer(storage)
-            # whole storages as bytes: (nbytes,)
-            _as_bytes(buffer).copy_(_as_bytes(storage), non_blocking=True)
-            self._copied[storage._cdata] = buffer  # noqa: SLF001 - as above
+            buffer = self._copied[identity] = self._copy_storage(tensor, storage)
+        same = buffer.dtype == tensor.dtype and buffer.shape == tensor.shape
+        if same and buffer.stride() == tensor.stride():
+            return buffer
         return torch.empty(0, dtype=tensor.dtype).set_(
-            buffer, tensor.storage_offset(), tensor.size(), tensor.stride()
+            buffer.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
         )
 
-    def _buffer(self, storage: torch.UntypedStorage) -> torch.UntypedStorage:
-        pinned = storage.device.type != "cpu"
-        key = (storage.nbytes(), pinned)
+    def _copy_storage(self, tensor: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:
+        """Copy a whole storage: as the tensor if that covers it, else as bytes."""
+        source = tensor.detach()
+        if not tensor.is_contiguous() or tensor.nbytes != storage.nbytes():
+            source = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+        pinned = tensor.device.type != "cpu"
+        key = (source.dtype, source.shape, pinned)
         free = self._free.get(key)
-        if free:
-            buffer = free.pop()
-        else:
-            fresh = torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=pinned)
-            buffer = fresh.untyped_storage()
+        buffer = free.pop() if free else torch.empty_like(source, device="cpu", pin_memory=pinned)
+        buffer.copy_(source, non_blocking=pinned)
         self._used.append((key, buffer))
         return buffer
 
 
-def _as_bytes(storage: torch.UntypedStorage) -> torch.Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return (
+        type(tensor) in _PLAIN
+        and tensor.device.type in _KEPT_DEVICES
+        and tensor.layout == torch.strided
+        and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+    )
 
 
 def _same_kind(state: Mapping[Any, Any], pairs: dict[Any, Any]) -> Any:

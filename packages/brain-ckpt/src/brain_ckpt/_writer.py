@@ -144,6 +144,7 @@ class Writer:
         flight = self._flight
         if flight is None:
             return
+        flight.background = False  # nobody trains beside what is still to be done
         with self._nothing_left_on_error(flight.plan):
             if flight.shards is not None and not flight.sealing:
                 self._start_sealing(flight)

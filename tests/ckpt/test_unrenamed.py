@@ -1,0 +1,127 @@
+"""Checkpoints on a file system that does not rename a directory in one step."""
+
+import pytest
+import torch
+
+from brain_ckpt import Checkpointer, CheckpointSaveError
+from brain_ckpt._cli import main
+
+
+@pytest.fixture
+def run(work, fast_dir):
+    return work.Run(fast_dir, atomic_rename=False)
+
+
+def there(directory):
+    return sorted(path.name for path in directory.iterdir() if path.name != ".brain.lock")
+
+
+def operations_of(work, action):
+    done = []
+    with work.failpoint(lambda operation, path, detail: done.append((operation, path))):
+        action()
+    return done
+
+
+def test_nothing_is_renamed(work, run, fast_dir):
+    """Neither to publish, nor to replace, nor to delete."""
+
+    def saves():
+        for number in (1, 2, 3):
+            run.set(number)
+            run.checkpointer.save_and_keep_only(name="last" if number > 1 else None)
+
+    assert "rename" not in {operation for operation, _ in operations_of(work, saves)}
+    assert there(fast_dir) == ["CKPT+last"]
+    assert work.Run(fast_dir).recover() == 3
+
+
+def test_the_manifest_is_written_last(work, run):
+    """What comes after it are the confirmation, and the removal of the mark."""
+    done = operations_of(work, run.checkpointer.save_checkpoint)
+    created = [path.rpartition("/")[2] for operation, path in done if operation == "create"]
+    assert created[0] == ".unfinished"
+    assert created[-2:] == ["CKPT.yaml", "MANIFEST.json"]
+
+
+def test_one_that_is_being_written_is_not_listed(work, run, fast_dir):
+    """Nor taken for a damaged one; another run's is swept by the next save."""
+    run.set(1)
+    run.checkpointer.save_checkpoint()
+    seen = []
+
+    def look(operation, path, detail):
+        if operation == "create" and path.endswith("MANIFEST.json"):
+            with work.failpoint(None):
+                reader = Checkpointer(fast_dir, {"model": torch.nn.Linear(3, 2)})
+                seen.append((reader.list_checkpoints(), reader._reader.listing().unreadable))
+            raise KeyboardInterrupt
+
+    run.set(2)
+    with work.failpoint(look), pytest.raises(KeyboardInterrupt):
+        run.checkpointer.save_checkpoint()
+    [(listed, unreadable)] = seen
+    assert [one.path.name for one in listed] == there(fast_dir)
+    assert unreadable == {}
+
+
+def test_an_interrupted_deletion_is_finished_by_the_next_save(work, run, fast_dir):
+    """And what it left is not listed meanwhile."""
+    run.set(1)
+    run.checkpointer.save_checkpoint()
+
+    def point(operation, path, detail):
+        if operation == "unlink" and path.endswith("model.ckpt"):
+            raise OSError(5, "I/O error", path)
+
+    run.set(2)
+    with work.failpoint(point):
+        run.checkpointer.save_and_keep_only()
+    assert len(there(fast_dir)) == 2
+    assert len(run.checkpointer.list_checkpoints()) == 1
+    assert run.recover() == 2
+    run.set(3)
+    run.checkpointer.save_and_keep_only()
+    assert len(there(fast_dir)) == 1
+    assert work.Run(fast_dir).recover() == 3
+
+
+def test_a_full_disk_leaves_what_was_there(work, run, fast_dir):
+    """The checkpoint of the same name too, which was not touched yet."""
+    run.set(1)
+    run.checkpointer.save_checkpoint(name="last")
+
+    def point(operation, path, detail):
+        if operation == "write" and path.endswith("optimizer.ckpt"):
+            raise OSError(28, "No space left on device", path)
+
+    run.set(2)
+    with work.failpoint(point), pytest.raises(CheckpointSaveError, match="No space left"):
+        run.checkpointer.save_checkpoint(name="last")
+    assert there(fast_dir) == ["CKPT+last"]
+    assert run.recover() == 1
+
+
+def test_the_command_prunes_without_renaming(work, run, fast_dir, capsys):
+    """With the option of the same name."""
+    for number in (1, 2, 3):
+        run.set(number)
+        run.checkpointer.save_checkpoint()
+    run.checkpointer.close()
+    command = ["prune", str(fast_dir), "--keep-last", "1", "--no-atomic-rename"]
+    done = operations_of(work, lambda: main(command))
+    assert "rename" not in {operation for operation, _ in done}
+    assert len(there(fast_dir)) == 1
+    assert work.Run(fast_dir).recover() == 3
+    capsys.readouterr()
+
+
+def test_asynchronous_saves_appear_by_their_manifest(work, fast_dir):
+    """At the poll, as a rename would be."""
+    run = work.Run(fast_dir, atomic_rename=False, asynchronous=True)
+    run.set(4)
+    run.checkpointer.save_checkpoint()
+    run.checkpointer._writer._flight.join()
+    assert run.checkpointer.list_checkpoints() == []
+    run.checkpointer.close()
+    assert work.Run(fast_dir).recover() == 4
