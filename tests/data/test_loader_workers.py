@@ -20,6 +20,7 @@ from brain_data import (
     ReproducibleRandomSampler,
     SaveableDataLoader,
 )
+from brain_data._loader_fetch import WorkerStart
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
@@ -197,3 +198,20 @@ def test_spawned_workers_work_too() -> None:
         torch.arange(6), batch_size=2, num_workers=1, multiprocessing_context="spawn"
     )
     assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_a_worker_whose_main_process_was_killed_before_it_began_ends() -> None:
+    """torch's watchdog would take whoever adopted the worker for its parent, and wait for ever."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:  # the main process
+        start = WorkerStart(lambda _: os.write(writing, b"began"), is_child=True)
+        main = os.getpid()
+        if os.fork() == 0:  # the worker
+            while os.getppid() == main:
+                time.sleep(0.001)
+            start(0)
+        os._exit(0)
+    os.close(writing)
+    assert os.read(reading, 16) == b""
+    os.close(reading)
+    os.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -324,7 +325,9 @@ class SaveableDataLoader(DataLoader[Any]):
         if not options.get("pin_memory_device"):
             options.pop("pin_memory_device", None)  # torch warns when it is named
         if self.num_workers:
-            options["worker_init_fn"] = WorkerStart(self.worker_init_fn)
+            context = self.multiprocessing_context or multiprocessing
+            is_child = context.get_start_method() != "forkserver"
+            options["worker_init_fn"] = WorkerStart(self.worker_init_fn, is_child=is_child)
         return DataLoader(dataset, batch_size=None, collate_fn=same, **kwargs, **options)
 
     def _copied(self, batches: Iterator[Any]) -> Iterator[Any]:

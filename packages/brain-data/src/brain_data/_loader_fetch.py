@@ -73,13 +73,28 @@ class Progress:
 
 
 class WorkerStart:
-    """What a worker does first: it learns to outlive a stop's SIGTERM, then what the user asks."""
+    """What a worker does first: it learns to outlive a stop's SIGTERM, then what the user asks.
 
-    def __init__(self, then: Callable[[int], None] | None) -> None:
+    And it ends where the process that started it is gone already. torch's watchdog compares with
+    the parent that a worker has when its loop begins: a worker whose main process is killed before
+    that would wait for work for ever.
+
+    Parameters
+    ----------
+    then
+        The user's `worker_init_fn`.
+    is_child
+        Whether workers are children of this process; with "forkserver" they are the server's.
+    """
+
+    def __init__(self, then: Callable[[int], None] | None, *, is_child: bool) -> None:
         self._then = then
+        self._parent = os.getpid() if is_child else None
 
     def __call__(self, worker: int) -> None:
         """Run in the worker of this number."""
+        if self._parent not in {None, os.getppid()}:
+            os._exit(1)
         outlive_stop_signals()
         if self._then is not None:
             self._then(worker)
