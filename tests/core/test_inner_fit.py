@@ -13,7 +13,7 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def make_run(regression, pairs, tmp_path):
+def make_run(regression, pairs, tmp_path):  # noqa: C901  # one run, hook by hook
     """Return a function that makes a run which fits a second model before each epoch."""
 
     class Run(regression):
