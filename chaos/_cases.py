@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Case", "Config", "Pace", "chain", "choose_aim", "draw_case"]
 
 ROWS, BATCH_SIZE, VALID_ROWS = 52, 4, 20
-MOST_KILLS_OF_A_CASE = 8
+MOST_KILLS_OF_A_CASE = 12
 # How often each moment is aimed at; None is any moment from the fork to the end.
 WEIGHTS: dict[Phase | None, float] = {
     None: 0.20,
@@ -133,7 +133,7 @@ class Pace:
 
 def configs(ranks: Sequence[int]) -> list[Config]:
     """Return the matrix."""
-    cells = itertools.product(ranks, (0, 2), (1, 3), ("fp32", "bf16"), (False, True), (2, 3))
+    cells = itertools.product(ranks, (0, 2), (1, 3), ("fp32", "bf16"), (False, True), (3, 5))
     return [Config(*cell) for cell in cells]
 
 
@@ -143,7 +143,7 @@ def draw_case(seed: int, number: int, ranks: Sequence[int]) -> Case:
     Several ranks take longer, and are met less often.
     """
     dice = random.Random(f"{seed}/{number}")
-    weights = [1.0 if each == 1 else 0.4 for each in ranks]
+    weights = [1.0 if each == 1 else 0.3 for each in ranks]
     chosen = dice.choices(list(ranks), weights)[0]
     cells = configs([chosen])
     order = random.Random(f"{seed}/{number // len(cells)}").sample(range(len(cells)), len(cells))
