@@ -6,6 +6,7 @@ repeats what failed.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import random
@@ -69,7 +70,7 @@ class Schedule:
         sizes = [size for size in WORLD_SIZES if group % size == 0]
         interval = draw.choice((1, 2, 4, 8))
         legs = [
-            # Before the first checkpoint there is nothing that could know the step of one process.
+            # Before the first checkpoint nothing could know what a step is on other ranks.
             Leg(draw.choice(sizes), draw.randint(1, 3), crashes=draw.random() < 0.3 and index > 0)
             for index in range(draw.randint(2, 4))
         ]
@@ -139,6 +140,7 @@ class Run(Brain):
     def on_stage_end(self, stage, stage_loss, epoch=None):
         if stage is Stage.TRAIN:
             self.means.append((epoch, stage_loss))
+            self.checkpointer.save_and_keep_only({"epoch": epoch}, num_to_keep=1)
 
 
 def run_leg(schedule, leg, folder, kind=Run, **options):
@@ -282,7 +284,8 @@ def far(a, b):
 
 
 def say(capsys, text):
-    """Show progress in a long run, past pytest."""
+    """Show progress in a long run, past pytest, which thinks after five minutes that it hangs."""
+    faulthandler.cancel_dump_traceback_later()
     with capsys.disabled():
         sys.stdout.write(text)
         sys.stdout.flush()

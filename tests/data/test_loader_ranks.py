@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def be_a_rank(rank: int, world_size: int, folder: Path) -> None:
+def be_a_rank(rank: int, world_size: int, folder: Path, last_round: Any) -> None:
     """Go through an epoch, agreeing with the other ranks at each batch, and write what was seen."""
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -33,13 +33,13 @@ def be_a_rank(rank: int, world_size: int, folder: Path) -> None:
     lengths = np.random.default_rng(1).lognormal(5, 0.6, ROWS).clip(0, 2000).tolist()
     sampler = DynamicBatchSampler(lengths, 4000, num_buckets=12, lengths_list=lengths)
     kwargs = distributed_loader_specifics(True, rank, lengths, {"batch_sampler": sampler})  # noqa: FBT003
-    loader = SaveableDataLoader(lengths, **kwargs)
+    loader = SaveableDataLoader(lengths, last_round=last_round, **kwargs)
     loader.set_epoch(2)
     seen, states = [], []
     for batch in loader:
         total = batch.sum()
         dist.all_reduce(total)  # a rank with more batches than another would hang here
-        seen.append(batch.tolist())
+        seen.append([] if loader.is_filler else batch.tolist())
         states.append(loader.state_dict())
     found = {"seen": seen, "states": states, "length": len(loader)}
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
@@ -47,11 +47,11 @@ def be_a_rank(rank: int, world_size: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def run_ranks(world_size: int, folder: Path) -> list[dict[str, Any]]:
+def run_ranks(world_size: int, folder: Path, last_round: str) -> list[dict[str, Any]]:
     # Forked, as a fresh process spends seconds on importing torch.
     fork = multiprocessing.get_context("fork")
     ranks = [
-        fork.Process(target=be_a_rank, args=(rank, world_size, folder))
+        fork.Process(target=be_a_rank, args=(rank, world_size, folder, last_round))
         for rank in range(world_size)
     ]
     for rank in ranks:
@@ -67,10 +67,13 @@ def run_ranks(world_size: int, folder: Path) -> list[dict[str, Any]]:
     return [json.loads((folder / f"rank{r}.json").read_text()) for r in range(world_size)]
 
 
+@pytest.mark.parametrize("last_round", ["split", "fill"])
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_varying_batches_are_shared_fairly(world_size: int, tmp_path: Path) -> None:
+def test_varying_batches_are_shared_fairly(
+    world_size: int, last_round: str, tmp_path: Path
+) -> None:
     """Equal in number, within 5 % of each other in length in the median, each row once."""
-    ranks = run_ranks(world_size, tmp_path)
+    ranks = run_ranks(world_size, tmp_path, last_round)
     assert len({len(rank["seen"]) for rank in ranks}) == 1
     assert all(rank["length"] == len(rank["seen"]) for rank in ranks)
     spread = []

@@ -63,7 +63,8 @@ def without_gradients(module: torch.nn.Module) -> Iterator[None]:
         silence(part.parameters(recurse=False))
 
     silence(module.parameters())
-    handles += [part.register_forward_pre_hook(silence_gathered) for part in module.modules()]
+    if any(hasattr(p, "full_tensor") for p in module.parameters()):
+        handles += [part.register_forward_pre_hook(silence_gathered) for part in module.modules()]
     try:
         yield
     finally:
