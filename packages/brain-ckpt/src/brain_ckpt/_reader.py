@@ -12,7 +12,7 @@ from brain_ckpt._ranks import decide, together
 from brain_ckpt._retention import Checkpoint, Key, newest_first
 from brain_ckpt._selection import Predicate, choose
 from brain_ckpt._verifying import verify
-from brain_dist import get_rank
+from brain_dist import get_rank, raise_together
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,11 +129,18 @@ class Reader:
         """Verify and read all of a checkpoint, then restore it; every rank calls it."""
         steps = self._prepare(checkpoint, items, partial=partial, trusted=trusted)
 
-        def restore() -> None:
-            for step in steps:
-                step.apply()
-
-        together(restore)
+        # One after the other: a hook may be one that all ranks run together, and would wait for a
+        # rank that has failed in an earlier one.
+        by_name = {step.name: step for step in steps}
+        for item in items:
+            step = by_name.get(item.name)
+            error: BaseException | None = None
+            try:
+                if step is not None:
+                    step.apply()
+            except BaseException as caught:  # noqa: BLE001 - the other ranks have to hear of it
+                error = caught
+            raise_together(error)
         logger.info("loaded %s", checkpoint.path)
 
     def _look(self, wanted: Wanted) -> Listing:
