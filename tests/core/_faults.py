@@ -1,7 +1,7 @@
 """One training that a fault can hit anywhere, on ranks whose exit codes are their own.
 
-`Faults` starts it on some ranks, hurts it where it is told to, and says how each rank ended; started
-again it shows whether the run goes on bit for bit. The ranks run this very file.
+`Faults` starts it on some ranks, hurts it where it is told to, and says how each rank ended;
+started again it shows whether the run goes on bit for bit. The ranks run this very file.
 """
 
 from __future__ import annotations
@@ -53,11 +53,20 @@ FIT_HOOKS = [
     "compute_objectives VALID",
     "on_stage_end VALID",
 ]
-TEST_HOOKS = ["on_evaluate_start", "on_stage_start TEST", "compute_forward TEST", "on_stage_end TEST"]
+TEST_HOOKS = [
+    "on_evaluate_start",
+    "on_stage_start TEST",
+    "compute_forward TEST",
+    "on_stage_end TEST",
+]
 # What `fit` calls on objects that it was given.
 PARTS = ["dataset", "optimizer.step", "epoch counter", "train logger", "saver", "loader of a state"]
 # Overridden only where a fault is to hit them: that they are overridden changes the arithmetic.
-CHANGING = {"loss_weight": {}, "check_gradients": {"skip_nonfinite_grads": True}, "update_average": {}}
+CHANGING = {
+    "loss_weight": {},
+    "check_gradients": {"skip_nonfinite_grads": True},
+    "update_average": {},
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,9 @@ class Fault:
 
     def __str__(self) -> str:
         """Name it for the table."""
-        more = ", asynchronous" * self.asynchronous + f", {self.workers} workers" * bool(self.workers)
+        more = ", asynchronous" * self.asynchronous + f", {self.workers} workers" * bool(
+            self.workers
+        )
         return f"{self.what} in {self.where} #{self.nth} ({self.whom}{more})"
 
     def variant(self) -> str:
@@ -292,7 +303,9 @@ def main(job):
     screen = os.open(folder / f"screen-{rank}", os.O_WRONLY | os.O_CREAT)
     os.dup2(screen, 1), os.dup2(screen, 2)
     torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # as in a script; here it was another
+    # As in a script that a person starts, whatever started these tests.
+    multiprocessing.set_start_method("fork", force=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", force=True)
     _join(folder, rank, job["world_size"], job["timeout_s"])
     injury = Injury(job["fault"], rank, job["world_size"], folder)
@@ -313,7 +326,6 @@ def main(job):
 def train(job, injury):
     """Run `fit` and `evaluate`; return a digest of all that came of it."""
     brain_core.seed_everything(3)
-    torch.use_deterministic_algorithms(False)
     model = torch.nn.Sequential(
         torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Dropout(0.3), torch.nn.Linear(6, 2)
     )

@@ -1,6 +1,6 @@
 """What every rank does when something happens to one of them, and that the run goes on exactly.
 
-By default a few faults on 2 and 3 ranks; with ``BRAIN_CHAOS=1`` all of them, in about 15 minutes on
+By default a few faults on 2 and 3 ranks; with ``BRAIN_CHAOS=1`` all of them, in about ten minutes on
 two cores, with a table at the end.
 """
 
@@ -84,7 +84,7 @@ SIGNALLED = [
         ("compute_forward TEST", 2),
     ]
     for whom in ("last", "all")
-    for asynchronous in (False, True)
+    for asynchronous in ((False, True) if where == "saver" else (False,))
 ]
 OTHERS = [
     Fault("SIGTERM", "compute_forward TRAIN", 3, "all", workers=2),
@@ -97,7 +97,7 @@ OTHERS = [
     Fault("sys.exit", "on_stage_end TRAIN", 2),
     Fault("out of memory", "compute_forward TRAIN", 5),
     Fault("out of memory", "optimizer.step", 5, "first"),
-    Fault("raises", "dataset", 17, workers=2),
+    Fault("raises", "dataset", 5, workers=2),
     Fault("raises and lives on", "on_fit_batch_end", 4),
 ]
 EVERY = [*IN_HOOKS, *IN_PARTS, *ON_THE_FIRST, *LOST, *SIGNALLED, *OTHERS]
@@ -141,19 +141,33 @@ def undisturbed(faults):
 
 @pytest.fixture(scope="module")
 def table(request):
-    """Collect the rows, and print them when all are there, with progress in a long run."""
-    rows = []
-    yield rows
-    if not CHAOS:
-        return
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
-        reporter.write_line(f"\n{HEADER}\n|---|---|---|---|---|---|")
-        for row in rows:
-            reporter.write_line(row)
+    """Collect the rows; in a long run print each as it comes, and all of them in the end."""
+    plugins = request.config.pluginmanager
+    table = Table(plugins.get_plugin("terminalreporter"), plugins.get_plugin("capturemanager"))
+    yield table
+    table.tell(["", HEADER, *table.rows])
 
 
-HEADER = "| ranks | fault | exit codes | seconds until all others ended | how they ended | restart |"
+class Table:
+    """Rows of results."""
+
+    def __init__(self, reporter, capture):
+        self.rows, self._reporter, self._capture = [], reporter, capture
+
+    def add(self, row):
+        self.rows.append(row)
+        self.tell([f" {len(self.rows)}/{len(CASES)} {row}"])
+
+    def tell(self, lines):
+        if CHAOS:
+            with self._capture.global_and_fixture_disabled():
+                for line in lines:
+                    self._reporter.write_line(line)
+
+
+HEADER = (
+    "| ranks | fault | exit codes | seconds until all others ended | how they ended | restart |"
+)
 
 
 def _row(world_size, fault, endings, equal):
@@ -172,9 +186,9 @@ def _hit(world_size, fault):
     return {"last": {world_size - 1}, "first": {0}, "all": set(range(world_size))}[fault.whom]
 
 
-@pytest.mark.parametrize(("world_size", "fault"), CASES, ids=lambda value: str(value))
+@pytest.mark.parametrize(("world_size", "fault"), CASES, ids=str)
 def test_all_ranks_end_soon_and_the_next_run_ends_as_if_nothing_had_been(
-    world_size, fault, faults, undisturbed, table, request
+    world_size, fault, faults, undisturbed, table
 ):
     """Each with the exit code that tells a wrapper what to do, and none is left waiting."""
     expected = undisturbed(world_size, fault.variant())
@@ -186,10 +200,7 @@ def test_all_ranks_end_soon_and_the_next_run_ends_as_if_nothing_had_been(
     endings = faults.run(world_size, save, fault, fault.variant(), timeout_s)
     again = faults.run(world_size, save, variant=fault.variant())
     equal = [e.state for e in again] == [expected] * world_size
-    table.append(_row(world_size, fault, endings, equal))
-    if CHAOS:
-        with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
-            print(f"\n{len(table)}/{len(CASES)} {table[-1]}", flush=True)
+    table.add(_row(world_size, fault, endings, equal))
     _check(world_size, fault, endings)
     assert equal, "\n".join(e.printed[-2000:] for e in again)
 
@@ -211,12 +222,13 @@ def _check(world_size, fault, endings):
     if fault.what == "raises and lives on":
         assert {e.code for e in others} == {1}
         assert all("raised KeyError, and its process lives on" in e.printed for e in others)
+    elif fault.where == "on_stage_end TEST":  # nothing follows that the others would wait in
+        assert {endings[rank].code for rank in hit} == {1}, printed
     elif fault.what in ("raises", "out of memory"):
-        kind = "OutOfMemoryError" if fault.what == "out of memory" else "KeyError"
         assert {e.code for e in endings} == {1}, printed
-        assert all(kind in (e.how, *e.text.split(":")) or kind in e.text for e in endings), printed
-        if fault.workers == 0:
-            assert all(f"on rank {ranks} of {world_size}" in e.text for e in others), printed
+        words = "CUDA out of memory" if fault.what == "out of memory" else "a fault"
+        assert all(words in e.text for e in endings), printed
+        assert all(f"on rank {ranks} of {world_size}" in e.text for e in others), printed
     elif fault.what == "sys.exit":
         assert {e.code for e in endings} == {3}, printed
     elif fault.what in ("SIGKILL", "SIGSTOP"):
