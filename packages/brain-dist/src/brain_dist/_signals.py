@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 EXIT_TRY_AGAIN = 75
 
 _FLAG_BITS = 40
-_MAX_EXPONENT = 7
-_PERIOD_S = 0.2
+_MAX_EXPONENT = 9
+_PERIOD_S = 0.5
 _CLOSING_S = 5.0
 # A terminal's Ctrl-C reaches torchrun's workers twice: by itself, and passed on by torchrun.
 _ECHO_S = 2.0
@@ -193,7 +193,7 @@ class StepVote:
     ----------
     every : int, optional
         Reduce at each `every`-th call; flags given in between are kept for it.  By default the
-        ranks agree on a power of two up to 128, so that reductions are about 0.2 s apart: one
+        ranks agree on a power of two up to 512, so that reductions are about 0.5 s apart: one
         costs as much as a very small training step.
     """
 
