@@ -254,14 +254,15 @@ class BatchSteps(BrainHooks):
 
     def _average_window(self, optimizers: Collection[torch.optim.Optimizer]) -> None:
         """Make the gradients of a window that is not full, or is weighed, into a mean."""
-        # Of all ranks: a full window's, and those that count in this one.
-        full = self.grad_accumulation_factor * get_world_size()
-        count = self._window_batches * get_world_size() - self._window_fillers
         if self._overrides("loss_weight"):
             groups = [group for optimizer in optimizers for group in optimizer.param_groups]
             self._weighted.normalize(p for group in groups for p in group["params"])
-        elif 0 < count < full:
-            scale_gradients(optimizers, full / count)
+        elif self._window_fillers or self._window_batches < self.grad_accumulation_factor:
+            # Of all ranks: a full window's batches, and those that count in this one.
+            full = self.grad_accumulation_factor * get_world_size()
+            count = self._window_batches * get_world_size() - self._window_fillers
+            if 0 < count < full:
+                scale_gradients(optimizers, full / count)
 
     def _backward(self, scaled: torch.Tensor) -> None:
         if self.scaler.is_enabled():

@@ -64,9 +64,10 @@ class LossMean:
         return self._count
 
     def _add_on_device(self, loss: torch.Tensor) -> None:
-        loss = loss.detach().double().reshape(())
+        widest = torch.float32 if loss.device.type == "mps" else torch.float64  # it has no doubles
+        loss = loss.detach().to(widest).reshape(())
         finite = torch.isfinite(loss)
-        pair = torch.stack((torch.where(finite, loss, 0.0), finite.double()))
+        pair = torch.stack((torch.where(finite, loss, 0.0), finite.to(widest)))
         self._waiting = pair if self._waiting is None else self._waiting.add_(pair)
 
     def _read(self) -> None:
