@@ -163,6 +163,7 @@ class Passes(BatchSteps):
         return limit is not None and self.optimizer_step >= limit
 
     def _begin_epoch(self, train_set: Any, epoch: int) -> None:
+        self._window_batches = self._window_fillers = 0  # what an error left there is zeroed
         losses = self._rank_state.take_losses()
         if not self._resumes_epoch:
             self._forget_epoch()
