@@ -1,7 +1,7 @@
 """What every rank does when something happens to one of them, and that the run goes on exactly.
 
-By default a few faults on 2 and 3 ranks; with ``BRAIN_CHAOS=1`` all of them, in about ten minutes on
-two cores, with a table at the end.
+By default a few faults on 2 and 3 ranks; with ``BRAIN_CHAOS=1`` all of them, in about ten minutes
+on two cores, with a table at the end.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ FEW = [
     (2, Fault("SIGTERM", "compute_forward TEST", 2)),
     (2, Fault("SIGTERM", "compute_forward TRAIN", 3, "all", workers=2)),
     (2, Fault("NaN", "compute_objectives TRAIN", 5)),
+    (2, Fault("out of memory", "compute_forward TRAIN", 5)),
     (3, Fault("raises", "compute_forward VALID", 7)),
     (3, Fault("SIGKILL", "compute_forward TRAIN", 5, "first")),
     (3, Fault("SIGTERM", "evaluate_batch", 7)),

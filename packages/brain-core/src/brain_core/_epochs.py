@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
-
-import yaml
 
 from brain_ckpt import (
     mark_as_loader,
@@ -14,6 +14,7 @@ from brain_ckpt import (
     mark_as_transfer,
     register_checkpoint_hooks,
 )
+from brain_dist import ddp_broadcast
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -43,6 +44,8 @@ class EpochCounter:
     [1, 2, 3]
     """
 
+    _reached: int | None = None  # while `current` shows another checkpoint's epoch
+
     def __init__(self, limit: int) -> None:
         if int(limit) < 0:
             raise ValueError(f"EpochCounter needs a limit of 0 or more, got {limit!r}.")
@@ -61,10 +64,33 @@ class EpochCounter:
         logger.info("Going into epoch %d", self.current)
         return self.current
 
+    @contextmanager
+    def showing_epoch_of(self, path: Any, *, end_of_epoch: bool) -> Iterator[None]:
+        """Let `current` be the epoch that a file holds, for a log; what is saved is the real one.
+
+        Parameters
+        ----------
+        path : path
+            What a counter of this kind has saved.
+        end_of_epoch : bool
+            Whether it was saved at the end of that epoch.
+        """
+        shown, kept = copy.copy(self), (self.current, self._reached)
+        shown._recover(path, end_of_epoch=end_of_epoch)  # noqa: SLF001 - of the same class
+        self._reached = self._epoch_to_save()
+        self.current = shown.current
+        try:
+            yield
+        finally:
+            self.current, self._reached = kept
+
+    def _epoch_to_save(self) -> int:
+        return self.current if self._reached is None else self._reached
+
     @mark_as_saver
     def _save(self, path: Any) -> None:
         with open(path, "w", encoding="utf-8") as file:  # path may be a str
-            file.write(str(self.current))
+            file.write(str(self._epoch_to_save()))
 
     @mark_as_loader
     @mark_as_transfer
@@ -82,7 +108,8 @@ class EpochCounterWithStopper(EpochCounter):
     """An `EpochCounter` that ends when a metric no longer improves.
 
     Call `update_metric` once per validation. A metric improves when it beats the best so far by
-    more than one millionth of its size, in either direction and with either sign.
+    more than one millionth of its size, in either direction and with either sign. On several ranks
+    the metric of rank 0 decides for all; the others need not even call it.
 
     Parameters
     ----------
@@ -123,6 +150,7 @@ class EpochCounterWithStopper(EpochCounter):
 
     def __next__(self) -> int:
         """Enter the next epoch, unless the metric has stopped improving."""
+        self.should_stop = ddp_broadcast(self.should_stop)
         if self.should_stop:
             raise StopIteration
         return super().__next__()
@@ -151,8 +179,10 @@ class EpochCounterWithStopper(EpochCounter):
 
     @mark_as_saver
     def _save(self, path: Any) -> None:
+        import yaml  # where a checkpoint is written or read, not where this is imported
+
         state = {
-            "current_epoch": self.current,
+            "current_epoch": self._epoch_to_save(),
             "best_epoch": self.best_limit,
             "best_score": self.best_score,
             "should_stop": self.should_stop,
@@ -163,6 +193,8 @@ class EpochCounterWithStopper(EpochCounter):
     @mark_as_loader
     @mark_as_transfer
     def _recover(self, path: Any, end_of_epoch: bool = True) -> None:
+        import yaml  # as above
+
         with open(path, encoding="utf-8") as file:
             state = yaml.safe_load(file)
         if isinstance(state, int):  # SpeechBrain saves a stopper as a plain EpochCounter

@@ -1,0 +1,224 @@
+"""A script of a user's under torchrun: restarted by it, and stopped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = """
+import os
+import signal
+import sys
+import time
+
+import torch
+
+from brain_ckpt import Checkpointer
+from brain_core import Brain, EpochCounter, Stage, seed_everything
+from brain_dist import ddp_init_group, get_rank, if_main_process
+
+folder, what = sys.argv[1:]
+attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+KILLS = (4, 11, 10, None)  # checkpoints are at every third step: the third attempt begins with 10
+
+
+class Run(Brain):
+    def compute_forward(self, batch, stage):
+        return self.modules.model(batch[0])
+
+    def compute_objectives(self, predictions, batch, stage):
+        return torch.nn.functional.mse_loss(predictions, batch[1])
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        if what == "kill" and get_rank() == 1 and self.optimizer_step == KILLS[attempt]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "wait" and self.optimizer_step == 3 and if_main_process():
+            open(folder + "/here", "w").close()
+        time.sleep(0.05 * (what == "wait"))
+
+    def on_stage_end(self, stage, loss, epoch=None):
+        if stage is Stage.VALID:
+            self.checkpointer.save_and_keep_only({"loss": loss}, min_keys=["loss"])
+
+
+ddp_init_group({"device": "cpu"})
+seed_everything(1)
+inputs = torch.randn(64, 4)
+data = torch.utils.data.TensorDataset(inputs, inputs.sum(1, keepdim=True))
+layers = [torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.2)]
+model = torch.nn.Sequential(*layers, torch.nn.Linear(8, 1))
+epochs = EpochCounter(2)
+brain = Run(
+    {"model": model},
+    lambda parameters: torch.optim.Adam(parameters, lr=0.01),
+    run_opts={"device": "cpu", "ckpt_interval_steps": 3},
+    checkpointer=Checkpointer(folder + "/save", {"model": model, "epochs": epochs}),
+)
+loading = {"batch_size": 4, "shuffle": True}
+brain.fit(epochs, data, data, train_loader_kwargs=loading, valid_loader_kwargs={"batch_size": 16})
+if if_main_process():
+    torch.save(brain.raw_modules.state_dict(), folder + "/weights.pt")
+"""
+RESTARTS = 3
+SLURM = Path(__file__).parents[2] / "examples/slurm.sh"
+# Start so many tasks as SLURM would, note their pids, and end with the highest of their codes.
+SRUN = """#!/bin/bash
+shift 2
+pids=()
+for ((task = 0; task < SLURM_NTASKS; task++)); do
+    SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_STEP_NUM_TASKS=$SLURM_NTASKS "$@" &
+    pids+=($!)
+done
+echo "${pids[@]}" >"$SLURM_FAKE/pids"
+code=0
+for pid in "${pids[@]}"; do
+    wait "$pid"
+    ended=$?
+    ((ended > code)) && code=$ended
+done
+exit $code
+"""
+SCONTROL = """#!/bin/bash
+if [[ $1 == show ]]; then echo 127.0.0.1; else echo "$@" >>"$SLURM_FAKE/requeued"; fi
+"""
+
+
+def start(folder, what, *options):
+    """Start the script on two ranks, as its user would."""
+    script = folder / "train.py"
+    script.write_text(SCRIPT)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.Popen(
+        [*torchrun, "--nproc-per-node", "2", *options, str(script), str(folder), what],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # A shell starts what it runs in the background with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        start_new_session=True,
+    )
+
+
+def finish(process, timeout_s=150):
+    """Wait for its end; return its exit code and what it printed."""
+    try:
+        printed, _ = process.communicate(timeout=timeout_s)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return process.returncode, printed
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The weights of a run that nothing happens to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    code, printed = finish(start(folder, "nothing"))
+    assert code == 0, printed
+    return torch.load(folder / "weights.pt", weights_only=True)
+
+
+def same(folder, weights):
+    """Whether the run in a folder has ended with these weights, bit for bit."""
+    ours = torch.load(folder / "weights.pt", weights_only=True)
+    return ours.keys() == weights.keys() and all(torch.equal(ours[k], weights[k]) for k in ours)
+
+
+def test_a_rank_killed_three_times_is_restarted_and_ends_as_if_nothing_had_been(
+    tmp_path, undisturbed
+):
+    """``--max-restarts 3``: twice within an epoch, once in the first step after a restart."""
+    process = start(tmp_path, "kill", "--max-restarts", str(RESTARTS), "--monitor-interval", "0.2")
+    code, printed = finish(process)
+    assert code == 0, printed[-5000:]
+    assert same(tmp_path, undisturbed)
+
+
+def test_a_ctrl_c_on_torchrun_saves_and_the_next_start_goes_on(tmp_path, undisturbed):
+    """It reaches the ranks twice, from the terminal and from torchrun, and still is only one."""
+    process = start(tmp_path, "wait")
+    wait_for(tmp_path / "here", process)
+    os.killpg(process.pid, signal.SIGINT)
+    code, printed = finish(process)
+    assert code != 0
+    assert not (tmp_path / "weights.pt").exists()
+    assert printed.count("Press Ctrl-C again to leave at once.") == 1
+    assert "train.py" not in printed, "a rank ended with a traceback"
+    assert len(list((tmp_path / "save").glob("CKPT*"))) == 1
+    code, printed = finish(start(tmp_path, "nothing"))
+    assert code == 0, printed[-5000:]
+    assert same(tmp_path, undisturbed)
+
+
+def submit(folder, what):
+    """Run the batch script with a fake SLURM of two tasks."""
+    for name, text in {"train.py": SCRIPT, "srun": SRUN, "scontrol": SCONTROL}.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    environ = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "here", "SLURM_NTASKS": "2"}
+    path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+    return subprocess.Popen(
+        ["bash", str(SLURM), str(folder / "train.py"), str(folder), what],
+        env={**os.environ, **environ, "PATH": path, "SLURM_FAKE": str(folder)}
+        | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(file, process):
+    """Wait until a run has come so far that it leaves a file."""
+    deadline = time.monotonic() + 100
+    while not file.exists():
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_batch_script_puts_a_stopped_run_back_into_the_queue_until_it_ends(
+    tmp_path, undisturbed
+):
+    """Stopped by SIGUSR1 it is requeued, and the second start ends it, bit for bit."""
+    process = submit(tmp_path, "wait")
+    wait_for(tmp_path / "here", process)
+    for pid in (tmp_path / "pids").read_text().split():
+        os.kill(int(pid), signal.SIGUSR1)
+    code, printed = finish(process)
+    assert code == 75, printed
+    assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"
+    assert "Traceback" not in printed, printed
+    code, printed = finish(submit(tmp_path, "nothing"))
+    assert code == 0, printed
+    assert (tmp_path / "requeued").read_text().count("requeue") == 1
+    assert same(tmp_path, undisturbed)
+
+
+def test_the_batch_script_leaves_a_cancelled_run_out_of_the_queue(tmp_path):
+    """``scancel`` tells the shell, too."""
+    process = submit(tmp_path, "wait")
+    wait_for(tmp_path / "here", process)
+    for pid in [process.pid, *map(int, (tmp_path / "pids").read_text().split())]:
+        os.kill(pid, signal.SIGTERM)
+    code, printed = finish(process)
+    assert (code, (tmp_path / "requeued").exists()) == (75, False), printed
+
+
+def test_the_batch_script_has_no_fault_that_shellcheck_finds():
+    """Where shellcheck is installed."""
+    shellcheck = shutil.which("shellcheck")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run([shellcheck, str(SLURM)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
