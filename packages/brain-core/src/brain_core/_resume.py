@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from brain_ckpt import RNGState
 from brain_dist import get_world_size
 
@@ -60,11 +58,15 @@ class Progress:
 
     def to_yaml(self) -> str:
         """Write as SpeechBrain does, with what it does not know beside what it does."""
+        import yaml  # where a checkpoint is written or read, not where this is imported
+
         return yaml.safe_dump(asdict(self))
 
     @classmethod
     def from_yaml(cls, text: str) -> Progress:
         """Read what `to_yaml` or SpeechBrain wrote."""
+        import yaml  # as above
+
         saved: dict[str, Any] = yaml.safe_load(text)
         saved.setdefault("optimizer_step", saved["step"])  # SpeechBrain before 1.0 had none
         if "loss_count" not in saved:
