@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 import brain_dist
 from brain_dist import StepVote, StopSignal, _signals
@@ -51,6 +52,105 @@ def _fork_and_terminate(rank):
         child.join(10)
         assert not stop.requested
     return child.exitcode
+
+
+@pytest.fixture
+def sigint():
+    """Give SIGINT its usual handler, which a shell's background has not, and check it is back."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, former)
+
+
+def test_the_first_interrupt_is_noted_and_the_second_raises(sigint, capfd):
+    """Where it was asked for, and the screen says so; after clear() it counts anew."""
+    with StopSignal(interrupts=True) as stop:
+        sigint()
+        assert stop.reason == "SIGINT"
+        assert "again to leave at once" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            sigint()
+        stop.clear()
+        assert not stop.requested
+        sigint()
+        assert stop.requested
+
+
+def test_an_interrupt_is_left_alone_unless_asked_for(sigint):
+    """It raises at once."""
+    with StopSignal(), pytest.raises(KeyboardInterrupt):
+        sigint()
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None])
+def test_an_interrupt_that_is_ignored_or_handled_stays_so(sigint, handler):
+    """A run in the background of a shell, or a program with a handler of its own."""
+    signal.signal(signal.SIGINT, handler)
+    try:
+        with StopSignal(interrupts=True) as stop:
+            sigint()
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_the_echo_of_an_interrupt_by_torchrun_is_not_a_second_one(sigint, monkeypatch):
+    """A terminal interrupts torchrun as well, and that its ranks; a person's second one counts."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
+    with StopSignal(interrupts=True) as stop:
+        sigint()
+        sigint()
+        assert stop.reason == "SIGINT"
+        monkeypatch.setattr(_signals, "_ECHO_S", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            sigint()
+
+
+class _Slow(torch.utils.data.Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        time.sleep(0.1)
+        return index
+
+
+def _signal_workers(rank, number, whom):
+    """Signal the workers of a loader in its first batch; return what still came of it."""
+    _signals._WORD_S = 0.3
+    multiprocessing.set_start_method("fork", force=True)
+    loader = torch.utils.data.DataLoader(
+        _Slow(), num_workers=2, worker_init_fn=lambda _: brain_dist.outlive_stop_signals()
+    )
+    with StopSignal() as stop:
+        came = iter(loader)
+        first = next(came)
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, number)
+        if whom == "all":
+            os.kill(os.getpid(), number)
+        try:
+            rest = [int(batch) for batch in came]
+        except RuntimeError as error:
+            return str(error).split(" (")[0]
+        finally:
+            del came
+        assert stop.requested == (whom == "all")
+        assert not any(p.is_alive() for p in multiprocessing.active_children())
+    return [int(first), *rest]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_loaders_workers_outlive_a_stop_that_all_processes_are_told(ranks, name):
+    """SLURM signals every process of a job; the batches up to the border still come."""
+    number = getattr(signal, name)
+    assert ranks(_signal_workers, 1, number, "all") == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_a_worker_that_alone_is_terminated_ends(ranks):
+    """It was not for the run: Process.terminate() has to work."""
+    assert ranks(_signal_workers, 1, signal.SIGTERM, "workers") == ["DataLoader worker"]
 
 
 def test_a_stop_may_be_requested_by_code_and_keeps_its_first_reason():

@@ -108,7 +108,7 @@ def start(folder, what, *options):
     )
 
 
-def finish(process, timeout_s=150):
+def finish(process, timeout_s=250):
     """Wait for its end; return its exit code and what it printed."""
     try:
         printed, _ = process.communicate(timeout=timeout_s)
@@ -180,7 +180,7 @@ def submit(folder, what):
 
 def wait_for(file, process):
     """Wait until a run has come so far that it leaves a file."""
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 200
     while not file.exists():
         assert process.poll() is None, finish(process)
         assert time.monotonic() < deadline
@@ -217,7 +217,8 @@ def test_the_batch_script_leaves_a_cancelled_run_out_of_the_queue(tmp_path):
 
 def test_the_batch_script_has_no_fault_that_shellcheck_finds():
     """Where shellcheck is installed."""
-    shellcheck = shutil.which("shellcheck")
+    folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    shellcheck = shutil.which("shellcheck", path=folders)
     if shellcheck is None:
         pytest.skip("shellcheck is not installed")
     done = subprocess.run([shellcheck, str(SLURM)], capture_output=True, text=True, check=False)
