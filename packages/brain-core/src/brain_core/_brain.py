@@ -29,6 +29,7 @@ from ._determinism import deterministic_algorithms, prepare_determinism
 from ._elastic import StepSize
 from ._environment import record_environment
 from ._epochs import epochs_left
+from ._evaluated import ShownEpochs, is_of_the_model
 from ._fillers import deal_whole_batches
 from ._gradients import split_vectors
 from ._inner_fit import apart_from_the_outer_fit
@@ -181,6 +182,7 @@ class Brain(CheckpointedPasses):
         self._has_wrapped = False
         self._gradient_order: GradientOrder | None = None
         self._stop = StopSignal()
+        self._shown_epochs = ShownEpochs()
         self._weighted = WeightedGradients()
         self._step_size = StepSize(get_world_size(), options.grad_accumulation_factor)
         self._rank_state = RankState(
@@ -374,7 +376,11 @@ class Brain(CheckpointedPasses):
         """
         kwargs = {**test_loader_kwargs, "ckpt_prefix": None}
         enable = self._shows_bars(progressbar)
-        with deterministic_algorithms(self.deterministic), self._stoppable_evaluation():
+        with (
+            deterministic_algorithms(self.deterministic),
+            self._stoppable_evaluation(),
+            self._shown_epochs.during_evaluation(),
+        ):
             test_set = self._as_loader(test_set, Stage.TEST, kwargs)
             self.on_evaluate_start(max_key=max_key, min_key=min_key)
             self.on_stage_start(Stage.TEST, epoch=None)
@@ -384,7 +390,10 @@ class Brain(CheckpointedPasses):
         return loss
 
     def on_evaluate_start(self, max_key: str | None = None, min_key: str | None = None) -> None:
-        """Load the modules of the best checkpoint, or of the newest without a key.
+        """Load the model of the best checkpoint, or of the newest without a key.
+
+        What belongs to the training is left as it is, but until `evaluate` ends an `EpochCounter`
+        in the checkpointer shows the epoch of that checkpoint.
 
         Parameters
         ----------
@@ -393,11 +402,10 @@ class Brain(CheckpointedPasses):
         """
         if self.checkpointer is not None:
             self._add_forgotten_modules()
-            self.checkpointer.recover_if_possible(
-                max_key=max_key,
-                min_key=min_key,
-                only=lambda _, obj: isinstance(obj, torch.nn.Module),
+            checkpoint = self.checkpointer.recover_if_possible(
+                max_key=max_key, min_key=min_key, only=lambda _, obj: is_of_the_model(obj)
             )
+            self._shown_epochs.show(self.checkpointer, checkpoint)
 
     # ---------------------------------------------------------------------- data
 
