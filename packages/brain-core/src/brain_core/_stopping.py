@@ -79,7 +79,7 @@ class StoppablePasses(Passes):
 
         What came as a signal and too late for `fit` is obeyed here. A Ctrl-C ends it at once.
         """
-        if self._border is not None or self.checkpointer is None:
+        if self._border is not None or self._is_inner_fit or self.checkpointer is None:
             with failing_together(TrainingStopped):
                 yield
             return
