@@ -35,15 +35,19 @@ from brain_dist import ddp_init_group, get_rank, get_world_size
 SCHEDULES = 200 if os.environ.get("BRAIN_CHAOS") else 6
 SEED = int(os.environ.get("BRAIN_SEED", "6"))
 WORLD_SIZES = (1, 2, 3, 4)
+ENDS = ("", "", "at once", "in validation")
 
 
 @dataclass(frozen=True)
 class Leg:
-    """A start of the run: on how many ranks, and after which step of it it ends, and how."""
+    """A start of the run: on how many ranks, and after which step of it it ends, and how.
+
+    It is asked to stop, or crashes, at once or in the validation that follows.
+    """
 
     world_size: int
     ends_after: int | None = None
-    crashes: bool = False
+    crashes: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Schedule:
         interval = draw.choice((1, 2, 4, 8))
         legs = [
             # Before the first checkpoint nothing could know what a step is on other ranks.
-            Leg(draw.choice(sizes), draw.randint(1, 3), crashes=draw.random() < 0.3 and index > 0)
+            Leg(draw.choice(sizes), draw.randint(1, 3), draw.choice(ENDS) if index else "")
             for index in range(draw.randint(2, 4))
         ]
         return cls(
@@ -121,6 +125,8 @@ class Run(Brain):
         return self.modules.model(batch[0])
 
     def compute_objectives(self, predictions, batch, stage):
+        if stage is Stage.VALID and self.ends:
+            raise CrashError
         return torch.nn.functional.mse_loss(predictions, batch[1])
 
     def on_stage_start(self, stage, epoch=None):
@@ -132,14 +138,16 @@ class Run(Brain):
             self.seen.append((self.epoch, step, tuple(batch[2].tolist()), loss.item()))
         if not should_step or self.optimizer_step - self.began_at != self.leg.ends_after:
             return
-        if self.leg.crashes:
+        self.ends = self.leg.crashes == "in validation"
+        if self.leg.crashes == "at once":
             raise CrashError
-        if get_rank() == self.leg.ends_after % get_world_size():
+        if not self.ends and get_rank() == self.leg.ends_after % get_world_size():
             self.stop()
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         if stage is Stage.TRAIN:
             self.means.append((epoch, stage_loss))
+        else:
             self.checkpointer.save_and_keep_only({"epoch": epoch}, num_to_keep=1)
 
 
@@ -171,7 +179,7 @@ def run_leg(schedule, leg, folder, kind=Run, **options):
     else:
         loading = {"batch_size": schedule.batch_size, "shuffle": True}
     try:
-        brain.fit(counter, rows, train_loader_kwargs=loading)
+        brain.fit(counter, rows, Rows(1), train_loader_kwargs=loading)
     except (CrashError, TrainingStopped):
         brain.checkpointer.close()
     weights = torch.cat([p.detach().flatten() for p in brain.raw_modules.parameters()]).tolist()
@@ -319,7 +327,7 @@ def test_random_schedules_over_ranks_take_the_steps_of_one_process(ranks, fast_d
             assert apart < 1e-5, told
             largest, steps = max(largest, apart), steps + some
             legs += len(schedule.legs)
-            crashes += sum(leg.crashes for leg in schedule.legs)
+            crashes += sum(bool(leg.crashes) for leg in schedule.legs)
         if SCHEDULES > 10:
             say(capsys, f"\r{first + together} of {SCHEDULES} schedules (seed {SEED})")
     if SCHEDULES > 10:
