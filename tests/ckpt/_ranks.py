@@ -2,10 +2,14 @@
 
 import os
 import signal
+import threading
 import time
 from datetime import timedelta
 
 import torch
+import torch.distributed.checkpoint
+import torch.distributed.device_mesh
+import torch.distributed.tensor  # before the ranks are forked: each would take a second for it
 from torch import distributed
 
 from brain_ckpt import Checkpointer, _fs
@@ -13,7 +17,9 @@ from brain_dist import set_control_timeout
 
 # What the first rank is doing when its n-th save reaches a phase.
 PHASES = {"begin": "mkdir", "write": "write", "publish": "rename", "retention": "unlink"}
-TIMEOUT_S = 3
+# Each rank is in these by itself.
+OWN_PHASES = ("take", "shards")
+TIMEOUT_S = 5
 
 
 class PerRank:
@@ -30,7 +36,7 @@ class PerRank:
         self.value = state["value"]
 
 
-def join(directory, rank, world):
+def join(directory, rank, world, timeout_s=60):
     """Make the group."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
     distributed.init_process_group(
@@ -40,12 +46,33 @@ def join(directory, rank, world):
         world_size=world,
         timeout=timedelta(seconds=60),
     )
-    set_control_timeout(TIMEOUT_S)
+    set_control_timeout(timeout_s)
 
 
-def rank_main(directory, rank, world, way, phase, target, report):
+def sharded(model, world):
+    """Have each rank hold a part of a model."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (world,))
+    for key, parameter in list(model.named_parameters()):
+        part = distribute_tensor(parameter.detach(), mesh, [Shard(0)])
+        setattr(model, key, torch.nn.Parameter(part))
+
+
+def strikes_at(rank, target, phase):
+    """Return at which file operation a rank strikes; None where it does not."""
+    if phase == "shards" and rank == target:
+        return lambda operation, path: operation == "create" and "/shards/__" in path
+    if phase in PHASES and rank == 0:
+        return lambda operation, path: operation == PHASES[phase]
+    return None
+
+
+def rank_main(directory, rank, world, case, report):
     """Save once, then once more with the fault; write down how each ended."""
-    join(directory, rank, world)
+    way, phase, target, how = case.way, case.phase, case.target, case.how
+    join(directory, rank, world, TIMEOUT_S)
     (directory / f"pid-{rank}").write_text(str(os.getpid()))
     armed = []
 
@@ -54,31 +81,39 @@ def rank_main(directory, rank, world, way, phase, target, report):
             return
         armed.clear()
         if way == "raise":
-            raise ZeroDivisionError(f"in {phase}")
+            raise ZeroDivisionError("in take") if phase == "take" else OSError(5, f"in {phase}")
         pid = int((directory / f"pid-{target}").read_text())
         os.kill(pid, signal.SIGKILL if way == "kill" else signal.SIGSTOP)
         time.sleep(0.2)
 
-    model = torch.nn.Linear(2, 2)
-    checkpointer = Checkpointer(directory / "save", {"model": model})
+    model = torch.nn.Linear(4, 8)
+    if "sharded" in how:
+        sharded(model, world)
+    checkpointer = Checkpointer(
+        directory / "save", {"model": model}, asynchronous="asynchronous" in how
+    )
     taking = phase == "take" and rank == target
     checkpointer.add_recoverable(
         "own", PerRank(rank, strike if taking else lambda: None), per_rank=True
     )
-    if rank == 0 and phase in PHASES:
+    strikes = strikes_at(rank, target, phase)
+    if strikes is not None:
         _fs.failpoint = lambda operation, path, detail: (
-            strike() if operation == PHASES[phase] else None
+            strike() if strikes(operation, path) else None
         )
     torch.nn.init.constant_(model.weight, 1.0)
     checkpointer.save_and_keep_only(meta={"number": 1})
+    checkpointer.poll()
+    checkpointer._writer.wait()
     distributed.barrier()
-    if taking or (rank == 0 and phase in PHASES):
+    if taking or strikes is not None:
         armed.append(True)
     torch.nn.init.constant_(model.weight, 2.0)
     started = time.monotonic()
     outcome = "saved"
     try:
         checkpointer.save_and_keep_only(meta={"number": 2})
+        checkpointer._writer.wait()
     except Exception as error:  # noqa: BLE001 - its type is what is compared
         outcome = f"{type(error).__name__}: {error}"
     (directory / f"seconds-{rank}").write_text(str(time.monotonic() - started))
@@ -86,6 +121,7 @@ def rank_main(directory, rank, world, way, phase, target, report):
     if way == "raise":
         # nobody is lost: the ranks go on together
         checkpointer.save_and_keep_only(meta={"number": 3})
+        checkpointer._writer.wait()
         report(3)
     report(9)
 
@@ -106,53 +142,73 @@ def elastic_main(directory, rank, world, number, report):
     distributed.barrier()
 
 
-def sharded_main(directory, rank, world, save, report):
-    """Save or load a model of which each rank holds a part."""
-    join(directory, rank, world)
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-
+def sharded_objects(world, directory, **options):
+    """Make a model of which each rank holds a part, its optimizer and a checkpointer."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.Linear(10, 5))
-    whole = {key: value.clone() for key, value in model.state_dict().items()}
-    mesh = init_device_mesh("cpu", (world,))
     for layer in model:
-        for key, parameter in list(layer.named_parameters()):
-            value = parameter.detach() if save else torch.zeros_like(parameter)
-            setattr(layer, key, torch.nn.Parameter(distribute_tensor(value, mesh, [Shard(0)])))
+        sharded(layer, world)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    for number, parameter in enumerate(model.parameters()):
-        if save:
-            parameter.grad = distribute_tensor(
-                torch.full(parameter.shape, number + 1.0), mesh, [Shard(0)]
-            )
-    if save:
-        optimizer.step()
-        optimizer.zero_grad()
-    checkpointer = Checkpointer(directory / "save", {"model": model, "optimizer": optimizer})
-    if save:
-        checkpointer.save_checkpoint()
-    else:
-        assert checkpointer.recover_if_possible() is not None
+    recoverables = {"model": model, "optimizer": optimizer}
+    return model, optimizer, Checkpointer(directory / "save", recoverables, **options)
+
+
+def whole_tensors(model, optimizer):
+    """Put the parts of all ranks together."""
+    from torch.distributed.tensor import DTensor
+
+    assert all(isinstance(value, DTensor) for value in model.state_dict().values())
     full = {key: value.full_tensor() for key, value in model.state_dict().items()}
     moments = [
         optimizer.state[parameter]["exp_avg"].full_tensor() for parameter in model.parameters()
     ]
-    assert all(isinstance(value, DTensor) for value in model.state_dict().values())
-    if rank == 0 and save:
-        assert not torch.equal(full["0.weight"], whole["0.weight"])
-        torch.save({"full": full, "moments": moments}, directory / "expected.pt")
-    expected = torch.load(directory / "expected.pt") if rank == 0 or not save else None
-    if expected:
-        assert all(torch.equal(full[key], expected["full"][key]) for key in full)
-        assert all(map(torch.equal, moments, expected["moments"]))
+    return {"full": full, "moments": moments}
+
+
+def sharded_save_main(directory, rank, world, asynchronous, report):
+    """Save a sharded model, and write down what it was; it changes before it is written."""
+    join(directory, rank, world)
+    model, optimizer, checkpointer = sharded_objects(world, directory, asynchronous=asynchronous)
+    for number, parameter in enumerate(model.parameters()):
+        parameter.grad = torch.full_like(parameter, number + 1.0)
+    optimizer.step()
+    expected = whole_tensors(model, optimizer)
+    if rank == 0:
+        torch.save(expected, directory / "expected.pt")
+    changed = threading.Event()
+    if asynchronous:
+        _fs.failpoint = lambda operation, path, detail: (
+            changed.wait(30) and None if operation == "write" else None
+        )
+    checkpointer.save_checkpoint()
+    if asynchronous:
+        checkpointer.poll()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0)
+            optimizer.state[parameter]["exp_avg"].mul_(0)
+    changed.set()
+    while checkpointer._writer._flight is not None:
+        checkpointer.poll()
+    report(1)
+    distributed.barrier()
+
+
+def sharded_load_main(directory, rank, world, report):
+    """Load it on another number of ranks, and compare."""
+    join(directory, rank, world)
+    model, optimizer, checkpointer = sharded_objects(world, directory)
+    assert checkpointer.recover_if_possible() is not None
+    found, expected = whole_tensors(model, optimizer), torch.load(directory / "expected.pt")
+    assert all(torch.equal(found["full"][key], expected["full"][key]) for key in expected["full"])
+    assert all(map(torch.equal, found["moments"], expected["moments"]))
     report(1)
     distributed.barrier()
 
 
 def nodes_main(directory, rank, world, number, fatal, report):
     """Save on nodes of which each has a directory of its own; two ranks a node."""
-    join(directory, rank, world)
+    join(directory, rank, world, TIMEOUT_S if fatal else 60)
     model = torch.nn.Linear(2, 2)
     checkpointer = Checkpointer(directory / f"node-{rank // 2}", {"model": model})
     checkpointer.add_recoverable("own", PerRank(rank, lambda: None), per_rank=True)

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -30,22 +31,88 @@ def pytest_configure(config):
     config.stash[TALLY] = Counter()
 
 
+def is_long_run(config):
+    return bool(config.getoption("chaos", default=False) or os.environ.get("BRAIN_CHAOS"))
+
+
+def seed_of_run():
+    """Return what every fault of a run is drawn from; the environment can name it."""
+    return int(os.environ.get("BRAIN_CHAOS_SEED", "1"))
+
+
+def pytest_report_header(config):
+    if is_long_run(config):
+        return f"chaos: seed {seed_of_run()}; the same again with BRAIN_CHAOS_SEED={seed_of_run()}"
+    return None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Add what a worker of pytest-xdist counted."""
+    counted = getattr(node, "workeroutput", {}).get("faults of checkpoints", {})
+    node.config.stash[TALLY].update(counted)
+
+
+def pytest_sessionfinish(session):
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["faults of checkpoints"] = dict(session.config.stash[TALLY])
+
+
+COUNTED = {
+    "states tried": "power-loss states tried",
+    "distinct states": "of them distinct",
+    "kills in training": "kills done in training",
+    "kills done": "kills done, all in all",
+    "errors injected": "errors of the disk injected",
+    "damaged files loaded": "damaged files tried",
+    "ranks lost": "ranks lost",
+    "losses": "losses",
+    "silent wrong loads": "silent wrong loads",
+    "hangs": "hangs",
+}
+MUST_BE_ZERO = ("losses", "silent wrong loads", "hangs")
+
+
 def pytest_terminal_summary(terminalreporter, config):
     tally = config.stash.get(TALLY, None)
     if not tally:
         return
     terminalreporter.section("faults of checkpoints")
-    for name in (
-        "states tried",
-        "kills done",
-        "errors injected",
-        "damaged files loaded",
-        "ranks lost",
-    ):
-        if tally[name]:
-            terminalreporter.write_line(f"{name}: {tally[name]:,}")
-    for name in ("losses", "silent wrong loads", "hangs"):
-        terminalreporter.write_line(f"{name}: {tally[name]}")
+    if is_long_run(config):
+        terminalreporter.write_line(f"seed: {seed_of_run()}")
+    for name, shown in COUNTED.items():
+        if tally[name] or name in MUST_BE_ZERO:
+            terminalreporter.write_line(f"{shown}: {tally[name]:,}")
+
+
+class Progress:
+    """Says every few seconds of a long run how far a test is; holds what its chance starts from."""
+
+    def __init__(self, request):
+        self.seed = f"{seed_of_run()} {request.node.name}"
+        self._name = request.node.name
+        self._capture = request.config.pluginmanager.getplugin("capturemanager")
+        self._shown = is_long_run(request.config)
+        self._started = self._said = time.monotonic()
+
+    def __call__(self, what, done, total):
+        now = time.monotonic()
+        if self._shown and (now - self._said > 10 or done >= total):
+            self._said = now
+            with self._capture.global_and_fixture_disabled():
+                passed_s = now - self._started
+                bar = "#" * (20 * done // total)
+                sys.stderr.write(
+                    f"\n  {self._name} [{bar:<20}] {done:,} of {total:,} {what}, {passed_s:.0f} s"
+                )
+                sys.stderr.flush()
+
+
+@pytest.fixture
+def progress(request):
+    """Returns a function that is told how far a test is."""
+    return Progress(request)
 
 
 @pytest.fixture
@@ -60,7 +127,7 @@ def tally(request):
 @pytest.fixture
 def times(request):
     """Returns how often to try a fault: the number per commit, or that of the long run."""
-    long_run = request.config.getoption("chaos", default=False) or os.environ.get("BRAIN_CHAOS")
+    long_run = is_long_run(request.config)
     return lambda per_commit, long: long if long_run else per_commit
 
 

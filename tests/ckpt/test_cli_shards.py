@@ -19,7 +19,7 @@ def save(processes, fast_dir):
     spec.loader.exec_module(ranks)
     children = [
         processes.Child(
-            lambda report, rank=rank: ranks.sharded_main(fast_dir, rank, 2, True, report)  # noqa: FBT003 - to save
+            lambda report, rank=rank: ranks.sharded_save_main(fast_dir, rank, 2, None, report)
         )
         for rank in range(2)
     ]

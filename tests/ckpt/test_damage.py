@@ -45,16 +45,18 @@ def lengthen(content, chance):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_damage_of_a_file_is_loaded_silently(name, work, fast_dir, times, tally):
-    """Flipped bits, truncations, zeroed pages more bytes: refused, with nothing touched."""
+def test_no_damage_of_a_file_is_loaded_silently(name, work, fast_dir, times, tally, progress):
+    """Flipped bits, truncations, zeroed pages, more bytes: refused, with nothing touched."""
     run = work.Run(fast_dir)
     run.set(7)
     checkpoint = run.checkpointer.save_checkpoint()
     file = checkpoint.path / name
     intact = file.read_bytes()
-    chance = random.Random(name)
+    chance = random.Random(progress.seed)
     run.set(1)
-    for number in range(times(500, 10_000)):
+    wanted = times(500, 10_000)
+    for number in range(wanted):
+        progress("damaged files", number + 1, wanted)
         way = (flip, flip, flip, truncate, zero_a_page, lengthen)[number % 6]
         damaged = way(intact, chance)
         if damaged == intact:

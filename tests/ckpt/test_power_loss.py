@@ -14,7 +14,7 @@ PER_WORKLOAD = {
 }  # fmt: skip
 
 
-def losses(work, power, fast_dir, start, workload, states, *, seed, renames=True):
+def losses(work, power, fast_dir, start, workload, states, *, seed, renames=True, told=None):
     """Try states that a loss of power can leave; return (tried, distinct, what was lost)."""
     directory = fast_dir / "recorded"
     directory.mkdir()
@@ -26,49 +26,47 @@ def losses(work, power, fast_dir, start, workload, states, *, seed, renames=True
     operations = recorder.operations
     assert sum(operation == "acknowledge" for operation, _, _ in operations) > 0
     chance = random.Random(seed)
-    seen, found = {}, []
-    for tried in range(states):
-        shutil.rmtree(directory)
-        directory.mkdir()
-        disk = power.Disk(directory, renames=renames)
-        disk.root = _copy(power, confirmed)
-        disk.acknowledged = before
-        # every place once, then by chance
-        place = tried if tried <= len(operations) else chance.randint(0, len(operations))
-        disk.run(operations[:place])
-        tree = disk.after_power_loss(chance)
-        key = (power.fingerprint(tree), disk.acknowledged)
-        if key in seen:
-            continue
-        directory.rmdir()
-        power.write_tree(tree, directory)
-        problem = work.problem_after_fault(
-            directory, disk.acknowledged, saves_again=tried % 10 == 0, atomic_rename=renames
-        )
-        seen[key] = problem
-        if problem is not None:
-            found.append(f"after operation {place} {operations[:place][-1:]}: {problem}")
-    return states, len(seen), found
-
-
-def _copy(power, node):
-    if isinstance(node, power.File):
-        return power.File(node.durable, node.content)
-    entries = {name: _copy(power, child) for name, child in node.entries.items()}
-    return power.Directory(durable=dict(entries), entries=entries)
+    shutil.rmtree(directory)
+    directory.mkdir()
+    disk = power.Disk(directory, renames=renames)
+    disk.root, disk.acknowledged = confirmed, before
+    seen, found, tried = set(), [], 0
+    places = len(operations) + 1
+    for place in range(places):
+        # the loss comes after so many operations: at each place as often as at any other
+        disk.run(operations[place - 1 : place] if place else [])
+        for _ in range(states // places + (place < states % places)):
+            tried += 1
+            if told is not None and (tried % 100 == 0 or tried == states):
+                told("power-loss states", tried, states)
+            tree = disk.after_power_loss(chance)
+            key = (power.fingerprint(tree), disk.acknowledged)
+            if key in seen:
+                continue
+            seen.add(key)
+            shutil.rmtree(directory)
+            power.write_tree(tree, directory)
+            problem = work.problem_after_fault(
+                directory, disk.acknowledged, saves_again=tried % 10 == 0, atomic_rename=renames
+            )
+            if problem is not None:
+                found.append(f"after operation {place} {operations[:place][-1:]}: {problem}")
+    return tried, len(seen), found
 
 
 @pytest.mark.parametrize("name", PER_WORKLOAD)
 def test_no_loss_of_power_takes_an_acknowledged_checkpoint(
-    name, work, power, fast_dir, times, tally
+    name, work, power, fast_dir, times, tally, progress
 ):
     """Unsynced data dropped, zeroed or cut, unsynced names in any combination."""
-    states = times(PER_WORKLOAD[name], PER_WORKLOAD[name] * 100 // 3)
+    states = times(PER_WORKLOAD[name], -(-PER_WORKLOAD[name] * 100 // 3))
     renames = "unrenamed" not in name
     tried, distinct, found = losses(
-        work, power, fast_dir, name, work.WORKLOADS[name], states, seed=name, renames=renames
-    )
+        work, power, fast_dir, name, work.WORKLOADS[name], states,
+        seed=progress.seed, renames=renames, told=progress,
+    )  # fmt: skip
     tally["states tried"] += tried
+    tally["distinct states"] += distinct
     tally["losses"] += len(found)
     assert distinct > min(states // 10, 100)  # few ways to lose a little: most come up again
     assert found == []

@@ -24,22 +24,26 @@ def ranks():
     return module
 
 
-def run(processes, ranks, directory, world, save):
+def run(processes, directory, main, world, *arguments):
     (directory / "store").unlink(missing_ok=True)
     children = [
-        processes.Child(
-            lambda report, rank=rank: ranks.sharded_main(directory, rank, world, save, report)
-        )
+        processes.Child(lambda report, rank=rank: main(directory, rank, world, *arguments, report))
         for rank in range(world)
     ]
     assert [child.wait(60) for child in children] == [processes.FINISHED] * world
 
 
-def test_shards_of_four_ranks_are_loaded_by_one_two_and_three(processes, ranks, fast_dir):
-    """Equal tensors, of the model and of its optimizer; also without any group."""
-    run(processes, ranks, fast_dir, 4, save=True)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_shards_of_four_ranks_are_loaded_by_one_two_and_three(
+    asynchronous, processes, ranks, fast_dir
+):
+    """Equal tensors, of the model and of its optimizer; also without any group.
+
+    And those of the moment of the save, though the model changes while they are written.
+    """
+    run(processes, fast_dir, ranks.sharded_save_main, 4, asynchronous)
     for world in (1, 2, 3):
-        run(processes, ranks, fast_dir, world, save=False)
+        run(processes, fast_dir, ranks.sharded_load_main, world)
     model = torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.Linear(10, 5))
     optimizer = torch.optim.AdamW(model.parameters())
     checkpointer = Checkpointer(fast_dir / "save", {"model": model, "optimizer": optimizer})
@@ -57,6 +61,19 @@ def test_shards_of_four_ranks_are_loaded_by_one_two_and_three(processes, ranks, 
     shard.write_bytes(content)
     with pytest.raises(CheckpointDamagedError, match=r"shards/.*distcp"):
         checkpointer.load_checkpoint(found)
+
+
+def test_torch_reads_the_shards(processes, ranks, fast_dir):
+    """They are a distributed checkpoint of torch's own."""
+    from torch.distributed.checkpoint import FileSystemReader, load
+
+    asynchronous = False
+    run(processes, fast_dir, ranks.sharded_save_main, 2, asynchronous)
+    expected = torch.load(fast_dir / "expected.pt")
+    shards = next((fast_dir / "save").glob("CKPT*/shards"))
+    state = {f"model/{key}": torch.zeros_like(value) for key, value in expected["full"].items()}
+    load(state, storage_reader=FileSystemReader(shards), no_dist=True)
+    assert all(torch.equal(state[f"model/{key}"], value) for key, value in expected["full"].items())
 
 
 def test_the_metadata_of_shards_runs_no_code(tmp_path):

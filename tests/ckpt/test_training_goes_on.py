@@ -76,15 +76,15 @@ def test_kills_at_awkward_places_change_nothing(
 
 
 def test_kills_at_random_change_nothing(
-    training, undisturbed, processes, fast_dir, times, tally, work
+    training, undisturbed, processes, fast_dir, times, tally, work, progress
 ):
     """Half of them at any time, half of them aimed at a file operation of a save."""
-    chance = random.Random(11)
+    chance = random.Random(progress.seed)
     started = time.monotonic()
     training.train(fast_dir / "timed")
     usual_s = time.monotonic() - started
-    kills, runs = 0, 0
-    while kills < times(30, 1000):
+    kills, runs, wanted = 0, 0, times(30, 1000)
+    while kills < wanted:
         save = fast_dir / f"save-{runs}"
         runs += 1
         asynchronous = runs % 2 == 0
@@ -103,11 +103,14 @@ def test_kills_at_random_change_nothing(
                 time.sleep(chance.random() * usual_s)
                 child.kill()
             ended = child.wait()
-            assert ended in (processes.KILLED, processes.FINISHED)
+            tally["hangs"] += ended == processes.HUNG
+            assert ended in (processes.KILLED, processes.FINISHED), f"run {runs} {ended}"
             kills += ended == processes.KILLED
+            tally["kills in training"] += ended == processes.KILLED
+            tally["kills done"] += ended == processes.KILLED
         result = training.train(save)
         tally["losses"] += not same(result, undisturbed)
-        assert same(result, undisturbed)
+        assert same(result, undisturbed), f"run {runs} of seed {progress.seed!r}"
         assert not [path for path in save.iterdir() if path.name.startswith((".tmp", ".old"))]
         shutil.rmtree(save)
-    tally["kills done"] += kills
+        progress("kills in training", min(kills, wanted), wanted)

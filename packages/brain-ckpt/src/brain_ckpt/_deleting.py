@@ -68,7 +68,7 @@ class Deleter:
         """
         nodes = self._writer.nodes()
         if nodes.shared:
-            decide(lambda: self._delete(self._doomed(retention, keep, spare), verbosity))
+            nodes.on_leaders(lambda: self._delete(self._doomed(retention, keep, spare), verbosity))
         else:
             names = decide(lambda: self._doomed(retention, keep, spare))
             nodes.on_leaders(lambda: self._delete(names, verbosity))

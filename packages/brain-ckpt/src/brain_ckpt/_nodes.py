@@ -11,9 +11,9 @@ import logging
 import os
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from brain_ckpt._ranks import decide, together
+from brain_ckpt._ranks import agree, decide, together
 from brain_dist import get_rank, get_world_size
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from brain_ckpt._store import Store
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 TOKEN = ".brain.token-"  # noqa: S105 - the name of a file
 
@@ -44,17 +42,9 @@ class Nodes:
     leads: bool
     shared: bool
 
-    def on_leaders(self, action: Callable[[], T]) -> T | None:
-        """Run something on the leaders; any error is raised on every rank.
-
-        Returns
-        -------
-        object
-            What this rank's action returned, or the first rank's where all share a directory.
-        """
-        if self.shared:
-            return decide(action)
-        return together(lambda: action() if self.leads else None)[get_rank()]
+    def on_leaders(self, action: Callable[[], object]) -> None:
+        """Run something on the leaders; any error is raised on every rank."""
+        agree(lambda: action() if self.leads else None)
 
     def all_leaders(self, question: Callable[[], bool]) -> bool:
         """Ask the leaders; every rank gets whether all of them say yes."""

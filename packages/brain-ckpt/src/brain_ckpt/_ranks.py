@@ -20,14 +20,23 @@ def together(action: Callable[[], T]) -> list[T]:
     list
         What each rank returned, in rank order.
     """
-    error: BaseException | None = None
     results: list[T] = []
+    agree(lambda: results.append(action()))
+    return gather_objects(results[0])
+
+
+def agree(action: Callable[[], object]) -> None:
+    """Run something on every rank; any error, and that a rank is lost, is raised on all.
+
+    Every rank hears from every other one, which is more than `decide` can say: what one rank
+    sends to all may reach some of them only.
+    """
+    error: BaseException | None = None
     try:
-        results.append(action())
+        action()
     except BaseException as caught:  # noqa: BLE001 - the other ranks wait, and have to hear of it
         error = caught
     raise_together(error)
-    return gather_objects(results[0])
 
 
 def decide(action: Callable[[], T]) -> T:
