@@ -252,6 +252,13 @@ def test_where_a_module_went_its_names_are(row):
     assert not name or hasattr(module, name)
 
 
+def test_rows_of_the_table_do_not_stand_in_each_other_s_way():
+    """Replaced from the first to the last, no row finds its text spoilt by one before it."""
+    old = [row[0].strip("`") for row in rows_after("A SpeechBrain recipe moves over")]
+    for position, text in enumerate(old):
+        assert not any(text.startswith(f"{before}.") for before in old[:position]), text
+
+
 def test_what_is_imported_in_the_example_is_public():
     """The example uses exported names only."""
     for node in ast.parse(blocks("python")[0]).body:
