@@ -37,16 +37,7 @@ def read_command_line(
     cls : type
         A dataclass with a field for each option, and what each does in its docstring.
     arg_list : list of str, optional
-        The words after the script's name; ``sys.argv[1:]`` by default.
-
-    Returns
-    -------
-    param_file : str
-        The hyperparameter file.
-    options : object
-        One of the class, made of what was given.
-    overrides : str
-        The rest as YAML.
+        As there; what is returned is as well.
     """
     parser = _make_parser(cls)
     words = sys.argv[1:] if arg_list is None else list(arg_list)

@@ -212,21 +212,7 @@ class RunOptions:
     def from_command_line_args(
         cls, arg_list: list[str] | None = None
     ) -> tuple[str, RunOptions, str]:
-        """Read ``experiment.py hyperparams.yaml --option value --hyperparameter=value``.
-
-        Parameters
-        ----------
-        arg_list : list of str, optional
-            The words after the script's name; ``sys.argv[1:]`` by default.
-
-        Returns
-        -------
-        param_file : str
-            The hyperparameter file.
-        run_opts : RunOptions
-            The options; ``run_opts.overridden_args`` names those that were given.
-        overrides : str
-            Everything else, as YAML for ``load_hyperpyyaml``.
+        """Read a command line, as `parse_arguments` does.
 
         Examples
         --------

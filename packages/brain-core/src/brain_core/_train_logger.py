@@ -49,7 +49,32 @@ class TrainLogger:
         raise NotImplementedError
 
 
-class FileTrainLogger(TrainLogger):
+class _MainProcessLogger(TrainLogger):
+    """Writes on the first rank what `_write` is given, and tells Python's logging if asked to."""
+
+    _is_verbose = False  # unless told otherwise
+
+    @main_process_only
+    def log_stats(
+        self,
+        stats_meta: Stats,
+        train_stats: Stats | None = None,
+        valid_stats: Stats | None = None,
+        test_stats: Stats | None = None,
+        verbose: bool | None = None,
+    ) -> None:
+        """Write the figures; see `TrainLogger.log_stats`."""
+        sets = zip(_SETS, (train_stats, valid_stats, test_stats), strict=True)
+        line = self._write(stats_meta, {name: s for name, s in sets if s is not None})
+        if self._is_verbose if verbose is None else verbose:
+            logger.info("%s", line)
+
+    def _write(self, meta: Stats, sets: Mapping[str, Stats]) -> object:
+        """Write figures that belong to ``meta``, by stage; return what to say of them."""
+        raise NotImplementedError
+
+
+class FileTrainLogger(_MainProcessLogger):
     """Write one line per call to a text file.
 
     After a restart, lines of training that will be done again are taken out first: each epoch
@@ -63,31 +88,19 @@ class FileTrainLogger(TrainLogger):
         Decimals of a float: 2 gives ``1.35e-05``, and ``12.34`` between 1 and 100.
     """
 
+    _is_verbose = True
+
     def __init__(self, save_file: str | os.PathLike[str], precision: int = 2) -> None:
         self.save_file = save_file
         self.precision = precision
 
-    @main_process_only
-    def log_stats(
-        self,
-        stats_meta: Stats,
-        train_stats: Stats | None = None,
-        valid_stats: Stats | None = None,
-        test_stats: Stats | None = None,
-        verbose: bool = True,
-    ) -> None:
-        """Append one line; see `TrainLogger.log_stats`."""
-        parts = [self._stats_to_string(stats_meta)]
-        parts += [
-            self._stats_to_string(stats, name)
-            for name, stats in zip(_SETS, (train_stats, valid_stats, test_stats), strict=True)
-            if stats is not None
-        ]
+    def _write(self, meta: Stats, sets: Mapping[str, Stats]) -> str:
+        parts = [self._stats_to_string(meta)]
+        parts += [self._stats_to_string(stats, name) for name, stats in sets.items()]
         line = " - ".join(parts)
         with open(self.save_file, "a", encoding="utf-8") as file:
             file.write(line + "\n")
-        if verbose:
-            logger.info(line)
+        return line
 
     def state_dict(self) -> dict[str, int]:
         """Say how long the file is, in bytes."""
@@ -118,7 +131,7 @@ class FileTrainLogger(TrainLogger):
         return f"{value:.{self.precision}{style}}"
 
 
-class TensorboardLogger(TrainLogger):
+class TensorboardLogger(_MainProcessLogger):
     """Write scalars for TensorBoard; needs ``brain-core[tensorboard]``.
 
     Parameters
@@ -137,27 +150,18 @@ class TensorboardLogger(TrainLogger):
         self.global_step: dict[str, Any] = {"train": {}, "valid": {}, "test": {}, "meta": 0}
         self.writer: Any = self._open() if if_main_process() else None
 
-    @main_process_only
-    def log_stats(
-        self,
-        stats_meta: Stats,
-        train_stats: Stats | None = None,
-        valid_stats: Stats | None = None,
-        test_stats: Stats | None = None,
-        verbose: bool = False,
-    ) -> None:
-        """Write one point per figure, or one per entry of a list; see `TrainLogger.log_stats`."""
+    def _write(self, meta: Stats, sets: Mapping[str, Stats]) -> dict[str, Any]:
+        """Write one point per figure, or one per entry of a list."""
         self.global_step["meta"] += 1
-        for name, value in stats_meta.items():
+        for name, value in meta.items():
             self.writer.add_scalar(name, value, self.global_step["meta"])
-        for name, stats in zip(_SETS, (train_stats, valid_stats, test_stats), strict=True):
-            for stat, values in (stats or {}).items():
+        for name, stats in sets.items():
+            for stat, values in stats.items():
                 steps = self.global_step[name]
                 for value in values if isinstance(values, list) else [values]:
                     steps[stat] = steps.get(stat, 0) + 1
                     self.writer.add_scalar(f"{stat}/{name}", value, steps[stat])
-        if verbose:
-            logger.info("%s", dict(stats_meta))
+        return dict(meta)
 
     @main_process_only
     def log_audio(self, name: str, value: Any, sample_rate: int) -> None:
@@ -190,7 +194,7 @@ class TensorboardLogger(TrainLogger):
         return SummaryWriter(str(self.save_dir), purge_step=purge_step)
 
 
-class WandBLogger(TrainLogger):
+class WandBLogger(_MainProcessLogger):
     """Send figures to Weights & Biases; needs ``brain-core[wandb]``.
 
     Parameters
@@ -216,22 +220,12 @@ class WandBLogger(TrainLogger):
                     f"WandBLogger needs a run from its initializer, which raised {error!r}."
                 ) from error
 
-    @main_process_only
-    def log_stats(
-        self,
-        stats_meta: Stats,
-        train_stats: Stats | None = None,
-        valid_stats: Stats | None = None,
-        test_stats: Stats | None = None,
-        verbose: bool = False,
-    ) -> None:
-        """Send the figures under the epoch's number; see `TrainLogger.log_stats`."""
-        sets = zip(_SETS, (train_stats, valid_stats, test_stats), strict=True)
-        figures = {name: dict(stats) for name, stats in sets if stats is not None}
+    def _write(self, meta: Stats, sets: Mapping[str, Stats]) -> dict[str, Any]:
+        """Send the figures under the epoch's number."""
         assert self.run is not None, "main_process_only lets only the owner of the run in"
-        self.run.log({**figures, **stats_meta}, step=stats_meta.get("epoch"))
-        if verbose:
-            logger.info("%s", dict(stats_meta))
+        figures = {name: dict(stats) for name, stats in sets.items()}
+        self.run.log({**figures, **meta}, step=meta.get("epoch"))
+        return dict(meta)
 
 
 def _spectrogram_figure(spectrogram: Any) -> Any:

@@ -186,6 +186,8 @@ def _check_coverage(
 ) -> int:
     """Make sure that nothing was left out; return how many records of the run are done by now."""
     places = [record.place for record in reference]
+    if not all(attempt.records):
+        raise AssertionError("The run that was started again must go on, and did nothing.")
     for records in attempt.records:
         first, last = places.index(records[0].place), places.index(records[-1].place)
         if first > done:
