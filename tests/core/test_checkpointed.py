@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -413,3 +414,21 @@ def test_debug_mode_runs_a_few_batches_and_saves_nowhere(job):
     assert not (brain.hparams.train_logger.save_file.parent / "save").exists() or not list(
         (brain.hparams.train_logger.save_file.parent / "save").glob("CKPT*")
     )
+
+
+def test_a_checkpoint_written_in_the_background_is_published_during_validation(job):
+    """Else a run killed in a long validation would train again what was written before it."""
+    brain = job("run", asynchronous=True, ckpt_interval_steps=2)
+    evaluate, newest = brain.evaluate_batch, []
+
+    def look(batch, stage):
+        newest.append(brain.checkpointer.find_checkpoint().path)
+        for thread in threading.enumerate():
+            if thread.name == "brain-ckpt-save":
+                thread.join()
+        return evaluate(batch, stage)
+
+    brain.evaluate_batch = look
+    brain.train()
+    brain.close()
+    assert newest[0] != newest[1] == newest[2]

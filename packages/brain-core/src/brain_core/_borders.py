@@ -156,11 +156,15 @@ class WindowBorder:
     def passed_in_evaluation(self) -> None:
         """Leave if asked to, where all there is to save is saved; every rank calls it.
 
+        A checkpoint that is still being written is published as soon as it is: an evaluation that
+        is killed must not lose the one from before it.
+
         Raises
         ------
         TrainingStopped
             On every rank, if any of them was asked to stop.
         """
+        self._poll()
         if self._vote.vote(self._wishes()) & _STOP:
             self._leave()
 
