@@ -126,7 +126,7 @@ def chaos(session: nox.Session) -> None:
     rest = [name for name in session.posargs if name not in ROOMS]
     kills = any(name.startswith(KILLING) for name in rest)
     if rooms or not kills:
-        folders = [f"tests/{room}" for room in rooms or ROOMS]
+        folders = [f"tests/{room}" for room in rooms or (*ROOMS, "integration")]
         env = {**ONE_THREAD, "BRAIN_CHAOS": "1"}
         session.run("pytest", *folders, *([] if kills else rest), env=env)
     if kills or not session.posargs:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Ended", "die_with_parent", "end_of", "fork", "journal_of", "log_of", "start"]
 
-HANG_S = 90.0  # from the kill, or the fork, until whoever is left counts as hanging
+HANG_S = 120.0  # from the kill until whoever is left counts as hanging
+_RUN_S = 1200.0  # from the fork, for a run that is not killed, or not yet
 _GROUP_TIMEOUT_S = 30.0  # what gloo waits for a rank that does not come
 _PR_SET_PDEATHSIG = 1
 
@@ -171,7 +172,8 @@ def _join_group(ranks: int, rank: int, store: Path) -> None:
 def _wait_for_aim(board: Board, pids: dict[int, int], aim: Aim | None) -> dict[int, int]:
     """Wait until it is time to kill, or any process has ended; returns the codes of those."""
     codes: dict[int, int] = {}
-    deadline = time.monotonic() + (HANG_S if aim is None or aim.phase is not None else aim.delay_s)
+    waits_from_fork = aim is not None and aim.phase is None
+    deadline = time.monotonic() + (aim.delay_s if aim is not None and waits_from_fork else _RUN_S)
     ends = {end_of(pid): rank for rank, pid in pids.items()}
     watched = [board.reading, *(end for end in ends if end >= 0)]
     try:

@@ -155,7 +155,6 @@ def chain(seed: int, ranks: int, kills: int) -> Case:
     """Return a run that is long enough to be killed so often with a little progress each time."""
     config = Config(
         ranks=ranks,
-        workers=2 if ranks == 1 else 0,
         accumulation=3 if ranks == 2 else 1,  # noqa: PLR2004 - one of them accumulates
         asynchronous=ranks != 2,  # noqa: PLR2004 - and saves while nothing else happens
     )
@@ -188,16 +187,21 @@ def choose_aim(case: Case, dice: random.Random, pace: Pace, left: float) -> Aim:
     phase = _choose_phase(case, dice)
     if phase is None:
         until = left * pace.seconds if not case.chained else pace.mean_s(Phase.START) + step_s
-        return Aim(None, 1, dice.uniform(0.0, until), watched, targets)
+        return Aim(None, 1, until * _early(dice), watched, targets)
     if phase is Phase.START:
         # Ranks that wait for one that never came do so for a long time: mostly kill all.
         all_ranks = targets if dice.random() < ONE_RANK_AT_START else tuple(range(ranks))
         return Aim(None, 1, dice.uniform(0.0, pace.mean_s(phase)), watched, all_ranks)
     watched = 0 if phase is Phase.WRITE else watched  # the first rank writes
     targets = (watched,) if len(targets) == 1 else targets
-    nth = 1 if case.chained else dice.randint(1, max(1, round(pace.times(phase) * left)))
+    nth = 1 if case.chained else 1 + int(pace.times(phase) * left * _early(dice))
     delay_s = dice.uniform(0.0, 1.0) * max(pace.mean_s(phase), 1e-4)
     return Aim(phase, nth, delay_s, watched, targets)
+
+
+def _early(dice: random.Random) -> float:
+    """Return a part of what is left, rather a small one: else kills gather at the run's end."""
+    return dice.random() ** 2
 
 
 def _choose_phase(case: Case, dice: random.Random) -> Phase | None:

@@ -108,7 +108,7 @@ def _run(asked: argparse.Namespace, session: Session, room: Path) -> None:
     if kills is None and asked.chain is None and asked.case is None:
         kills = _KILLS
     total = (kills or 0) + (asked.chain or 0) * len(asked.ranks)
-    with tqdm.tqdm(total=total or None, unit="kill", mininterval=1.0, smoothing=0.05) as bar:
+    with tqdm.tqdm(total=total or None, unit="kill", mininterval=1.0, miniters=1) as bar:
         seen: list[Kill] = []
 
         def on_kill(kill: Kill) -> None:

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 _BINS = 40
-_COLOURS = {
-    Phase.START: "#9e9e9e",
-    Phase.STEP: "#4c78a8",
-    Phase.SAVE: "#e45756",
-    Phase.WRITE: "#f2a09f",
-    Phase.VALID: "#54a24b",
-    Phase.BORDER: "#b279a2",
-    Phase.END: "#eeca3b",
+_STYLES = {
+    Phase.START: ("start-up", "#9e9e9e"),
+    Phase.STEP: ("training", "#4c78a8"),
+    Phase.SAVE: ("saving", "#e45756"),
+    Phase.WRITE: ("saving in the background", "#f2a09f"),
+    Phase.VALID: ("validation", "#54a24b"),
+    Phase.BORDER: ("between them", "#b279a2"),
+    Phase.END: ("after the last epoch", "#eeca3b"),
 }
 
 
@@ -47,7 +47,7 @@ def draw(kills: Sequence[Kill], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    by_phase = {phase: [kill for kill in kills if kill.phase == phase.name] for phase in _COLOURS}
+    by_phase = {phase: [kill for kill in kills if kill.phase == phase.name] for phase in _STYLES}
     figure, (upper, lower) = plt.subplots(
         2, 1, figsize=(9, 6.5), sharex=True, layout="constrained", height_ratios=(3, 2)
     )
@@ -56,8 +56,8 @@ def draw(kills: Sequence[Kill], path: Path) -> None:
         bins=_BINS,
         range=(0, 100),
         stacked=True,
-        color=list(_COLOURS.values()),
-        label=[f"{phase.name.lower()} ({len(here)})" for phase, here in by_phase.items()],
+        color=[colour for _, colour in _STYLES.values()],
+        label=[f"{_STYLES[phase][0]}: {len(here)}" for phase, here in by_phase.items()],
     )
     upper.set_ylabel("kills")
     upper.set_title(f"{len(kills):,} kills over the life of a run")
@@ -70,11 +70,12 @@ def draw(kills: Sequence[Kill], path: Path) -> None:
             s=9,
             alpha=0.6,
             linewidths=0,
-            color=_COLOURS[phase],
+            color=_STYLES[phase][1],
         )
     lower.set_ylabel("batches done again")
     lower.set_xlabel("part of the run that was done when it was killed, %")
     for axes in (upper, lower):
+        axes.yaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     plt.close(figure)

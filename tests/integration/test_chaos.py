@@ -15,6 +15,10 @@ ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="watches through pidfd_open")
 
+in_the_long_run = pytest.mark.skipif(
+    not os.environ.get("BRAIN_CHAOS"), reason="for the long run: set BRAIN_CHAOS=1"
+)
+
 
 @pytest.fixture
 def chaos(tmp_path):
@@ -23,7 +27,7 @@ def chaos(tmp_path):
     def run(*arguments):
         command = [sys.executable, "-m", "chaos", "--results", str(tmp_path), *arguments]
         return subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+            command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
         )
 
     return run
@@ -57,7 +61,14 @@ def test_killed_runs_end_as_the_undisturbed_one(chaos, tmp_path):
     ("piece", "said"),
     [
         ("numpy-rng", ": loss is"),
-        ("newest-checkpoint", "had been acknowledged"),
+        pytest.param("python-rng", ": loss is", marks=in_the_long_run),
+        pytest.param("torch-rng", ": loss is", marks=in_the_long_run),
+        pytest.param("position-on", "took samples", marks=in_the_long_run),
+        pytest.param("position-back", "took samples", marks=in_the_long_run),
+        pytest.param("optimizer", "optimizer.", marks=in_the_long_run),
+        pytest.param("scheduler", "undisturbed", marks=in_the_long_run),
+        pytest.param("epoch", "was done in place of", marks=in_the_long_run),
+        pytest.param("newest-checkpoint", "had been acknowledged", marks=in_the_long_run),
     ],
 )
 def test_a_piece_of_state_that_is_left_out_is_noticed(chaos, piece, said):
