@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ended", "die_with_parent", "end_of", "fork", "journal_of", "log_of", "start"]
 
-HANG_S = 120.0  # from the kill until whoever is left counts as hanging
+HANG_S = 180.0  # from the kill until whoever is left counts as hanging: some waits of gloo's
 _RUN_S = 1200.0  # from the fork, for a run that is not killed, or not yet
 _GROUP_TIMEOUT_S = 30.0  # what gloo waits for a rank that does not come
 _PR_SET_PDEATHSIG = 1
