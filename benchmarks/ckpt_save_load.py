@@ -259,7 +259,7 @@ def training_beside(subject: Subject, root: Path, seconds: float) -> None:
         checkpointer.save_checkpoint()
         flight = checkpointer._writer._flight  # noqa: SLF001 - when it ends is what is measured
         assert flight is not None
-        thread: threading.Thread = flight._thread  # type: ignore[assignment]
+        thread: threading.Thread = flight._thread  # type: ignore[assignment]  # noqa: SLF001 - as above
         started, count = time.perf_counter(), 0
         while thread.is_alive():
             count += steps(time.perf_counter() + 0.005)

@@ -19,7 +19,8 @@ from brain_dist import set_control_timeout
 PHASES = {"begin": "mkdir", "write": "write", "publish": "rename", "retention": "unlink"}
 # Each rank is in these by itself.
 OWN_PHASES = ("take", "shards")
-TIMEOUT_S = 5
+# Only a rank that stops is noticed by it; that one is killed, at once.
+STOPPED_TIMEOUT_S, TIMEOUT_S = 5, 60
 
 
 class PerRank:
@@ -36,7 +37,7 @@ class PerRank:
         self.value = state["value"]
 
 
-def join(directory, rank, world, timeout_s=60):
+def join(directory, rank, world, timeout_s=TIMEOUT_S):
     """Make the group."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
     distributed.init_process_group(
@@ -72,7 +73,7 @@ def strikes_at(rank, target, phase):
 def rank_main(directory, rank, world, case, report):
     """Save once, then once more with the fault; write down how each ended."""
     way, phase, target, how = case.way, case.phase, case.target, case.how
-    join(directory, rank, world, TIMEOUT_S)
+    join(directory, rank, world, STOPPED_TIMEOUT_S if way == "stop" else TIMEOUT_S)
     (directory / f"pid-{rank}").write_text(str(os.getpid()))
     armed = []
 
@@ -208,7 +209,7 @@ def sharded_load_main(directory, rank, world, report):
 
 def nodes_main(directory, rank, world, number, fatal, report):
     """Save on nodes of which each has a directory of its own; two ranks a node."""
-    join(directory, rank, world, TIMEOUT_S if fatal else 60)
+    join(directory, rank, world)
     model = torch.nn.Linear(2, 2)
     checkpointer = Checkpointer(directory / f"node-{rank // 2}", {"model": model})
     checkpointer.add_recoverable("own", PerRank(rank, lambda: None), per_rank=True)

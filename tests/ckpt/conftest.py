@@ -1,6 +1,7 @@
 """Fixtures of the checkpointer's tests, and the figures of the long runs."""
 
 import contextlib
+import faulthandler
 import importlib.util
 import os
 import shutil
@@ -95,6 +96,8 @@ class Progress:
         self._capture = request.config.pluginmanager.getplugin("capturemanager")
         self._shown = is_long_run(request.config)
         self._started = self._said = time.monotonic()
+        if self._shown:  # the traceback of a test that takes minutes is for those that should not
+            faulthandler.cancel_dump_traceback_later()
 
     def __call__(self, what, done, total):
         now = time.monotonic()

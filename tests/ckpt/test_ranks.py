@@ -71,7 +71,7 @@ def launch(processes, directory, main, world, *arguments):
 def end(processes, children, target, way):
     """Wait for all but a stopped child, which is killed then; return how each ended."""
     ends = {
-        rank: child.wait(40)
+        rank: child.wait(120)
         for rank, child in enumerate(children)
         if not (way == "stop" and rank == target)
     }
@@ -99,7 +99,8 @@ def check(directory, ends, case, processes, tally):
     else:
         assert kinds == {"CheckpointSaveError"}, (case, outcomes)
     seconds = [float((directory / f"seconds-{rank}").read_text()) for rank in alive]
-    assert max(seconds) < 25
+    # by the timeout where a rank has stopped, and long before it where one is gone
+    assert max(seconds) < 45, (case, seconds)
     model = torch.nn.Linear(4, 8)
     checkpointer = Checkpointer(directory / "save", {"model": model})
     found = checkpointer.recover_if_possible()
@@ -138,7 +139,7 @@ def test_each_rank_gets_its_own_part_back_and_a_new_rank_keeps_its_own(processes
     """Saved by two ranks, loaded by three."""
     for world, number, expected in ((2, 1, [255, 255]), (3, 0, [100, 101, 102])):
         children = launch(processes, fast_dir, ranks.elastic_main, world, number)
-        assert [child.wait(40) for child in children] == [processes.FINISHED] * world
+        assert [child.wait(90) for child in children] == [processes.FINISHED] * world
         assert [child.reports[0] for child in children] == expected
 
 
@@ -152,7 +153,7 @@ def test_nodes_without_a_shared_file_system_each_keep_a_whole_copy(processes, ra
     """The same commit on both, and the older one gone from both."""
     for number in (1, 2):
         children = launch(processes, fast_dir, ranks.nodes_main, 4, number, None)
-        assert [child.wait(40) for child in children] == [processes.FINISHED] * 4
+        assert [child.wait(90) for child in children] == [processes.FINISHED] * 4
         assert [child.reports[0] for child in children] == [number - 1] * 4
     first, second = commits_of(fast_dir)
     assert first == second
@@ -168,15 +169,15 @@ def test_a_node_that_dies_in_a_save_leaves_the_nodes_in_agreement(
 ):
     """What was prepared everywhere and published somewhere is rolled forward; else nothing was."""
     children = launch(processes, fast_dir, ranks.nodes_main, 4, 1, None)
-    assert [child.wait(40) for child in children] == [processes.FINISHED] * 4
+    assert [child.wait(90) for child in children] == [processes.FINISHED] * 4
     children = launch(processes, fast_dir, ranks.nodes_main, 4, 2, fatal)
-    ends = [child.wait(40) for child in children]
+    ends = [child.wait(90) for child in children]
     assert ends[2] == processes.KILLED
     assert [ends[rank] for rank in (0, 1, 3)] == [processes.FINISHED] * 3
     outcomes = {(fast_dir / f"outcome-{rank}").read_text() for rank in (0, 1, 3)}
     assert outcomes == {"CheckpointSaveError"}
     children = launch(processes, fast_dir, ranks.nodes_main, 4, 3, None)
-    assert [child.wait(40) for child in children] == [processes.FINISHED] * 4
+    assert [child.wait(90) for child in children] == [processes.FINISHED] * 4
     assert [child.reports[0] for child in children] == [recovered] * 4
     first, second = commits_of(fast_dir)
     assert first == second

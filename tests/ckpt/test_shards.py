@@ -67,8 +67,7 @@ def test_torch_reads_the_shards(processes, ranks, fast_dir):
     """They are a distributed checkpoint of torch's own."""
     from torch.distributed.checkpoint import FileSystemReader, load
 
-    asynchronous = False
-    run(processes, fast_dir, ranks.sharded_save_main, 2, asynchronous)
+    run(processes, fast_dir, ranks.sharded_save_main, 2, None)
     expected = torch.load(fast_dir / "expected.pt")
     shards = next((fast_dir / "save").glob("CKPT*/shards"))
     state = {f"model/{key}": torch.zeros_like(value) for key, value in expected["full"].items()}

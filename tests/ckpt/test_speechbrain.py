@@ -221,10 +221,11 @@ def test_names_made_from_the_time_are_those_of_speechbrain(tmp_path):
         assert number.isdecimal()
 
 
-def test_speechbrain_sees_only_whole_checkpoints_while_ours_are_written(tmp_path):
+@pytest.mark.parametrize("atomic_rename", [True, False])
+def test_speechbrain_sees_only_whole_checkpoints_while_ours_are_written(atomic_rename, tmp_path):
     """It reads without a lock; whatever it lists at any moment can be loaded."""
     run = Run(1, steps=1)
-    checkpointer = Checkpointer(tmp_path, run.recoverables())
+    checkpointer = Checkpointer(tmp_path, run.recoverables(), atomic_rename=atomic_rename)
     checkpointer.save_checkpoint()
     over, problems, looks = threading.Event(), [], []
 
