@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+import uuid
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import distributed
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from brain_dist._control import DEFAULT_TIMEOUT_S, set_control_timeout
@@ -17,6 +20,8 @@ from brain_dist._world import World, infer_device, is_distributed_initialized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from torch.distributed.distributed_c10d import Store
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +127,8 @@ def _join(backend: str, world: World, timeout_s: float) -> None:
         )
     except (distributed.DistError, TimeoutError) as error:
         raise RanksLostError(_late(world, timeout_s, str(error))) from error
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = _unused_part(store, world, timeout_s)
     keys = {other: f"brain_dist/arrived/{other}" for other in range(world_size)}
     store.set(keys[rank], "here")
     try:
@@ -135,6 +142,38 @@ def _join(backend: str, world: World, timeout_s: float) -> None:
     distributed.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=timeout
     )
+
+
+def _unused_part(store: Store, world: World, timeout_s: float) -> Store:
+    """Return a part of torchrun's store that nothing of an earlier start is in.
+
+    Torchrun keeps one store over restarts: ranks would find the addresses of those before them and
+    wait for them (pytorch#135712).  Its count of restarts differs between nodes, so rank 0 invents
+    a name, and tells it to each rank by a word that this rank has invented.
+    """
+    deadline = time.monotonic() + timeout_s
+    if world.rank:
+        word = uuid.uuid4().hex
+        store.set(f"brain_dist/hello/{world.rank}", word)
+        try:
+            store.wait([f"brain_dist/answer/{word}"], timedelta(seconds=timeout_s))
+        except distributed.DistError as error:
+            raise RanksLostError(_late(world, timeout_s, "rank(s) 0 did not")) from error
+        name = store.get(f"brain_dist/answer/{word}").decode()
+        store.set(f"brain_dist/{name}/{world.rank}", "here")
+        return PrefixStore(f"brain_dist/{name}", store)
+    name, missing = uuid.uuid4().hex, set(range(1, world.world_size))
+    answered: dict[int, bytes] = {}
+    while missing and time.monotonic() < deadline:
+        for rank in sorted(missing):
+            hello = f"brain_dist/hello/{rank}"
+            if store.check([hello]) and (word_of := store.get(hello)) != answered.get(rank):
+                store.set(f"brain_dist/answer/{word_of.decode()}", name)
+                answered[rank] = word_of
+            if store.check([f"brain_dist/{name}/{rank}"]):
+                missing.discard(rank)
+        time.sleep(0.01)
+    return PrefixStore(f"brain_dist/{name}", store)  # who is missing is found out in it
 
 
 def _late(world: World, timeout_s: float, what: str) -> str:
