@@ -235,7 +235,9 @@ def _check(world_size, fault, endings):
     elif fault.what in ("SIGKILL", "SIGSTOP"):
         assert [endings[rank].code for rank in hit] == [-9 if fault.what == "SIGKILL" else None]
         assert {e.code for e in others} == {1}, printed
-        assert all(f"rank(s) {ranks} did not" in e.text for e in others), printed
+        # On a busy machine a rank that takes long to end may be named beside it.
+        named = re.compile(rf"rank\(s\) (\d, )?{ranks}(, \d)? did not")
+        assert all(named.search(e.text) for e in others), printed
     elif fault.what == "NaN":
         assert {e.how for e in endings} == {"ValueError"}, printed
         assert len({e.text for e in endings}) == 1
