@@ -71,7 +71,7 @@ def test_torch_reads_the_shards(processes, ranks, fast_dir):
     expected = torch.load(fast_dir / "expected.pt")
     shards = next((fast_dir / "save").glob("CKPT*/shards"))
     state = {f"model/{key}": torch.zeros_like(value) for key, value in expected["full"].items()}
-    load(state, storage_reader=FileSystemReader(shards), no_dist=True)
+    load(state, storage_reader=FileSystemReader(shards))
     assert all(torch.equal(state[f"model/{key}"], value) for key, value in expected["full"].items())
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +15,18 @@ if TYPE_CHECKING:
 _crc_lock = threading.Lock()
 _crc_users = 0
 _crc_before = True
+
+
+def load_distributed(targets: dict[str, Any], reader: Any) -> None:
+    """Fill tensors from a distributed checkpoint, without communication."""
+    from torch.distributed.checkpoint import state_dict_loader
+
+    if "no_dist" in inspect.signature(state_dict_loader.load).parameters:
+        state_dict_loader.load(targets, storage_reader=reader, no_dist=True)
+    else:  # before torch 2.7
+        state_dict_loader._load_state_dict(  # noqa: SLF001 - the public one asks the ranks
+            state_dict=targets, storage_reader=reader, no_dist=True
+        )
 
 
 @contextlib.contextmanager

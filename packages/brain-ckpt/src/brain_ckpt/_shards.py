@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from brain_ckpt._compat import load_distributed
 from brain_ckpt._errors import (
     CheckpointDamagedError,
     CheckpointMismatchError,
@@ -180,12 +181,10 @@ def _sizes(directory: Path) -> dict[str, Any]:
 
 
 def _load(targets: dict[str, Any], directory: Path) -> None:
-    from torch.distributed.checkpoint.state_dict_loader import load
-
     with warnings.catch_warnings():
         # It takes no group for a mistake; each rank reads by itself on purpose.
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        load(targets, storage_reader=_reader(directory), no_dist=True)
+        load_distributed(targets, _reader(directory))
 
 
 class _MetadataUnpickler(pickle.Unpickler):
