@@ -432,3 +432,17 @@ def test_a_checkpoint_written_in_the_background_is_published_during_validation(j
     brain.train()
     brain.close()
     assert newest[0] != newest[1] == newest[2]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_no_checkpoint_within_an_epoch_is_left_beside_that_of_its_end(job, asynchronous):
+    """A recipe that averages what `find_checkpoints` gives gets each epoch's weights once."""
+    run = job("averaged", ckpt_interval_steps=4, asynchronous=asynchronous)
+    save = run.checkpointer.save_and_keep_only
+    run.checkpointer.save_and_keep_only = lambda *args, **kwargs: save(
+        *args, **{"num_to_keep": 5, **kwargs}
+    )
+    run.train()
+    left = run.checkpointer.find_checkpoints()
+    assert len(left) == 3
+    assert all(checkpoint.meta["end-of-epoch"] for checkpoint in left)

@@ -304,6 +304,7 @@ class Brain(CheckpointedPasses):
                 if self._reached_step_limit():
                     logger.info("The limit of %s optimizer steps is reached.", self.optimizer_step)
                     break
+            self._drop_superseded()
 
     def on_fit_start(self) -> None:
         """Make ready to train: compile, wrap for several ranks, make optimizers, recover.

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brain_ckpt import mark_as_loader, mark_as_saver
+from brain_ckpt import ckpt_recency, mark_as_loader, mark_as_saver
 from brain_dist import gather_objects, get_world_size, if_main_process, sum_over_ranks
 
 from ._environment import differences, record_environment
@@ -171,6 +171,23 @@ class CheckpointedPasses(StoppablePasses):
             end_of_epoch=False,
             num_to_keep=1,
             ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG in c.meta,
+            verbosity=logging.DEBUG,
+        )
+
+    def _drop_superseded(self) -> None:
+        """Delete the last checkpoint within an epoch, where one of an epoch's end came after it.
+
+        A recipe that averages its last checkpoints would count that epoch's weights twice.
+        """
+        border = self._border
+        if self.checkpointer is None or border is None or not border.schedule.is_on:
+            return
+        self._publish_last()  # else the list lacks what is still being written
+        ends = [c for c in self.checkpointer.list_checkpoints() if c.meta.get("end-of-epoch", True)]
+        newest = max(map(ckpt_recency, ends), default=0.0)
+        self.checkpointer.delete_checkpoints(
+            num_to_keep=0,
+            ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG in c.meta and ckpt_recency(c) < newest,
             verbosity=logging.DEBUG,
         )
 
