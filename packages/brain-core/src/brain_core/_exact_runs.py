@@ -9,7 +9,6 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import time
 import traceback
 import warnings
@@ -75,8 +74,8 @@ def choose_start_method(asked: StartMethod | None) -> StartMethod:
         return asked
     can = "fork" in multiprocessing.get_all_start_methods() and sys.platform == "linux"
     uses_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's
-    busy = uses_cuda or threading.active_count() > 1
-    return "fork" if can and not busy else "spawn"
+    # Threads of the parent, such as pytest-xdist's, do not come along, and nothing waits for them.
+    return "fork" if can and not uses_cuda else "spawn"
 
 
 def run(job: Job) -> Attempt:
@@ -116,8 +115,8 @@ def _start(processes: list[Any]) -> None:
             raise ValueError(
                 "make_brain and fit_args must be importable by a process that is started afresh, "
                 f"got {error!r}. Define them at the top level of a module, or call "
-                "assert_resumes_exactly before the test's process starts threads or uses CUDA: "
-                "then it forks, and they may be anything."
+                "assert_resumes_exactly on Linux before the test's process uses CUDA: then it "
+                "forks, and they may be anything."
             ) from error
 
 
