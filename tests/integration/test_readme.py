@@ -153,6 +153,8 @@ def test_the_example_runs_on_two_processes_to_one_loss(tmp_path):
         "assert seen[0][0] == seen[1][0], 'losses'\n"
         "assert seen[0][1] == seen[1][1], 'weights'\n"
         "assert any(key.endswith('running_mean') for key in own)\n"
+        # Leaving right behind a collective, gloo's thread may want the interpreter once more.
+        "import torch; torch.distributed.destroy_process_group()\n"
     )
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     printed = run(*launcher, str(program), str(ROOT / "examples/digits.py"), cwd=tmp_path)

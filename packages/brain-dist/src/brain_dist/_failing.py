@@ -185,7 +185,7 @@ def _is_loss(error: BaseException) -> bool:
             return True
         # torch has no type of its own for what gloo raises.
         if isinstance(found, RuntimeError) and any(
-            word in str(found) for word in ("gloo/", "NCCL", "ProcessGroup")
+            word in str(found) for word in ("gloo/", "pair closure", "NCCL", "ProcessGroup")
         ):
             return True
         found = found.__cause__ or found.__context__
