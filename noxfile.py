@@ -18,11 +18,11 @@ SIBLINGS = {"dist": (), "ckpt": ("dist",), "data": ("dist",), "core": ("dist", "
 # Extras that a package's own tests use; a room's tests are skipped where an extra is missing.
 EXTRAS = {
     "dist": "",
-    "ckpt": "[safetensors,fsspec]",
+    "ckpt": "[fast,safetensors,fsspec]",
     "data": "[arrow]",
     "core": "[tensorboard,plot]",
 }
-TESTED = "[arrow,fsspec,plot,safetensors,tensorboard]"
+TESTED = "[arrow,fast,fsspec,plot,safetensors,tensorboard]"
 EVERYTHING = ("test", "house", "examples")
 KILLING = ("--kills", "--chain", "--case", "--minutes", "--without")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -1,6 +1,7 @@
 """Checksums of files in chunks, taken while writing and compared before loading.
 
-A checksum is against accidents, not attackers.
+A checksum is against accidents, not attackers.  CRC-32 is zlib's, or with the extra ``fast`` that
+of ISA-L: the same numbers at three times the speed.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import zlib
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from brain_ckpt import _fs
@@ -134,12 +134,24 @@ def new_checksum(algorithm: Algorithm) -> _Crc32 | _Sha256:
     return _Crc32() if algorithm == "crc32" else _Sha256()
 
 
+@functools.cache
+def fastest_crc32() -> Callable[[memoryview, int], int]:
+    """Return what takes a CRC-32, going on from a former one."""
+    try:
+        from isal.isal_zlib import crc32
+    except ImportError:
+        from zlib import crc32
+    function: Callable[[memoryview, int], int] = crc32
+    return function
+
+
 class _Crc32:
     def __init__(self) -> None:
         self._value = 0
+        self._crc32 = fastest_crc32()
 
     def update(self, data: memoryview) -> None:
-        self._value = zlib.crc32(data, self._value)
+        self._value = self._crc32(data, self._value)
 
     def hexdigest(self) -> str:
         return f"{self._value:08x}"
