@@ -1,7 +1,7 @@
 """What every rank does when something happens to one of them, and that the run goes on exactly.
 
-By default a few faults on 2 and 3 ranks; with ``BRAIN_CHAOS=1`` all of them, in about ten minutes
-on two cores, with a table at the end.
+By default a few faults on 2 and 3 ranks; with ``BRAIN_CHAOS=1`` all of them, which takes long,
+with a table at the end.
 """
 
 from __future__ import annotations
@@ -202,17 +202,18 @@ def test_all_ranks_end_soon_and_the_next_run_ends_as_if_nothing_had_been(
     again = faults.run(world_size, save, variant=fault.variant())
     equal = [e.state for e in again] == [expected] * world_size
     table.add(_row(world_size, fault, endings, equal))
-    _check(world_size, fault, endings)
+    assert_all_ended_as_they_should(world_size, fault, endings)
     assert equal, "\n".join(e.printed[-2000:] for e in again)
 
 
 @pytest.mark.parametrize("fault", [] if CHAOS else (IN_HOOKS + IN_PARTS)[::4], ids=str)
 def test_an_exception_in_any_hook_of_one_rank_ends_the_other_with_the_same(fault, faults):
     """At once, and it says on which rank to look."""
-    _check(2, fault, faults.run(2, f"only-{fault}".replace(" ", "-"), fault, fault.variant()))
+    endings = faults.run(2, f"only-{fault}".replace(" ", "-"), fault, fault.variant())
+    assert_all_ended_as_they_should(2, fault, endings)
 
 
-def _check(world_size, fault, endings):
+def assert_all_ended_as_they_should(world_size, fault, endings):
     printed = "\n".join(e.printed[-3000:] for e in endings)
     hit = _hit(world_size, fault)
     others = [e for rank, e in enumerate(endings) if rank not in hit]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from brain_dist.lazy import load_on_first_use
 
 if TYPE_CHECKING:
     from brain_ckpt._average import average_checkpoints, average_state_dicts
@@ -82,27 +83,16 @@ __version__ = "0.1.0"
 
 # Where each public name is; a module is imported when a name of it is first used.
 _HOMES = {
-    "_average": "average_checkpoints average_state_dicts",
-    "_checkpointer": "Checkpointer",
-    "_errors": "CheckpointDamagedError CheckpointDeleteError CheckpointError CheckpointLockedError "
-    "CheckpointMismatchError CheckpointSaveError NoIntactCheckpointError UnsafeCheckpointError",
-    "_hooks": "HookRegistry torch_recovery torch_save",
-    "_marks": "mark_as_loader mark_as_saver mark_as_transfer register_checkpoint_hooks",
-    "_retention": "DAY_S HOUR_S Checkpoint KeepBest KeepEvery KeepLast KeepMostImportant "
+    "._average": "average_checkpoints average_state_dicts",
+    "._checkpointer": "Checkpointer",
+    "._errors": "CheckpointDamagedError CheckpointDeleteError CheckpointError "
+    "CheckpointLockedError CheckpointMismatchError CheckpointSaveError "
+    "NoIntactCheckpointError UnsafeCheckpointError",
+    "._hooks": "HookRegistry torch_recovery torch_save",
+    "._marks": "mark_as_loader mark_as_saver mark_as_transfer register_checkpoint_hooks",
+    "._retention": "DAY_S HOUR_S Checkpoint KeepBest KeepEvery KeepLast KeepMostImportant "
     "KeepPinned KeepWithinBytes Policy any_of ckpt_recency",
-    "_rng": "RNGState",
-    "_transfer": "Pretrainer torch_parameter_transfer",
+    "._rng": "RNGState",
+    "._transfer": "Pretrainer torch_parameter_transfer",
 }
-_home = {name: module for module, names in _HOMES.items() for name in names.split()}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _home:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_home[name]}"), name)
-    globals()[name] = value  # the next use finds it here
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = load_on_first_use(__name__, _HOMES)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from brain_dist.lazy import load_on_first_use
 
 if TYPE_CHECKING:
     from brain_data import create_experiment_directory
@@ -36,25 +37,13 @@ __version__ = "0.1.0"
 
 # Where each public name is; a module is imported when a name of it is first used.
 _HOMES = {
-    "brain_core._borders": "TrainingStopped",
-    "brain_core._brain": "Brain",
-    "brain_core._epochs": "EpochCounter EpochCounterWithStopper",
-    "brain_core._options": "RunOptions parse_arguments",
-    "brain_core._seed": "seed_everything",
-    "brain_core._stage": "Stage",
-    "brain_core._train_logger": "FileTrainLogger TensorboardLogger TrainLogger WandBLogger",
+    "._borders": "TrainingStopped",
+    "._brain": "Brain",
+    "._epochs": "EpochCounter EpochCounterWithStopper",
+    "._options": "RunOptions parse_arguments",
+    "._seed": "seed_everything",
+    "._stage": "Stage",
+    "._train_logger": "FileTrainLogger TensorboardLogger TrainLogger WandBLogger",
     "brain_data": "create_experiment_directory",
 }
-_home = {name: module for module, names in _HOMES.items() for name in names.split()}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _home:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_home[name]), name)
-    globals()[name] = value  # the next use finds it here
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = load_on_first_use(__name__, _HOMES)

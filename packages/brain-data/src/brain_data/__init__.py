@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from brain_dist.lazy import load_on_first_use
 
 if TYPE_CHECKING:
     from brain_data._batch import BatchsizeGuesser, PaddedBatch, PaddedData
@@ -92,36 +93,24 @@ __version__ = "0.1.0"
 
 # Where each public name is; a module is imported when a name of it is first used.
 _HOMES = {
-    "_batch": "BatchsizeGuesser PaddedBatch PaddedData",
-    "_collate": "batch_pad_right undo_padding",
-    "_dataset": "DynamicItemDataset FilteredSortedDynamicItemDataset add_dynamic_item "
+    "._batch": "BatchsizeGuesser PaddedBatch PaddedData",
+    "._collate": "batch_pad_right undo_padding",
+    "._dataset": "DynamicItemDataset FilteredSortedDynamicItemDataset add_dynamic_item "
     "set_output_keys",
-    "_dataset_errors": "CircularDependencyError DataItemError ManifestError ManifestKeyError "
+    "._dataset_errors": "CircularDependencyError DataItemError ManifestError ManifestKeyError "
     "PaddingError UnknownKeyError",
-    "_environment": "get_environment_description",
-    "_experiment": "ExperimentDirectory create_experiment_directory",
-    "_experiment_logging": "TqdmCompatibleStreamHandler",
-    "_items": "CachedDynamicItem DynamicItem GeneratorDynamicItem StaticItem provides takes",
-    "_loader": "SaveableDataLoader",
-    "_loader_looped": "LoopedLoader",
-    "_loader_make": "distributed_loader_specifics make_dataloader",
-    "_manifest": "load_data_csv load_data_json",
-    "_pipeline": "DataPipeline",
-    "_samplers": "BalancingDataSampler ConcatDatasetBatchSampler ReproducibleRandomSampler "
+    "._environment": "get_environment_description",
+    "._experiment": "ExperimentDirectory create_experiment_directory",
+    "._experiment_logging": "TqdmCompatibleStreamHandler",
+    "._items": "CachedDynamicItem DynamicItem GeneratorDynamicItem StaticItem provides takes",
+    "._loader": "SaveableDataLoader",
+    "._loader_looped": "LoopedLoader",
+    "._loader_make": "distributed_loader_specifics make_dataloader",
+    "._manifest": "load_data_csv load_data_json",
+    "._pipeline": "DataPipeline",
+    "._samplers": "BalancingDataSampler ConcatDatasetBatchSampler ReproducibleRandomSampler "
     "ReproducibleWeightedRandomSampler",
-    "_samplers_distributed": "DistributedSamplerWrapper",
-    "_samplers_dynamic": "DynamicBatchSampler",
+    "._samplers_distributed": "DistributedSamplerWrapper",
+    "._samplers_dynamic": "DynamicBatchSampler",
 }
-_home = {name: module for module, names in _HOMES.items() for name in names.split()}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _home:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_home[name]}"), name)
-    globals()[name] = value  # the next use finds it here
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = load_on_first_use(__name__, _HOMES)

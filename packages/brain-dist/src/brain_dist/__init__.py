@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from brain_dist.lazy import load_on_first_use
 
 if TYPE_CHECKING:
     from brain_dist._agree import check_same_modules
@@ -103,37 +104,25 @@ __version__ = "0.1.0"
 
 # Where each public name is; a module is imported when a name of it is first used.
 _HOMES = {
-    "_agree": "check_same_modules",
-    "_collectives": "ddp_all_reduce ddp_barrier ddp_broadcast gather_objects raise_together "
+    "._agree": "check_same_modules",
+    "._collectives": "ddp_all_reduce ddp_barrier ddp_broadcast gather_objects raise_together "
     "sum_over_ranks",
-    "_control": "set_control_timeout",
-    "_errors": "RanksLostError RemoteError",
-    "_evaluate": "ExactMean deal gather_dealt local_forward",
-    "_failing": "failing_together",
-    "_gradient_order": "GradientOrder",
-    "_group": "ddp_init_group",
-    "_kinds": "unwrap_module",
-    "_main": "main_process_only once_per_node run_on_main run_once_per_node",
-    "_precision": "AMPConfig TorchAutocast fwd_default_precision make_grad_scaler",
-    "_rehearse": "rehearse",
-    "_signals": "EXIT_TRY_AGAIN StepVote StopSignal outlive_stop_signals",
-    "_sync": "no_sync",
-    "_weighted": "WeightedGradients",
-    "_whole": "full_state_dict is_sharded load_full_state_dict",
-    "_world": "World get_local_rank get_rank get_world_size if_main_process infer_device "
+    "._control": "set_control_timeout",
+    "._errors": "RanksLostError RemoteError",
+    "._evaluate": "ExactMean deal gather_dealt local_forward",
+    "._failing": "failing_together",
+    "._gradient_order": "GradientOrder",
+    "._group": "ddp_init_group",
+    "._kinds": "unwrap_module",
+    "._main": "main_process_only once_per_node run_on_main run_once_per_node",
+    "._precision": "AMPConfig TorchAutocast fwd_default_precision make_grad_scaler",
+    "._rehearse": "rehearse",
+    "._signals": "EXIT_TRY_AGAIN StepVote StopSignal outlive_stop_signals",
+    "._sync": "no_sync",
+    "._weighted": "WeightedGradients",
+    "._whole": "full_state_dict is_sharded load_full_state_dict",
+    "._world": "World get_local_rank get_rank get_world_size if_main_process infer_device "
     "is_distributed_initialized is_local_rank_zero",
-    "_wrap": "wrap_modules",
+    "._wrap": "wrap_modules",
 }
-_home = {name: module for module, names in _HOMES.items() for name in names.split()}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _home:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_home[name]}"), name)
-    globals()[name] = value  # the next use finds it here
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = load_on_first_use(__name__, _HOMES)

@@ -1,0 +1,49 @@
+"""Public names of a package whose modules are loaded when a name of theirs is first used."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["load_on_first_use"]
+
+
+def load_on_first_use(
+    package: str, homes: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Make a package's ``__getattr__`` and ``__dir__`` (PEP 562).
+
+    ::
+
+        __getattr__, __dir__ = load_on_first_use(__name__, {"._wrap": "wrap_modules"})
+
+    Parameters
+    ----------
+    package : str
+        Its ``__name__``.
+    homes : mapping of str to str
+        By module, of the package where it begins with a dot, the names to be found there, with
+        blanks between them.
+
+    Returns
+    -------
+    tuple of two functions
+        The first raises AttributeError for a name that is nowhere.
+    """
+    home = {name: module for module, names in homes.items() for name in names.split()}
+
+    def get(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(import_module(home[name], package), name)
+        setattr(sys.modules[package], name, value)  # the next use finds it there
+        return value
+
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *home})
+
+    return get, names
