@@ -25,7 +25,8 @@ EXTRAS = {
 TESTED = "[arrow,fast,fsspec,plot,safetensors,tensorboard]"
 EVERYTHING = ("test", "house", "examples")
 KILLING = ("--kills", "--chain", "--case", "--minutes", "--without")
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+# The tests start hundreds of Pythons: each would compile torch again if bytecode were not kept.
+ENVIRON = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": None}
 ONLY_THESE_SIBLINGS = """
 import importlib.util, sys
 for name in ("brain_dist", "brain_ckpt", "brain_data", "brain_core"):
@@ -41,14 +42,11 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
-nox.options.sessions = ["lint", "types", "isolated", "meta", "tests"]
+nox.options.sessions = ["lint", "types", "isolated", "meta"]
 
 # pyenv's Pythons answer to their names only when their folders are searched, too.
 for folder in Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/3.*/bin"):
     os.environ["PATH"] += os.pathsep + str(folder)
-
-tested_here: set[str] = set()
-"""Folders of tests that a session of this run has already run against the same wheels."""
 
 
 @nox.session
@@ -88,19 +86,18 @@ def isolated(session: nox.Session, package: str) -> None:
 
 @nox.session(requires=["wheels"])
 def meta(session: nox.Session) -> None:
-    """Install all five wheels through brain-all, and check what was packed and what it imports."""
-    install_wheels(session, "all", *ROOMS, groups=("test", "house"))
+    """Install all five wheels through brain-all; test what was packed, and scripts of users."""
+    install_wheels(session, "all", *ROOMS, groups=EVERYTHING)
     pip = ("uv", "pip") if session.venv_backend == "uv" else ("python", "-m", "pip")
     session.run(*pip, "check")
-    run_pytest(session, "tests/packaging")
+    run_pytest(session, "tests/packaging", "tests/integration")
 
 
-@nox.session(requires=["wheels"])
+@nox.session(requires=["wheels"], default=False)
 def tests(session: nox.Session) -> None:
-    """Run the whole suite against the wheels, less what another session of the same run has run."""
+    """Run the whole suite in one environment: the tests of `isolated` and of `meta`."""
     install_wheels(session, "all", *ROOMS, extras=TESTED, groups=EVERYTHING)
-    left = sorted({f"tests/{path.name}" for path in rooms_of_tests()} - tested_here)
-    run_pytest(session, *left)
+    run_pytest(session, "tests")
 
 
 @nox.session(requires=["wheels"], default=False)
@@ -127,7 +124,7 @@ def chaos(session: nox.Session) -> None:
     kills = any(name.startswith(KILLING) for name in rest)
     if rooms or not kills:
         folders = [f"tests/{room}" for room in rooms or (*ROOMS, "integration")]
-        env = {**ONE_THREAD, "BRAIN_CHAOS": "1"}
+        env = {**ENVIRON, "BRAIN_CHAOS": "1"}
         session.run("pytest", *folders, *([] if kills else rest), env=env)
     if kills or not session.posargs:
         session.run("python", "-m", "chaos", *(rest or ("--kills", "1000", "--chain", "100")))
@@ -182,11 +179,6 @@ def pins(torch: str = TORCH) -> tuple[str, str]:
     return "-c", str(ROOT / f"constraints/torch-{torch}.txt")
 
 
-def rooms_of_tests() -> list[Path]:
-    """Return the folders under tests/ that hold tests."""
-    return [path.parent for path in {p.parent: p for p in ROOT.glob("tests/*/test_*.py")}.values()]
-
-
 def install_wheels(
     session: nox.Session,
     *rooms: str,
@@ -212,7 +204,6 @@ def run_pytest(session: nox.Session, *folders: str) -> None:
     workers = (
         () if {"-n", "-n0", "--pdb"} & set(session.posargs) else ("-n", "2", "--dist", "worksteal")
     )
-    env = {**ONE_THREAD, "BRAIN_WHEELS": str(DIST)}
+    env = {**ENVIRON, "BRAIN_WHEELS": str(DIST)}
     chosen = [arg for arg in session.posargs if (ROOT / arg.split("::")[0]).exists()]
     session.run("pytest", *workers, *([] if chosen else folders), *session.posargs, env=env)
-    tested_here.update(folders)

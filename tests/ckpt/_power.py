@@ -106,6 +106,7 @@ class Disk:
 
     def rename(self, name, target):
         parent, leaf = self._parent(name)
+        target = target.rpartition("/")[2]  # in the same directory
         moved = parent.entries[leaf]
         if self.renames or isinstance(moved, File):
             parent.change("rename", leaf, target, moved)

@@ -23,7 +23,7 @@ def operations_of(work, action):
     return done
 
 
-def test_nothing_is_renamed(work, run, fast_dir):
+def test_no_directory_is_renamed(work, run, fast_dir):
     """Neither to publish, nor to replace, nor to delete."""
 
     def saves():
@@ -31,7 +31,8 @@ def test_nothing_is_renamed(work, run, fast_dir):
             run.set(number)
             run.checkpointer.save_and_keep_only(name="last" if number > 1 else None)
 
-    assert "rename" not in {operation for operation, _ in operations_of(work, saves)}
+    renamed = {path for operation, path in operations_of(work, saves) if operation == "rename"}
+    assert {path.rpartition("/")[2] for path in renamed} == {".CKPT.yaml.part"}
     assert there(fast_dir) == ["CKPT+last"]
     assert work.Run(fast_dir).recover() == 3
 
@@ -41,7 +42,7 @@ def test_the_manifest_is_written_last(work, run):
     done = operations_of(work, run.checkpointer.save_checkpoint)
     created = [path.rpartition("/")[2] for operation, path in done if operation == "create"]
     assert created[0] == ".unfinished"
-    assert created[-2:] == ["CKPT.yaml", "MANIFEST.json"]
+    assert created[-2:] == [".CKPT.yaml.part", "MANIFEST.json"]
 
 
 def test_one_that_is_being_written_is_not_listed(work, run, fast_dir):

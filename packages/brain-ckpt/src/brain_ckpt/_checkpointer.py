@@ -55,7 +55,7 @@ class Checkpointer(Recoverables):
         Hooks by type.
     atomic_rename : bool
         Whether the file system renames a directory in one step.  False for one that does not (an
-        object store that is mounted): nothing is renamed then, and a checkpoint counts from when
+        object store that is mounted): none is renamed then, and a checkpoint counts from when
         its manifest, written last, is there.
 
     Examples

@@ -66,6 +66,9 @@ class Publication(Protocol):
     def open(self, path: Path) -> None:
         """Make that directory."""
 
+    def write_meta(self, path: Path, content: bytes, algorithm: Algorithm) -> FileDigest:
+        """Write the file by which SpeechBrain knows a checkpoint; it reads it without a lock."""
+
     def seal(self, staging: Staging) -> None:
         """Have the disk confirm the directory, to which no more is written before publication."""
 
@@ -102,6 +105,10 @@ class ByRename:
     def open(self, path: Path) -> None:
         """Make a temporary directory."""
         _fs.mkdir(path)
+
+    def write_meta(self, path: Path, content: bytes, algorithm: Algorithm) -> FileDigest:
+        """Write it: nobody sees it before the directory has its name."""
+        return write_bytes(path, content, algorithm)
 
     def seal(self, staging: Staging) -> None:
         """Write the manifest, and have the disk confirm the directory."""
@@ -144,7 +151,7 @@ class ByRename:
 
 
 class ByManifest:
-    """A directory counts from when its manifest, written last, is there; nothing is renamed.
+    """A directory counts from when its manifest, written last, is there; no directory is renamed.
 
     Parameters
     ----------
@@ -167,6 +174,13 @@ class ByManifest:
         """Make the directory, with the mark in it."""
         _fs.mkdir(path)
         mark_unfinished(path, self._run)
+
+    def write_meta(self, path: Path, content: bytes, algorithm: Algorithm) -> FileDigest:
+        """Write it beside its place, and rename it: a file is renamed in one step everywhere."""
+        part = path.with_name(f".{path.name}.part")
+        digest = write_bytes(part, content, algorithm)
+        _fs.rename(part, path)
+        return digest
 
     def seal(self, staging: Staging) -> None:
         """Have the disk confirm all but the manifest."""
@@ -201,12 +215,11 @@ class ByManifest:
         for name, directory in _fs.walk(source):
             if directory:
                 _fs.mkdir(final / name)
-            elif name not in (MANIFEST_NAME, UNFINISHED):
+            elif name not in (META_NAME, MANIFEST_NAME, UNFINISHED):
                 _copy(source / name, final / name)
+        self.write_meta(final / META_NAME, _content(source / META_NAME), "crc32")
         fsync_directories(final)
-        with _fs.opened(source / MANIFEST_NAME) as (descriptor, size):
-            manifest = _fs.read_at(descriptor, size, 0)
-        self._complete(final, manifest)
+        self._complete(final, _content(source / MANIFEST_NAME))
         self.delete([source])
 
     def _complete(self, path: Path, manifest: bytes) -> None:
@@ -255,6 +268,11 @@ def fsync_directories(path: Path) -> None:
         if directory:
             _fs.fsync_directory(path / name)
     _fs.fsync_directory(path)
+
+
+def _content(path: Path) -> bytes:
+    with _fs.opened(path) as (descriptor, size):
+        return _fs.read_at(descriptor, size, 0)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -127,7 +127,8 @@ class Store:
 
     def seal(self, staging: Staging, meta: bytes, manifest: Manifest) -> None:
         """Write the meta file, and have the disk confirm all that comes before publication."""
-        self.write(staging, META_NAME, meta)
+        file = staging.path / META_NAME
+        staging.files[META_NAME] = self._publication.write_meta(file, meta, self.algorithm)
         staging.manifest = dump_manifest(
             dataclasses.replace(manifest, files=dict(staging.files), algorithm=self.algorithm)
         )
