@@ -118,7 +118,7 @@ def test_a_rank_that_fails_in_a_save_hangs_and_loses_nothing(
     processes, ranks, fast_dir, times, tally, progress
 ):
     """It raises, is killed or stops, in each phase, of 2, 3 and 4 ranks; six groups at a time."""
-    cases = all_cases()[:: times(5, 1)]
+    cases = all_cases()[:: times(7, 1)]
     chance = random.Random(progress.seed)
     losing = [case for case in cases if case.way != "raise"]
     cases += chance.choices(losing, k=max(0, times(0, 300) - len(losing)))

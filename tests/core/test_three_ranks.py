@@ -120,9 +120,9 @@ def in_a_chain(rank, folder, stops, options):
     ("world_size", "options"),
     [
         (3, {}),
-        (3, {"accumulation": 2}),
+        pytest.param(3, {"accumulation": 2}, marks=pytest.mark.long),
         (4, {}),
-        (3, {"width": 300, "bucket_mb": None}),
+        pytest.param(3, {"width": 300, "bucket_mb": None}, marks=pytest.mark.long),
     ],
     ids=["3", "3, accumulated", "4", "3, DDP's own bucket size"],
 )

@@ -27,7 +27,10 @@ from brain_dist import ddp_init_group, get_rank, if_main_process
 
 folder, what = sys.argv[1:]
 attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-KILLS = (4, 11, 10, None)  # checkpoints are at every third step: the third attempt begins with 10
+KILLS = {  # by attempt; checkpoints are at every third step: the third attempt begins with 10
+    "kill once": (4, None),
+    "kill thrice": (4, 11, 10, None),
+}
 
 
 class Run(Brain):
@@ -38,7 +41,7 @@ class Run(Brain):
         return torch.nn.functional.mse_loss(predictions, batch[1])
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        if what == "kill" and get_rank() == 1 and self.optimizer_step == KILLS[attempt]:
+        if what in KILLS and get_rank() == 1 and self.optimizer_step == KILLS[what][attempt]:
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "wait" and self.optimizer_step == 3 and if_main_process():
             open(folder + "/here", "w").close()
@@ -67,7 +70,6 @@ brain.fit(epochs, data, data, train_loader_kwargs=loading, valid_loader_kwargs={
 if if_main_process():
     torch.save(brain.raw_modules.state_dict(), folder + "/weights.pt")
 """
-RESTARTS = 3
 SLURM = Path(__file__).parents[2] / "examples/slurm.sh"
 # Start so many tasks as SLURM would, note their pids, and end with the highest of their codes.
 SRUN = """#!/bin/bash
@@ -134,11 +136,13 @@ def same(folder, weights):
     return ours.keys() == weights.keys() and all(torch.equal(ours[k], weights[k]) for k in ours)
 
 
-def test_a_rank_killed_three_times_is_restarted_and_ends_as_if_nothing_had_been(
-    tmp_path, undisturbed
+@pytest.mark.parametrize("kills", ["once", pytest.param("thrice", marks=pytest.mark.long)])
+def test_a_rank_that_is_killed_is_restarted_and_ends_as_if_nothing_had_been(
+    tmp_path, undisturbed, kills
 ):
-    """``--max-restarts 3``: twice within an epoch, once in the first step after a restart."""
-    process = start(tmp_path, "kill", "--max-restarts", str(RESTARTS), "--monitor-interval", "0.2")
+    """``--max-restarts 3``: thrice is twice within an epoch, and in the step after a restart."""
+    restarts = ("--max-restarts", "3", "--monitor-interval", "0.2")
+    process = start(tmp_path, f"kill {kills}", *restarts)
     code, printed = finish(process)
     assert code == 0, printed[-5000:]
     assert same(tmp_path, undisturbed)
