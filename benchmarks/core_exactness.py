@@ -2,10 +2,12 @@
 
     OMP_NUM_THREADS=1 python benchmarks/core_exactness.py [--ranks 2] [--rounds 11]
 
-The same training with everything on (position, random state of each rank, votes, checks, signals)
-and no checkpoint due, with one every so many steps, and without a checkpointer. MSE, AdamW,
-dropout, shuffled rows, one thread. Contenders take turns, round by round; a ratio is the median
-over the rounds, of the step's CPU time over that of the run without a checkpointer beside it.
+The same training without a checkpointer, and with everything on (position, random state of each
+rank, votes, checks, signals) while no checkpoint is due: each in a thread of its own, a few steps
+in turn, so that what else the machine does falls on all alike. A ratio is the median over the
+turns, of a turn's CPU time over that of the run without a checkpointer beside it; the sums' is
+given, too. Then whole runs one after the other, with a checkpoint every so many steps, which a
+thread may write. MSE, AdamW, dropout, shuffled rows, one thread of torch.
 """
 
 from __future__ import annotations
@@ -16,31 +18,92 @@ import multiprocessing
 import os
 import statistics
 import tempfile
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from brain_ckpt import Checkpointer
 from brain_core import Brain, EpochCounter
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 STEPS, EVERY = 600, 100
+TURNS, WARM_TURNS, STEPS_A_TURN = 300, 10, 20
 SIZES = {"Linear(32, 32)": 32, "Linear(512, 512)": 512}
+BASE = "no checkpointer"
 
 
 class Regression(Brain):
+    after_step: Callable[[], None] | None = None
+
     def compute_forward(self, batch: Any, stage: Any) -> Any:
         return self.modules.model(batch[0])
 
     def compute_objectives(self, predictions: Any, batch: Any, stage: Any) -> Any:
         return torch.nn.functional.mse_loss(predictions, batch[0])
 
+    def on_fit_batch_end(self, batch: Any, outputs: Any, loss: Any, should_step: bool) -> None:
+        if self.after_step is not None:
+            self.after_step()
 
-def train(folder: str | None, size: int, *, asynchronous: bool = False, **run_opts: Any) -> float:
+
+class Turns:
+    """Lets trainings take turns, and keeps the CPU seconds of each turn."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.seconds: dict[str, list[float]] = {name: [] for name in names}
+        self._gates = {name: threading.Semaphore(0) for name in names}
+        self._next = dict(zip(names, [*names[1:], names[0]], strict=True))
+        self._began = 0.0
+
+    def run(self, trainings: dict[str, Callable[[Callable[[], None]], None]]) -> None:
+        """Run them all; each is given what it has to call after a step."""
+        threads = [
+            threading.Thread(target=self._run, args=(name, training))
+            for name, training in trainings.items()
+        ]
+        for thread in threads:
+            thread.start()
+        self._gates[next(iter(trainings))].release()
+        for thread in threads:
+            thread.join()
+
+    def _run(self, name: str, training: Callable[[Callable[[], None]], None]) -> None:
+        steps = 0
+
+        def after_step() -> None:
+            nonlocal steps
+            steps += 1
+            if steps % STEPS_A_TURN == 0:
+                self.seconds[name].append(time.process_time() - self._began)
+                self._gates[self._next[name]].release()
+                self._wait(name)
+
+        self._wait(name)
+        training(after_step)
+        self._gates[self._next[name]].release()
+
+    def _wait(self, name: str) -> None:
+        self._gates[name].acquire()
+        self._began = time.process_time()
+
+
+def train(
+    folder: str | None,
+    size: int,
+    steps: int = STEPS,
+    after_step: Callable[[], None] | None = None,
+    *,
+    asynchronous: bool = False,
+    **run_opts: Any,
+) -> float:
     """Train and return the CPU seconds of the training alone, those of a writing thread too."""
     torch.manual_seed(0)
-    rows = torch.utils.data.TensorDataset(torch.randn(STEPS * 16, size))
+    rows = torch.utils.data.TensorDataset(torch.randn(steps * 16, size))
     model = torch.nn.Sequential(torch.nn.Linear(size, size), torch.nn.Dropout(0.1))
     checkpointer = None
     if folder is not None:
@@ -52,9 +115,49 @@ def train(folder: str | None, size: int, *, asynchronous: bool = False, **run_op
         run_opts={"device": "cpu", "noprogressbar": True, **run_opts},
         checkpointer=checkpointer,
     )
+    brain.after_step = after_step
     started = time.process_time()
     brain.fit(EpochCounter(1), rows, train_loader_kwargs={"batch_size": 16, "shuffle": True})
     return time.process_time() - started
+
+
+def none_due(folder: str, size: int) -> dict[str, list[float]]:
+    """Return the CPU seconds of a step, turn by turn."""
+    steps = (WARM_TURNS + TURNS) * STEPS_A_TURN
+    trainings = {
+        BASE: lambda call: train(None, size, steps, call),
+        "all on, none due": lambda call: train(
+            folder, size, steps, call, ckpt_interval_steps=10**9
+        ),
+        "all on, by the clock": lambda call: train(
+            folder, size, steps, call, ckpt_interval_minutes=1e9
+        ),
+    }
+    turns = Turns(list(trainings))
+    turns.run(trainings)
+    return {
+        name: [each / STEPS_A_TURN for each in seconds[WARM_TURNS:]]
+        for name, seconds in turns.seconds.items()
+    }
+
+
+def some_due(folder: str, size: int, rounds: int) -> dict[str, list[float]]:
+    """Return the CPU seconds of a step, run by run."""
+    entrants = {
+        BASE: lambda: train(None, size),
+        f"one every {EVERY} steps": lambda: train(folder, size, ckpt_interval_steps=EVERY),
+        f"one every {EVERY}, asynchronous": lambda: train(
+            folder, size, asynchronous=True, ckpt_interval_steps=EVERY
+        ),
+    }
+    seconds: dict[str, list[float]] = {entrant: [] for entrant in entrants}
+    for round_ in range(rounds + 1):
+        # Turned around in every other round, so that a drift of the machine cancels out.
+        for entrant in list(entrants)[:: 1 if round_ % 2 else -1]:
+            taken = entrants[entrant]() / STEPS
+            if round_:
+                seconds[entrant].append(taken)
+    return seconds
 
 
 def measure(folder: str, rank: int, ranks: int, rounds: int) -> None:
@@ -64,45 +167,29 @@ def measure(folder: str, rank: int, ranks: int, rounds: int) -> None:
         store = torch.distributed.FileStore(f"{folder}/store", ranks)
         torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     for name, size in SIZES.items():
-        entrants = {
-            "no checkpointer": lambda size=size: train(None, size),
-            "all on, none due": lambda size=size: train(folder, size, ckpt_interval_steps=10**9),
-            "all on, by the clock": lambda size=size: train(
-                folder, size, ckpt_interval_minutes=1e9
-            ),
-            f"one every {EVERY} steps": lambda size=size: train(
-                folder, size, ckpt_interval_steps=EVERY
-            ),
-            f"one every {EVERY}, asynchronous": lambda size=size: train(
-                folder, size, asynchronous=True, ckpt_interval_steps=EVERY
-            ),
-        }
-        seconds: dict[str, list[float]] = {entrant: [] for entrant in entrants}
-        for round_ in range(rounds + 1):
-            # Turned around in every other round, so that a drift of the machine cancels out.
-            for entrant in list(entrants)[:: 1 if round_ % 2 else -1]:
-                taken = entrants[entrant]() * ranks / STEPS
-                if round_:
-                    seconds[entrant].append(taken)
+        tables = none_due(folder, size), some_due(folder, size, rounds)
         if rank == 0:
-            show(f"{name}, {ranks} rank{'s' * (ranks > 1)}", seconds)
+            print(f"{name}, {ranks} rank{'s' * (ranks > 1)}")
+            for table in tables:
+                show(table)
 
 
-def show(title: str, seconds: dict[str, list[float]]) -> None:
-    print(title)
-    base = seconds["no checkpointer"]
+def show(seconds: dict[str, list[float]]) -> None:
+    base = seconds[BASE]
     for entrant, taken in seconds.items():
-        ratios = [a / b for a, b in zip(taken, base, strict=True)]
+        ratios = sorted(a / b for a, b in zip(taken, base, strict=True))
+        low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
         print(
             f"  {entrant:32} {1e6 * statistics.median(taken):7.0f} us a step   x "
-            f"{statistics.median(ratios):.4f} ({min(ratios):.3f} to {max(ratios):.3f})"
+            f"{statistics.median(ratios):.4f} (10 to 90 %: {low:.3f} to {high:.3f};"
+            f" sums x {sum(taken) / sum(base):.4f})"
         )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, default=1, help="gloo ranks on this machine")
-    parser.add_argument("--rounds", type=int, default=11, help="one more is done to warm up")
+    parser.add_argument("--rounds", type=int, default=5, help="one more is done to warm up")
     given = parser.parse_args()
     ranks, rounds = given.ranks, given.rounds
     with tempfile.TemporaryDirectory() as folder:

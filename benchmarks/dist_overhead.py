@@ -25,7 +25,7 @@ from brain_core import Brain, Stage
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-TURNS, WARM_TURNS, STEPS = 80, 3, 50
+TURNS, WARM_TURNS, STEPS = 600, 10, 20
 
 
 def make_model() -> nn.Module:
