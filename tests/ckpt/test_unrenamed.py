@@ -45,6 +45,17 @@ def test_the_manifest_is_written_last(work, run):
     assert created[-2:] == [".CKPT.yaml.part", "MANIFEST.json"]
 
 
+def test_the_manifest_goes_first_and_its_going_is_confirmed(work, run, fast_dir):
+    """A disk that forgets it, and not what goes after it, would leave half a checkpoint."""
+    run.checkpointer.save_checkpoint()
+    done = operations_of(work, lambda: run.checkpointer.delete_checkpoints(num_to_keep=0))
+    removed = [number for number, (operation, _) in enumerate(done) if operation == "unlink"]
+    first = next(number for number in removed if done[number][1].endswith("/MANIFEST.json"))
+    assert [done[n][1].rpartition("/")[2] for n in removed if n < first] in ([], [".unfinished"])
+    assert done[first + 1] == ("fsync_directory", done[first][1].removesuffix("/MANIFEST.json"))
+    assert there(fast_dir) == []
+
+
 def test_one_that_is_being_written_is_not_listed(work, run, fast_dir):
     """Nor taken for a damaged one; another run's is swept by the next save."""
     run.set(1)

@@ -241,6 +241,7 @@ def mark_unfinished(path: Path, run: str) -> None:
 def remove_marked(path: Path) -> None:
     """Remove a marked directory: what makes it a checkpoint first, the mark last."""
     _fs.unlink(path / MANIFEST_NAME)
+    _fs.fsync_directory(path)  # while it is there, all that it names has to be
     _fs.unlink(path / META_NAME)
     _fs.fsync_directory(path)
     for name in _fs.names(path):
