@@ -7,10 +7,12 @@ Printed are medians (min-max) in seconds, and ratios to this machine's own write
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shutil
 import statistics
 import tempfile
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -23,7 +25,6 @@ from torch.distributed import checkpoint as dcp
 from brain_ckpt import Checkpointer
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable
 
 try:
@@ -232,7 +233,7 @@ def stalls(subject: Subject, root: Path, rounds: int) -> Results:
     return results
 
 
-def training_beside(subject: Subject, root: Path, seconds: float) -> None:
+def training_beside(subject: Subject, root: Path, seconds: float, rounds: int) -> None:
     """Compare the steps of a training alone with those of one beside the writer."""
     torch.set_num_threads(1)
     model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
@@ -253,22 +254,39 @@ def training_beside(subject: Subject, root: Path, seconds: float) -> None:
             count += 1
         return count
 
-    alone, beside = [], []
-    for _ in range(5):
-        started = time.perf_counter()
-        alone.append(steps(started + seconds) / seconds)
+    def share_beside(start: Callable[[], threading.Thread]) -> float:
+        began = time.perf_counter()
+        alone = steps(began + seconds) / seconds
+        thread = start()
+        began, count = time.perf_counter(), 0
+        while thread.is_alive():
+            count += steps(time.perf_counter() + 0.005)
+        return count / (time.perf_counter() - began) / alone
+
+    def our_writer() -> threading.Thread:
         checkpointer.save_checkpoint()
         flight = checkpointer._writer._flight  # noqa: SLF001 - when it ends is what is measured
         assert flight is not None
-        thread: threading.Thread = flight._thread  # type: ignore[assignment]  # noqa: SLF001 - as above
-        started, count = time.perf_counter(), 0
-        while thread.is_alive():
-            count += steps(time.perf_counter() + 0.005)
-        beside.append(count / (time.perf_counter() - started))
+        return flight._thread  # type: ignore[return-value]  # noqa: SLF001 - as above
+
+    size = sum(value.nbytes for value in subject.tensors().values())
+    blob = memoryview(os.urandom(2**20) * (size >> 20))
+
+    def raw_writer() -> threading.Thread:
+        thread = threading.Thread(target=raw_save, args=(fresh(root, "raw-beside"), blob))
+        thread.start()
+        return thread
+
+    raw, ours = [], []
+    for _ in range(rounds):
+        raw.append(share_beside(raw_writer))
+        ours.append(share_beside(our_writer))
         checkpointer.close()
         checkpointer.delete_checkpoints(num_to_keep=1)
-    share = statistics.median(beside) / statistics.median(alone)
-    print(f"\ntraining beside the writer keeps {share:.0%} of its speed (one thread of torch)")
+    print("\ntraining beside a writer keeps of its speed (one thread of torch)")
+    for name, shares in {"raw write + fsync": raw, "brain-ckpt, asynchronous": ours}.items():
+        low, high = min(shares), max(shares)
+        print(f"  {name:44s} {statistics.median(shares):.0%} ({low:.0%}-{high:.0%})")
 
 
 def main() -> None:
@@ -281,7 +299,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     subject = Subject(options.megabytes)
     size = sum(value.nbytes for value in subject.tensors().values())
-    print(f"torch {torch.__version__}, {os.cpu_count()} cores, {size / 1e6:.0f} MB")
+    fast = "zlib" if importlib.util.find_spec("isal") is None else "ISA-L"
+    cores = os.cpu_count()
+    print(f"torch {torch.__version__}, {cores} cores, {size / 1e6:.0f} MB, CRC-32 of {fast}")
     root = Path(tempfile.mkdtemp(prefix="brain-ckpt-bench-", dir=options.directory))
     try:
         saves(subject, root, options.rounds).show("durable save", "raw write + fsync")
@@ -289,7 +309,7 @@ def main() -> None:
         stalls(subject, root, options.rounds).show(
             "stall of an asynchronous save", "copy into kept buffers"
         )
-        training_beside(subject, root, 1.0)
+        training_beside(subject, root, 1.0, options.rounds)
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
