@@ -268,9 +268,11 @@ class BatchSteps(BrainHooks):
         if self.scaler.is_enabled():
             self.scaler.scale(scaled).backward()  # type: ignore[no-untyped-call]  # torch's
             return
-        if scaled.device.type == "cpu" or self._overrides("check_loss_isfinite"):
+        finite = scaled.device.type == "cpu" and is_finite(scaled)
+        if self._overrides("check_loss_isfinite") or (scaled.device.type == "cpu" and not finite):
             self.check_loss_isfinite(scaled)
-        spoil_if_nonfinite(scaled).backward()  # type: ignore[no-untyped-call]  # torch's
+        shared = scaled if finite else spoil_if_nonfinite(scaled)
+        shared.backward()  # type: ignore[no-untyped-call]  # torch's
 
     def _overrides(self, method: str) -> bool:
         """Whether a subclass has put its own in place of one of these methods."""
