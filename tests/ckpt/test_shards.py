@@ -1,9 +1,11 @@
 """State of which each rank holds a part is readable by any number of ranks."""
 
+import io
 import pickle
 
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, TensorStorageMetadata
 
 from brain_ckpt import CheckpointDamagedError, Checkpointer, UnsafeCheckpointError
 from brain_ckpt._shards import _MetadataUnpickler
@@ -73,6 +75,33 @@ def test_torch_reads_the_shards(processes, ranks, fast_dir):
     state = {f"model/{key}": torch.zeros_like(value) for key, value in expected["full"].items()}
     load(state, storage_reader=FileSystemReader(shards))
     assert all(torch.equal(state[f"model/{key}"], value) for key, value in expected["full"].items())
+
+
+class ByGetattr:
+    """Pickled as ``getattr(kind, name)``, as Python 3.11.2 pickles what is enumerated."""
+
+    def __init__(self, kind, name):
+        self.arguments = kind, name
+
+    def __reduce__(self):
+        return getattr, self.arguments
+
+
+def test_the_metadata_may_hold_what_is_enumerated_however_it_was_pickled():
+    """Early Pythons 3.11 name `getattr` for it."""
+    member = _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
+    for value in (member, ByGetattr(type(member), member.name)):
+        assert _MetadataUnpickler(io.BytesIO(pickle.dumps(value))).load() is member
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(_MEM_FORMAT_ENCODING, "__init__"), (TensorStorageMetadata, "__init__")]
+)
+def test_the_metadata_reaches_no_other_attribute(kind, name):
+    """A class's methods are code."""
+    content = io.BytesIO(pickle.dumps(ByGetattr(kind, name)))
+    with pytest.raises(UnsafeCheckpointError, match="the attribute '__init__'"):
+        _MetadataUnpickler(content).load()
 
 
 def test_the_metadata_of_shards_runs_no_code(tmp_path):

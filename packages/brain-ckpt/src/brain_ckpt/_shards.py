@@ -6,6 +6,7 @@ usual file, with a place holder for each of them.  Any number of ranks can put t
 
 from __future__ import annotations
 
+import enum
 import pickle
 import sys
 import warnings
@@ -193,10 +194,22 @@ class _MetadataUnpickler(pickle.Unpickler):
             return super().find_class(module, name)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
+        if (module, name) == ("builtins", "getattr"):
+            return _enumerated
         raise UnsafeCheckpointError(
             f"the metadata of shards holds sizes and places only, got {module}.{name}, which may "
             f"run code; do not load this checkpoint"
         )
+
+
+def _enumerated(kind: Any, name: Any) -> enum.Enum:
+    """Stand for getattr, with which early Pythons 3.11 pickle what belongs to an enumeration."""
+    if isinstance(kind, enum.EnumMeta) and name in kind.__members__:
+        return kind.__members__[name]
+    raise UnsafeCheckpointError(
+        f"the metadata of shards holds sizes and places only, got the attribute {name!r} of "
+        f"{kind!r}, which may run code; do not load this checkpoint"
+    )
 
 
 def _reader(directory: Path) -> Any:
