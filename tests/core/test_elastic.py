@@ -6,6 +6,7 @@ repeats what failed.
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
 import json
 import os
@@ -17,7 +18,6 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -38,7 +38,7 @@ WORLD_SIZES = (1, 2, 3, 4)
 ENDS = ("", "", "at once", "in validation")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Leg:
     """A start of the run: on how many ranks, and after which step of it it ends, and how.
 
@@ -50,7 +50,7 @@ class Leg:
     crashes: str = ""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Schedule:
     """A run in several legs."""
 
@@ -202,7 +202,7 @@ def walk(rank, folder, numbers):
         schedule = Schedule.drawn(number)
         done.append([])
         if rank == 0:
-            alone = Schedule(**{**vars(schedule), "legs": (Leg(1),), "interval": 0})
+            alone = dataclasses.replace(schedule, legs=(Leg(1),), interval=0)
             done[-1].append(run_leg(alone, Leg(1), folder / f"alone-{number}"))
         for index, leg in enumerate(schedule.legs):
             if rank >= leg.world_size:
@@ -522,7 +522,8 @@ def test_torchruns_own_restart_goes_on_with_fewer_ranks_and_with_more(agents, tm
         steps = {k: v for k, v in steps.items() if k[1] < began_at or k[2] == group}
         for epoch, step, rows, loss in filter(None, lines):
             steps.setdefault((epoch, step, group), []).append((tuple(rows), loss))
-    alone = run_leg(Schedule(**{**vars(AGENTS), "legs": ((1,),)}), (1,), tmp_path / "alone")
+    by_one = dataclasses.replace(AGENTS, legs=(Leg(1),))
+    alone = run_leg(by_one, Leg(1), tmp_path / "alone")
     expected, _ = merged([[alone]])
     taken = {key[:2]: sorted(batches) for key, batches in sorted(steps.items())}
     assert taken.keys() == expected.keys()
