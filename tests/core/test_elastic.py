@@ -1,6 +1,6 @@
 """Runs that are stopped and gone on with on other numbers of ranks: the steps stay those of one.
 
-A few random schedules; 200 with ``BRAIN_CHAOS=1``, in ten minutes on two cores, and ``BRAIN_SEED``
+A few random schedules; 200 with ``BRAIN_CHAOS=1``, in five minutes on two cores, and ``BRAIN_SEED``
 repeats what failed.
 """
 

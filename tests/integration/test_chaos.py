@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,9 +64,10 @@ def test_killed_runs_end_as_the_undisturbed_one(chaos, tmp_path):
         ("numpy-rng", ": loss is"),
         pytest.param("python-rng", ": loss is", marks=pytest.mark.long),
         pytest.param("torch-rng", ": loss is", marks=pytest.mark.long),
-        pytest.param("position-on", "took samples", marks=pytest.mark.long),
-        pytest.param("position-back", "took samples", marks=pytest.mark.long),
-        pytest.param("optimizer", "optimizer.", marks=pytest.mark.long),
+        # a batch too far is the next one's rows, or no batch where the data has ended
+        pytest.param("position-on", "took samples|in place of", marks=pytest.mark.long),
+        pytest.param("position-back", "took samples|in place of", marks=pytest.mark.long),
+        pytest.param("optimizer", r"(optimizer\.\S+|weight|bias) is", marks=pytest.mark.long),
         pytest.param("scheduler", "undisturbed", marks=pytest.mark.long),
         pytest.param("epoch", "was done in place of", marks=pytest.mark.long),
         pytest.param("newest-checkpoint", "had been acknowledged", marks=pytest.mark.long),
@@ -75,7 +77,7 @@ def test_a_piece_of_state_that_is_left_out_is_noticed(chaos, piece, said):
     """The machine can go red, says what differed first, and how to see it again."""
     done = chaos("--without", piece, "--kills", "60", "--failures", "1", "--ranks", "1")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert said in done.stdout
+    assert re.search(said, done.stdout), done.stdout
     assert "again: nox -s chaos -- --seed" in done.stdout
 
 
