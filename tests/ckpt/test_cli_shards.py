@@ -6,6 +6,9 @@ import torch
 from brain_ckpt import CheckpointDamagedError, Checkpointer, average_checkpoints
 from brain_ckpt._cli import main
 
+# torch 2.6 warns where ranks seed their sharded tensors on the CPU.
+pytestmark = pytest.mark.filterwarnings("ignore:DTensor random operators")
+
 
 @pytest.fixture
 def save(processes, fast_dir):
