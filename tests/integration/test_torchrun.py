@@ -209,6 +209,7 @@ def test_the_batch_script_puts_a_stopped_run_back_into_the_queue_until_it_ends(
     assert same(tmp_path, undisturbed)
 
 
+@pytest.mark.long
 def test_the_batch_script_leaves_a_cancelled_run_out_of_the_queue(tmp_path):
     """``scancel`` tells the shell, too."""
     process = submit(tmp_path, "wait")
