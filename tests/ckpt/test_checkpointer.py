@@ -365,6 +365,26 @@ def test_a_reader_beside_a_writer_always_finds_a_whole_checkpoint(tmp_path, work
     assert numbers == sorted(numbers)
 
 
+def test_a_reader_finds_the_next_one_where_the_one_it_saw_is_gone(tmp_path, work):
+    """Between the look at the names and the look into the directories."""
+    writer = work.Run(tmp_path)
+    writer.set(1)
+    writer.checkpointer.save_checkpoint()
+    replaced = []
+
+    def replace(operation, path, detail):
+        if operation == "open" and path.endswith("CKPT.yaml") and not replaced:
+            replaced.append(path)
+            with work.failpoint(None):
+                writer.set(2)
+                writer.checkpointer.save_and_keep_only()
+
+    reader = work.Run(tmp_path)
+    with work.failpoint(replace):
+        assert reader.recover() == 2
+    assert replaced
+
+
 def test_nothing_is_logged_above_the_level_asked_for(checkpointer, caplog):
     """Each save and each deletion once."""
     with caplog.at_level(logging.DEBUG):

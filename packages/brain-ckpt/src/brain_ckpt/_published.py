@@ -21,7 +21,11 @@ from brain_ckpt._meta import META_LIMIT_BYTES, load_meta
 from brain_ckpt._retention import Checkpoint, ckpt_recency
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
+
+# How often a directory that changes while it is listed is listed anew.
+_LOOKS = 20
 
 
 class Listing(NamedTuple):
@@ -48,10 +52,21 @@ class GoneError(Exception):
 
 def list_published(root: Path) -> Listing:
     """List the checkpoints in a directory; a reader needs no lock and changes nothing."""
+    paths = _published(root)
+    for _ in range(_LOOKS):
+        listing = _read_all(paths)
+        # A writer that replaces the only one meanwhile would leave none to be seen.
+        before, paths = paths, _published(root)
+        if paths == before:
+            break
+    return listing
+
+
+def _read_all(paths: Iterable[Path]) -> Listing:
     found: list[tuple[float, int, Checkpoint]] = []
     unreadable: dict[Path, str] = {}
     seq = 0
-    for path in _published(root):
+    for path in paths:
         try:
             checkpoint = read_checkpoint(path)
         except GoneError:
