@@ -1,4 +1,4 @@
-"""Padding: against the plain way, and what it refuses."""
+"""Padding, compared with a plain implementation, and its errors."""
 
 import pytest
 import torch
@@ -17,8 +17,8 @@ LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(lambda ns: 
     st.sampled_from([0, -100, 7]),
     st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.float64]),
 )
-def test_padding_is_what_filling_by_hand_gives(lengths, rest, value, dtype):
-    """Any lengths, also none, with any further dimensions, of types that NumPy has and has not."""
+def test_padding_equals_a_tensor_filled_row_by_row(lengths, rest, value, dtype):
+    """Lengths of zero, further dimensions, and dtypes that NumPy lacks are padded alike."""
     tensors = [(torch.randn(n, *rest) * 9).to(dtype) for n in lengths]
     data, relative = batch_pad_right(tensors, value=value)
     expected = torch.full((len(lengths), max(lengths), *rest), value, dtype=dtype)
@@ -30,8 +30,8 @@ def test_padding_is_what_filling_by_hand_gives(lengths, rest, value, dtype):
 
 @settings(max_examples=50, deadline=None)
 @given(LENGTHS)
-def test_undoing_gives_the_rows_back(lengths):
-    """By relative lengths and by whole numbers."""
+def test_undo_padding_returns_the_rows(lengths):
+    """Relative lengths and lengths in steps give the same rows."""
     rows = [list(range(n)) for n in lengths]
     batch = PaddedBatch([{"x": torch.tensor(row, dtype=torch.long)} for row in rows])
     assert undo_padding(*batch.x) == rows
@@ -48,7 +48,7 @@ def test_one_tensor_is_not_a_view_of_the_row():
 
 @pytest.mark.parametrize("mode", ["replicate", "reflect"])
 def test_other_modes_pad_with_the_row_s_own_values(mode):
-    """The reference's modes, for vectors and for features."""
+    """SpeechBrain's modes work for vectors and for features."""
     filled = {"replicate": [0, 1, 2, 2, 2], "reflect": [0, 1, 2, 1, 0]}[mode]
     data, _ = batch_pad_right([torch.arange(3.0), torch.arange(5.0)], mode=mode)
     assert data[0].tolist() == filled
@@ -59,22 +59,22 @@ def test_other_modes_pad_with_the_row_s_own_values(mode):
 
 
 def test_gradients_flow_through_padding():
-    """Padding inside of a model."""
+    """Padding may be used inside a model."""
     short, long = torch.ones(1, requires_grad=True), torch.ones(2)
     data, _ = batch_pad_right([short, long])
     (data * 3).sum().backward()
     assert short.grad.tolist() == [3]
 
 
-def test_mixed_dtypes_lose_nothing():
-    """A whole number and a half are padded as floats, whichever comes first."""
+def test_mixed_dtypes_are_promoted():
+    """Integers and floats are padded as floats, whichever comes first."""
     whole, half = torch.tensor([1]), torch.tensor([0.5, 1])
     assert batch_pad_right([whole, half])[0].tolist() == [[1.0, 0.0], [0.5, 1.0]]
     assert batch_pad_right([half, whole])[0].tolist() == [[0.5, 1.0], [1.0, 0.0]]
 
 
-def test_empty_tensors_are_a_batch_too():
-    """Rows without words, all of them."""
+def test_a_batch_may_consist_of_empty_tensors():
+    """Every row may be without words."""
     data, lengths = batch_pad_right([torch.ones(0, 2)] * 2)
     assert (data.shape, lengths.tolist()) == ((2, 0, 2), [1.0, 1.0])
 
@@ -89,13 +89,13 @@ def test_shapes_that_do_not_fit_are_refused(tensors):
         batch_pad_right(tensors)
 
 
-def test_nothing_to_pad_is_refused():
+def test_an_empty_list_cannot_be_padded():
     """An empty list has no shape."""
     with pytest.raises(PaddingError, match="at least one tensor"):
         batch_pad_right([])
 
 
 def test_lengths_of_another_batch_are_refused():
-    """Lengths that disagree with the batch would cut it silently."""
+    """Lengths that do not match the batch would truncate it silently."""
     with pytest.raises(ValueError, match=r"shape \(2, 3\) and 1 lengths"):
         undo_padding(torch.ones(2, 3), torch.ones(1))

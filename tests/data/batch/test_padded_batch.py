@@ -1,4 +1,4 @@
-"""Batches: how their values are reached, moved and cast."""
+"""Batches: access to their values, moving and casting."""
 
 import copy
 import pickle
@@ -22,7 +22,7 @@ def make_batch(**options):
 
 
 def test_values_are_reached_by_attribute_key_position_and_unpacking():
-    """All four give the same objects, in the order of the keys."""
+    """All four return the same objects, in the order of the keys."""
     batch = make_batch()
     ids, (wavs, lengths), numbers, words = batch
     assert ids is batch.id is batch["id"] is batch.at_position(0)
@@ -35,7 +35,7 @@ def test_values_are_reached_by_attribute_key_position_and_unpacking():
 
 
 def test_tensors_are_padded_and_their_lengths_are_relative():
-    """The layout of the reference."""
+    """The layout is SpeechBrain's."""
     batch = make_batch()
     assert isinstance(batch.wav, PaddedData)
     assert batch.wav.data.tolist() == [[1.0, 0.0], [2.0, 1.0]]
@@ -52,7 +52,7 @@ def test_a_value_can_be_replaced():
 
 
 def test_each_key_has_its_own_padding_value():
-    """A key that is not named has the padding of all."""
+    """A key without a padding of its own is padded as all others."""
     batch = PaddedBatch(
         [{"x": torch.ones(1), "y": torch.ones(2)}, {"x": torch.ones(2), "y": torch.ones(1)}],
         padding_kwargs={"value": 7},
@@ -63,7 +63,7 @@ def test_each_key_has_its_own_padding_value():
 
 
 def test_a_padding_function_of_the_user_gets_the_tensors_of_a_key():
-    """It returns what it likes as data and lengths."""
+    """It may return any data and lengths."""
     batch = make_batch(padding_func=lambda tensors: (torch.stack([t[:1] for t in tensors]), "all"))
     assert batch.wav.data.tolist() == [[1.0], [2.0]]
     assert batch.wav.lengths == "all"
@@ -71,7 +71,7 @@ def test_a_padding_function_of_the_user_gets_the_tensors_of_a_key():
 
 
 def test_only_the_named_keys_are_padded():
-    """The others are stacked, if they have one shape."""
+    """Other keys are stacked if their tensors have one shape."""
     rows = [{"x": torch.tensor([i]), "y": torch.ones(i)} for i in (1, 2)]
     batch = PaddedBatch(rows, padded_keys=["y"])
     assert batch.x.tolist() == [[1], [2]]
@@ -100,13 +100,13 @@ def test_numbers_are_stacked(values, dtype):
 
 
 @pytest.mark.parametrize("values", [["a", "b"], [None, 1], [1, None], [2**70, 1], [{"k": 1}, {}]])
-def test_what_cannot_be_stacked_stays_a_list(values):
-    """Strings, nothing, and numbers of more than 64 bits."""
+def test_values_that_cannot_be_stacked_stay_a_list(values):
+    """Strings, None and integers of more than 64 bits are listed."""
     assert PaddedBatch([{"x": value} for value in values]).x == values
 
 
 def test_arrays_become_tensors_in_containers_too():
-    """NumPy arrays are padded like tensors unless that is turned off."""
+    """NumPy arrays are padded like tensors unless conversion is turned off."""
     rows = [{"x": np.arange(n), "in": {"y": np.arange(n)}, "s": np.array(["a"])} for n in (1, 2)]
     batch = PaddedBatch(rows)
     assert batch.x.data.tolist() == [[0, 0], [0, 1]]
@@ -127,7 +127,7 @@ def test_lengths_stay_exact_when_the_data_is_cast():
 
 @pytest.mark.parametrize("longest", [7_600, 10_000_019])
 def test_integer_lengths_are_those_of_the_rows(longest):
-    """Truncating relative lengths is off by one for many; rounding is, beyond eight million."""
+    """Truncating relative lengths is off by one for many; rounding is, above eight million."""
     counts = [*range(1, longest, max(1, longest // 300)), longest]
     one = torch.zeros(1)
     batch = PaddedBatch([{"x": one.expand(n)} for n in counts[-3:]])
@@ -137,8 +137,8 @@ def test_integer_lengths_are_those_of_the_rows(longest):
     assert data.integer_lengths.tolist() == [n for n in counts if n < 2**22]
 
 
-def test_whole_numbers_are_not_cast_to_a_floating_dtype():
-    """Token 257 in bfloat16 is 256."""
+def test_integers_are_not_cast_to_a_floating_dtype():
+    """Token 257 would be 256 in bfloat16."""
     batch = PaddedBatch([{"tokens": torch.tensor([257]), "n": 257, "x": torch.ones(1)}])
     batch.to(torch.bfloat16)
     assert batch.tokens.data.tolist() == [[257]]
@@ -160,8 +160,8 @@ def test_whole_numbers_are_not_cast_to_a_floating_dtype():
         ((), {"tensor": torch.ones(1, dtype=torch.float64, device="meta")}),
     ],
 )
-def test_data_and_lengths_move_together(args, kwargs):
-    """Every way of calling Tensor.to is understood; the lengths go along and keep their dtype."""
+def test_data_and_lengths_are_moved_to_one_device(args, kwargs):
+    """Every signature of Tensor.to is supported; the lengths keep their dtype."""
     batch = PaddedBatch([{"x": torch.ones(2), "n": torch.tensor([1])}])
     assert batch.to(*args, **kwargs) is batch
     assert batch.x.data.device.type == batch.x.lengths.device.type == "meta"
@@ -173,20 +173,20 @@ def test_data_and_lengths_move_together(args, kwargs):
 
 
 def test_images_take_a_memory_format():
-    """The lengths, which have one dimension, do not."""
+    """The lengths have one dimension, and no memory format."""
     batch = PaddedBatch([{"x": torch.ones(2, 3, 4)}]).to("cpu", memory_format=torch.channels_last)
     assert batch.x.data.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_only_the_device_keys_move():
-    """Default: what holds tensors."""
+    """By default the keys that hold tensors are moved."""
     batch = make_batch(device_prep_keys=["n"]).to("meta")
     assert (batch.wav.data.device.type, batch.n.device.type) == ("cpu", "meta")
     assert make_batch().to("meta").id == ["a", "b"]
 
 
-def test_nested_tensors_move_when_their_key_is_named():
-    """A list of dicts of tensors moves as a whole."""
+def test_nested_tensors_move_if_their_key_is_listed():
+    """A list of dicts of tensors is moved as a whole."""
     rows = [{"x": {"y": [torch.ones(1)], "s": "text"}}]
     batch = PaddedBatch(rows, device_prep_keys=["x"]).to("meta")
     assert batch.x[0]["y"][0].device.type == "meta"
@@ -194,7 +194,7 @@ def test_nested_tensors_move_when_their_key_is_named():
 
 
 def test_pinning_reaches_data_and_lengths(monkeypatch):
-    """A stand-in for a device, which a test machine need not have."""
+    """A stand-in replaces a device, which a test machine may lack."""
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
     batch = make_batch()
@@ -205,14 +205,14 @@ def test_pinning_reaches_data_and_lengths(monkeypatch):
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 def test_a_batch_can_be_cloned_and_pickled(clone):
-    """The exact lengths travel with it."""
+    """The exact lengths are part of the copy."""
     batch = clone(make_batch())
     assert batch.wav.data.tolist() == [[1.0, 0.0], [2.0, 1.0]]
     assert batch.wav.integer_lengths.tolist() == [1, 2]
     assert batch.to(torch.float64).keys() == ["id", "wav", "n", "words"]
 
 
-def test_a_batch_comes_whole_out_of_a_worker():
+def test_a_batch_from_a_worker_is_complete():
     """The loader sends it through shared memory."""
     rows = [{"wav": torch.arange(float(n + 1))} for n in range(4)]
     loader = DataLoader(rows, batch_size=2, num_workers=1, collate_fn=PaddedBatch)
@@ -220,7 +220,7 @@ def test_a_batch_comes_whole_out_of_a_worker():
 
 
 def test_an_unknown_key_is_named_with_the_nearest():
-    """By attribute and by key."""
+    """The error is the same for attributes and for keys."""
     batch = make_batch()
     with pytest.raises(AttributeError, match=r"no 'wavs' \(did you mean 'wav'\?\)"):
         _ = batch.wavs
@@ -230,12 +230,12 @@ def test_an_unknown_key_is_named_with_the_nearest():
 
 def test_a_key_that_is_a_method_of_the_batch_is_refused():
     """A key named "to" would replace batch.to."""
-    with pytest.raises(ValueError, match=r"'to', which is a method.*\{'other': 'to'\}"):
+    with pytest.raises(ValueError, match=r"'to', a method.*\{'other': 'to'\}"):
         PaddedBatch([{"to": 1}])
 
 
 def test_rows_with_different_keys_are_refused():
-    """One that lacks a key, and one that has another besides (the reference drops it)."""
+    """A row may neither lack a key nor have another one (SpeechBrain drops it)."""
     with pytest.raises(PaddingError, match=r"row 'b' has \['id', 'y'\], and row 'a' has"):
         PaddedBatch([{"id": "a", "x": 1}, {"id": "b", "y": 1}])
     with pytest.raises(PaddingError, match=r"row 'b' has \['id', 'y'\], and row 'a' has"):
@@ -243,13 +243,13 @@ def test_rows_with_different_keys_are_refused():
 
 
 def test_a_row_without_a_tensor_is_named():
-    """A function that returns None now and then."""
+    """A function may return None for some rows."""
     with pytest.raises(PaddingError, match=r"'x' is padded.*row 'b' has a NoneType"):
         PaddedBatch([{"id": "a", "x": torch.ones(1)}, {"id": "b", "x": None}])
 
 
-def test_shapes_that_do_not_fit_are_shown_with_their_key_and_rows():
-    """Two channels beside three."""
+def test_shapes_that_differ_are_shown_with_their_key_and_rows():
+    """Two and three channels cannot be padded into one batch."""
     with pytest.raises(
         PaddingError, match=r"'x' cannot be padded.*row 'a' \(5, 2\), row 'b' \(4, 3\)"
     ):
@@ -257,7 +257,7 @@ def test_shapes_that_do_not_fit_are_shown_with_their_key_and_rows():
 
 
 def test_an_empty_batch_is_refused():
-    """The sampler has made it."""
+    """The error refers to the sampler."""
     with pytest.raises(PaddingError, match="at least one row"):
         PaddedBatch([])
 
@@ -275,12 +275,12 @@ def test_an_empty_batch_is_refused():
     ],
 )
 def test_the_size_of_any_batch_is_guessed(batch, size):
-    """What has no size counts as one row."""
+    """A batch without a size counts as one row."""
     assert BatchsizeGuesser()(batch) == size
 
 
-def test_a_guesser_sees_batches_of_different_kinds():
-    """After a batch without a size too (SpeechBrain keeps the number 1 as its way of guessing)."""
+def test_a_guesser_works_for_batches_of_different_types():
+    """After a batch without a size too (SpeechBrain remembers the number 1 as its method)."""
     guesser = BatchsizeGuesser()
     assert [guesser(one) for one in (7, 7, make_batch(), torch.zeros(3), 7, (torch.zeros(4),))] == [
         *(1, 1, 2, 3, 1, 4)

@@ -38,7 +38,7 @@ def ids(dataset):
 
 
 def test_a_row_has_its_items_and_its_id(dataset):
-    """Static items are given as they stand."""
+    """Static items are returned unchanged."""
     dataset.set_output_keys(["id", "n", "text"])
     assert dataset[2] == dataset[-3] == {"id": "c", "n": 3, "text": "ccc"}
     assert dataset[torch.tensor(2)]["id"] == "c"
@@ -46,14 +46,14 @@ def test_a_row_has_its_items_and_its_id(dataset):
 
 
 @pytest.mark.parametrize("index", [5, -6])
-def test_there_is_nothing_behind_the_last_row(dataset, index):
-    """So that a for loop over the dataset ends."""
+def test_an_index_after_the_last_row_is_an_error(dataset, index):
+    """A for loop over the dataset ends by it."""
     with pytest.raises(IndexError):
         dataset[index]
 
 
 def test_the_ids_and_the_data_are_like_a_list_and_a_dict(dataset):
-    """Recipes slice the one and look into the other."""
+    """Recipes slice the IDs and look rows up in the data."""
     assert dataset.data_ids == list("abcde")
     assert list(dataset.data_ids[1:3]) == ["b", "c"]
     assert dataset.data["d"]["n"] == 2
@@ -73,8 +73,8 @@ def test_the_ids_can_be_replaced(dataset):
     assert (ids(dataset), len(dataset)) == (["d", "a"], 2)
 
 
-def test_output_keys_are_put_back_after_an_error(dataset):
-    """The reference leaves them changed."""
+def test_output_keys_are_restored_after_an_error(dataset):
+    """SpeechBrain leaves them changed."""
 
     def fail():
         with dataset.output_keys_as({"length": "n"}) as same:
@@ -87,8 +87,8 @@ def test_output_keys_are_put_back_after_an_error(dataset):
     assert dataset[0] == {"id": "a"}
 
 
-def test_filtering_takes_bounds_and_tests(dataset):
-    """All of them must hold, the bounds included."""
+def test_filtering_combines_bounds_and_tests(dataset):
+    """All of them must hold, and the bounds are inclusive."""
     view = dataset.filtered_sorted(
         key_min_value={"n": 2},
         key_max_value={"n": 3},
@@ -99,20 +99,20 @@ def test_filtering_takes_bounds_and_tests(dataset):
 
 
 @pytest.mark.parametrize(("reverse", "order"), [(False, "bedac"), (True, "acdbe")])
-def test_sorting_keeps_the_order_of_equals(dataset, reverse, order):
-    """In both directions (SpeechBrain turns ties around with reverse)."""
+def test_sorting_is_stable(dataset, reverse, order):
+    """In both directions (SpeechBrain reverses ties with reverse=True)."""
     assert ids(dataset.filtered_sorted(sort_key="n", reverse=reverse)) == list(order)
 
 
 def test_select_n_takes_the_first_that_pass_and_then_sorts(dataset):
-    """As the reference does."""
+    """The order of the two is SpeechBrain's."""
     view = dataset.filtered_sorted(key_min_value={"n": 2}, sort_key="n", select_n=3)
     assert ids(view) == ["d", "a", "c"]
     assert ids(dataset.filtered_sorted(select_n=2)) == ["a", "b"]
 
 
-def test_filtering_leaves_the_source_alone(dataset):
-    """Neither its rows get an ID, nor do its output keys or items change."""
+def test_filtering_does_not_change_the_source(dataset):
+    """Its rows get no ID, and its output keys and items do not change."""
     before = {uid: dict(row) for uid, row in dataset.data.items()}
     view = dataset.filtered_sorted(sort_key="n")
     view.set_output_keys(["n"])
@@ -133,7 +133,7 @@ def test_filtering_by_a_computed_item_computes_nothing_else(dataset):
     assert list(view) == [{"id": "b", "length": 1}, {"id": "e", "length": 1}]
 
 
-def test_a_view_of_a_view_goes_on_from_its_order(dataset):
+def test_a_view_of_a_view_keeps_its_order(dataset):
     """Filters can be chained."""
     view = dataset.filtered_sorted(sort_key="n", reverse=True).filtered_sorted(select_n=3)
     assert ids(view) == ["a", "c", "d"]
@@ -159,29 +159,29 @@ def test_an_item_that_is_fitted_later_is_fitted_in_the_view_too(dataset):
 
 
 def test_sorting_by_nan_is_refused(dataset):
-    """It would leave the order to chance."""
+    """The order would be undefined."""
     dataset.add_dynamic_item(lambda n: float("nan") if n == 2 else float(n), "n", "seconds")
     with pytest.raises(ValueError, match="'seconds' of row 'd' is nan"):
         dataset.filtered_sorted(sort_key="seconds")
 
 
-def test_sorting_what_cannot_be_compared_is_refused(dataset):
-    """The error names the key and the kinds."""
+def test_sorting_by_values_of_mixed_types_is_refused(dataset):
+    """The error names the key and the types."""
     dataset.add_dynamic_item(lambda n: n if n == 2 else str(n), "n", "mixed")
     with pytest.raises(TypeError, match=r"'mixed' holds \['int', 'str'\]"):
         dataset.filtered_sorted(sort_key="mixed")
 
 
 def test_an_overfitting_test_repeats_the_first_rows(dataset):
-    """Also when the number is no multiple."""
+    """The number of rows need not be a multiple."""
     assert ids(dataset.overfit_test(2, 5)) == list("ababa")
     assert ids(dataset.overfit_test(9, 7)) == list("abcdeab")
     with pytest.raises(ValueError, match="at least one row"):
         dataset.overfit_test(0, 5)
 
 
-def test_batch_shuffle_moves_whole_batches_by_torch_s_generator(dataset):
-    """The draw of the reference: a permutation of the batches, the rest stays last."""
+def test_batch_shuffle_shuffles_whole_batches_by_torch_s_generator(dataset):
+    """The permutation is SpeechBrain's; the remaining rows stay last."""
     torch.manual_seed(3)
     expected = [list("abcd")[2 * i + j] for i in torch.randperm(2).tolist() for j in (0, 1)]
     torch.manual_seed(3)
@@ -189,7 +189,7 @@ def test_batch_shuffle_moves_whole_batches_by_torch_s_generator(dataset):
 
 
 def test_iterating_once_fills_the_caches(dataset, tmp_path):
-    """Only with the keys that are asked for; the output keys stay."""
+    """Only the requested keys are computed; the output keys do not change."""
 
     @CachedDynamicItem.cache(tmp_path / "cache")
     @takes("id", "n")
@@ -205,7 +205,7 @@ def test_iterating_once_fills_the_caches(dataset, tmp_path):
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 def test_a_dataset_can_be_cloned_after_use(dataset, clone):
-    """A spawned worker gets it by pickle; a lookup by ID works there too."""
+    """A spawned worker unpickles it, and can look rows up by ID."""
     assert dataset.data["b"]["n"] == 1
     twin = clone(dataset.filtered_sorted(sort_key="n"))
     assert ids(twin) == list("bedac")
@@ -213,40 +213,40 @@ def test_a_dataset_can_be_cloned_after_use(dataset, clone):
 
 
 def test_several_datasets_get_one_item_and_one_set_of_keys():
-    """The two helpers of the reference."""
+    """The two functions are SpeechBrain's."""
     pair = [DynamicItemDataset({"a": {"x": -1}}), DynamicItemDataset({"b": {"x": -2}})]
     add_dynamic_item(pair, abs, "x", "y")
     set_output_keys(pair, ["y"])
     assert [one[0] for one in pair] == [{"y": 1}, {"y": 2}]
 
 
-def test_items_and_keys_can_be_given_at_once():
-    """As in the reference's constructor and in a HyperPyYAML file."""
+def test_items_and_keys_can_be_given_to_the_constructor():
+    """A HyperPyYAML file does this."""
     items = [{"func": abs, "takes": ["x"], "provides": "y"}, takes("y")(provides("z")(abs))]
     assert DynamicItemDataset({"a": {"x": -1}}, items, {"out": "z"})[0] == {"out": 1}
 
 
 def test_two_datasets_share_one_dict():
-    """Filtering one does not spoil the other (SpeechBrain writes "id" into the rows)."""
+    """Filtering one does not modify the rows (SpeechBrain writes "id" into them)."""
     data = {"a": {"x": 1}}
     DynamicItemDataset(data).filtered_sorted(sort_key="x")
     assert DynamicItemDataset(data, output_keys=["id", "x"])[0] == {"id": "a", "x": 1}
     assert data == {"a": {"x": 1}}
 
 
-def test_a_row_with_an_id_of_its_own_is_refused(tmp_path, monkeypatch):
+def test_a_row_with_a_key_named_id_is_refused(tmp_path, monkeypatch):
     """It would hide the ID."""
-    with pytest.raises(ManifestError, match="row 'a' has one of its own"):
+    with pytest.raises(ManifestError, match="row 'a' has such a key"):
         DynamicItemDataset({"a": {"id": 1}})
     monkeypatch.setattr("brain_data.dataset.manifest_json.PACK_BYTES", 0)
     (tmp_path / "rows.json").write_text('{"a": {"x": 1}, "b": {"x": 1, "id": 2}}')
     dataset = DynamicItemDataset.from_json(tmp_path / "rows.json", output_keys=["x"])
     assert dataset[0] == {"x": 1}
-    with pytest.raises(ManifestError, match=r"row 'b' of .*rows\.json has one of its own"):
+    with pytest.raises(ManifestError, match=r"row 'b' of .*rows\.json has such a key"):
         dataset[1]
 
 
-def test_making_a_dataset_of_a_file_does_not_look_at_every_row(tmp_path, monkeypatch):
+def test_loading_a_file_does_not_parse_every_row(tmp_path, monkeypatch):
     """An index of all IDs is built when a row is first looked up by ID, and not before."""
     monkeypatch.setattr("brain_data.dataset.manifest_json.PACK_BYTES", 0)
     (tmp_path / "rows.json").write_text('{"a": {"x": 1}, "b": {"x": 2}}')
@@ -257,21 +257,21 @@ def test_making_a_dataset_of_a_file_does_not_look_at_every_row(tmp_path, monkeyp
     assert dataset.data._index is not None
 
 
-def test_no_rows_are_refused():
-    """There would be no keys."""
+def test_a_dataset_without_rows_is_refused():
+    """It would have no keys."""
     with pytest.raises(ManifestError, match="at least one row"):
         DynamicItemDataset({})
 
 
 @pytest.mark.parametrize("name", ["from_json", "from_csv", "from_arrow_dataset", "from_parquet"])
-def test_a_view_is_not_made_of_a_file(name):
-    """The class method is inherited, and says what to do instead."""
+def test_a_view_cannot_be_made_from_a_file(name):
+    """The error names the alternative."""
     with pytest.raises(TypeError, match="filtered_sorted"):
         getattr(FilteredSortedDynamicItemDataset, name)("x")
 
 
 def test_a_missing_file_is_named_with_its_row(dataset, tmp_path):
-    """What a reader meets in the first epoch, through a loader's worker too."""
+    """The error is the same through a loader's worker."""
     dataset.add_dynamic_item(lambda text: open(tmp_path / text), "text", "audio")  # noqa: SIM115
     dataset.set_output_keys(["audio"])
     for loader in (dataset, torch.utils.data.DataLoader(dataset, num_workers=1)):

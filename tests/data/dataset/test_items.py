@@ -1,4 +1,4 @@
-"""Items by themselves: decorators, generators, and the cache."""
+"""Items: decorators, generators, and the cache."""
 
 import os
 
@@ -8,7 +8,7 @@ import torch
 from brain_data import CachedDynamicItem, DynamicItem, GeneratorDynamicItem, provides, takes
 
 
-def test_decorators_make_the_right_kind_of_item_in_either_order():
+def test_decorators_make_the_right_type_of_item_in_either_order():
     """A generator function becomes a generator item."""
 
     @provides("y")
@@ -35,7 +35,7 @@ def test_decorating_twice_is_refused(decorator):
 
 
 def test_a_generator_item_is_called_step_by_step():
-    """Arguments at the first call, none after it, and a reset between rows."""
+    """Only the first call has arguments, and reset() starts the next row."""
     item = GeneratorDynamicItem(
         takes=["x"], func=lambda x: (x + i for i in range(2)), provides=["a", ["b"]]
     )
@@ -82,19 +82,19 @@ def test_any_id_is_one_file_in_the_folder(tmp_path, uid):
     assert os.listdir(tmp_path) == ["cache"]
 
 
-def test_a_damaged_file_of_the_cache_is_made_again(tmp_path):
-    """A file that cannot be read costs a warning and the computation."""
+def test_a_damaged_file_of_the_cache_is_computed_again(tmp_path):
+    """A file that cannot be read causes a warning."""
     slow = make_cached(tmp_path, [])
     (tmp_path / "row1.pt").write_bytes(b"half a fi")
-    with pytest.warns(UserWarning, match="made again"):
+    with pytest.warns(UserWarning, match="computed again"):
         assert slow("row1", 4).tolist() == [4]
     assert slow("row1", 5).tolist() == [4]
 
 
-def test_a_value_that_could_not_be_read_back_safely_is_refused_at_once(tmp_path):
+def test_a_value_that_could_not_be_read_safely_is_refused_when_it_is_stored(tmp_path):
     """It is found at the first row, not in the second epoch."""
     item = CachedDynamicItem(tmp_path, ["id"], lambda uid: object, ["y"])
-    with pytest.raises(TypeError, match=r"made of tensors, numbers.*'y'"):
+    with pytest.raises(TypeError, match=r"consist of tensors, numbers.*'y'"):
         item("row1")
     assert os.listdir(tmp_path) == []
 

@@ -1,4 +1,4 @@
-"""Manifests in JSON and CSV: what is read, and what a broken one gets."""
+"""Manifests in JSON and CSV: their content and their errors."""
 
 import json
 
@@ -9,7 +9,7 @@ from brain_data import DynamicItemDataset, ManifestError, load_data_csv, load_da
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a manifest, and give its path."""
+    """Return a function that writes a manifest and returns its path."""
 
     def write_file(text, name="rows.csv"):
         path = tmp_path / name
@@ -20,14 +20,14 @@ def write(tmp_path):
 
 
 def test_json_strings_are_formatted_at_any_depth(write):
-    """The example of the reference."""
+    """The example is SpeechBrain's."""
     text = '{"ex1": {"files": ["{R}/1.wav", {"a": "{R}/2.wav"}], "n": 1, "t": "{{x}}", "z": null}}'
     row = load_data_json(write(text), {"R": "/home"})["ex1"]
     assert row == {"files": ["/home/1.wav", {"a": "/home/2.wav"}], "n": 1, "t": "{x}", "z": None}
 
 
 def test_csv_variables_are_replaced_and_durations_are_numbers(write):
-    """The example of the reference, with a quoted comma, spaces and a mark at the start."""
+    """The example is SpeechBrain's, with a quoted comma, spaces and a byte order mark."""
     text = '\ufeffID, duration, wav, words\nu1, 1.45, $root/u1.wav, "a, b"\n\nu2,2,$root.x,\n'
     data = load_data_csv(write(text), {"root": "/home", "root.x": "y"})
     assert data == {
@@ -36,8 +36,8 @@ def test_csv_variables_are_replaced_and_durations_are_numbers(write):
     }
 
 
-def test_datasets_are_made_of_both(write):
-    """With replacements, items and output keys, in the reference's order."""
+def test_datasets_are_made_of_csv_and_json(write):
+    """The order of the arguments is SpeechBrain's."""
     csv = write("ID,wav\nu1,$R/a\n")
     js = write('{"u1": {"wav": "{R}/a"}}', "rows.json")
     for make, path in ((DynamicItemDataset.from_csv, csv), (DynamicItemDataset.from_json, js)):
@@ -65,8 +65,8 @@ def test_datasets_are_made_of_both(write):
         ),
     ],
 )
-def test_a_broken_csv_is_named_with_its_line(write, text, says):
-    """A column or field that is missing, an ID that comes twice, a bad number."""
+def test_an_error_in_a_csv_file_names_the_line(write, text, says):
+    """A column or field is missing, an ID is not unique, or a number is invalid."""
     path = write(text)
     with pytest.raises(ManifestError, match=says) as caught:
         load_data_csv(path, {"root": "/x"})
@@ -92,8 +92,8 @@ def test_a_broken_csv_is_named_with_its_line(write, text, says):
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_broken_json_is_named_with_its_row(write, monkeypatch, text, says, packed):
-    """The same errors from a large file, at the latest when the row is asked for."""
+def test_an_error_in_a_json_file_names_the_row(write, monkeypatch, text, says, packed):
+    """A large file gives the same errors, at the latest when the row is accessed."""
     monkeypatch.setattr("brain_data.dataset.manifest_json.PACK_BYTES", 0 if packed else 2**40)
     path = write(text, "rows.json")
     with pytest.raises(ManifestError, match=says) as caught:
@@ -101,8 +101,8 @@ def test_a_broken_json_is_named_with_its_row(write, monkeypatch, text, says, pac
     assert str(path) in str(caught.value)
 
 
-def test_a_replacement_that_is_missing_is_a_key_error_as_in_the_reference(write):
-    """Code that catches it goes on working, and the text is not quoted twice."""
+def test_a_missing_replacement_is_a_key_error_as_in_speechbrain(write):
+    """Code that catches KeyError still works, and the message is not quoted twice."""
     with pytest.raises(KeyError) as caught:
         load_data_csv(write("ID,wav\na,$root/b\n"))
     assert str(caught.value).startswith("Each replacement")
@@ -115,8 +115,8 @@ def test_a_missing_file_is_the_system_s_own_error(tmp_path):
             make(tmp_path / "nowhere.x")
 
 
-def test_the_caller_s_replacements_are_left_alone(write):
-    """They are read only."""
+def test_the_caller_s_replacements_are_not_modified(write):
+    """They are only read."""
     given = {"R": "/x"}
     load_data_json(write(json.dumps({"a": {"w": "{R}"}})), given)
     assert given == {"R": "/x"}

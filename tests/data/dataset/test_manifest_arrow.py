@@ -11,7 +11,7 @@ COLUMNS = {"wav": ["{R}/a", "{R}/b", "{R}/c"], "n": [3, 1, 3], "words": [["x"], 
 
 
 class HuggingFaceLike:
-    """What is used of datasets.Dataset: a length, column names, a row by position."""
+    """The used part of datasets.Dataset: a length, column names, a row by position."""
 
     def __init__(self):
         self.column_names = list(COLUMNS)
@@ -26,7 +26,7 @@ class HuggingFaceLike:
 
 
 def make(kind, tmp_path, columns=COLUMNS):
-    """One table as each kind of source."""
+    """Return one table as each kind of source."""
     if kind == "huggingface":
         return HuggingFaceLike()
     pa = pytest.importorskip("pyarrow")
@@ -58,8 +58,8 @@ def test_rows_are_numbered_and_their_strings_formatted(tmp_path, kind):
         dataset.data[3]
 
 
-def test_a_hugging_face_dataset_is_left_alone_and_read_only_when_asked():
-    """Reading a row may decode audio; the reference puts a method into the user's object."""
+def test_a_hugging_face_dataset_is_not_modified_and_read_only_on_access():
+    """Reading a row may decode audio; SpeechBrain adds a method to the user's object."""
     source = HuggingFaceLike()
     before = dict(vars(source))
     dataset = DynamicItemDataset.from_arrow_dataset(source, output_keys=["n"])
@@ -70,7 +70,7 @@ def test_a_hugging_face_dataset_is_left_alone_and_read_only_when_asked():
 
 
 def test_several_parquet_files_are_one_dataset(tmp_path):
-    """In the order in which they are given; the result can go to a spawned worker."""
+    """They are in the given order; the result can be pickled for a spawned worker."""
     path = make("parquet", tmp_path)
     dataset = DynamicItemDataset.from_parquet([path, str(path)], output_keys=["id", "n"])
     twin = pickle.loads(pickle.dumps(dataset))
@@ -78,7 +78,7 @@ def test_several_parquet_files_are_one_dataset(tmp_path):
 
 
 def test_an_error_names_the_row_and_the_file(tmp_path):
-    """As for every other manifest."""
+    """The same holds for every other manifest."""
     dataset = DynamicItemDataset.from_parquet(make("parquet", tmp_path), {"R": "."})
     dataset.add_dynamic_item(lambda _: 1 / 0, "n", "bad")
     dataset.set_output_keys(["bad"])
@@ -93,8 +93,8 @@ def test_a_column_named_id_is_refused(tmp_path):
         DynamicItemDataset.from_arrow_dataset(table)
 
 
-def test_what_is_no_parquet_file_is_named(tmp_path):
-    """Also when another file has other columns."""
+def test_an_invalid_parquet_file_is_named(tmp_path):
+    """A file with other columns is named, too."""
     path = make("parquet", tmp_path)
     (tmp_path / "bad.parquet").write_text("ID,wav\n")
     with pytest.raises(ManifestError, match=r"bad\.parquet is not"):

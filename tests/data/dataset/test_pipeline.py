@@ -1,4 +1,4 @@
-"""The pipeline: what runs, in which order, and what it says when it cannot."""
+"""The pipeline: what runs, in which order, and its errors."""
 
 import copy
 import functools
@@ -19,7 +19,7 @@ from brain_data import (
 
 
 def lengths_of(text):
-    """Give the words and how many there are, one yield each."""
+    """Yield the words, then their number."""
     words = text.split()
     yield words
     yield len(words)
@@ -35,7 +35,7 @@ def test_items_are_computed_from_other_items_in_any_order_of_adding():
 
 
 def test_only_what_the_outputs_need_runs():
-    """An item that nobody asks for is not computed."""
+    """An item that no output needs is not computed."""
     ran = []
     items = [
         {"func": lambda text: ran.append("a") or text, "takes": "text", "provides": "a"},
@@ -45,8 +45,8 @@ def test_only_what_the_outputs_need_runs():
     assert ran == ["b"]
 
 
-def test_shared_needs_run_once_a_row():
-    """What two outputs need is computed once for both."""
+def test_an_item_that_two_outputs_need_runs_once():
+    """It is computed once for each row."""
     ran = []
     pipeline = DataPipeline(["x"], [], ["b", "c"])
     pipeline.add_dynamic_item(lambda x: ran.append(x) or x, "x", "a")
@@ -57,7 +57,7 @@ def test_shared_needs_run_once_a_row():
 
 
 def test_items_run_in_the_order_that_the_outputs_name_them():
-    """Items that draw random numbers draw them in the reference's order: outputs, then takes."""
+    """Items that draw random numbers draw them in SpeechBrain's order: outputs, then takes."""
     ran = []
 
     def item(name):
@@ -74,12 +74,12 @@ def test_items_run_in_the_order_that_the_outputs_name_them():
 
 
 def test_outputs_can_be_renamed():
-    """A mapping goes from the name outside to the key inside."""
+    """A mapping is from output name to key."""
     pipeline = DataPipeline(["text"], [], {"words": "text"})
     assert pipeline({"text": "x"}) == {"words": "x"}
 
 
-def test_the_caller_s_row_is_left_alone():
+def test_the_caller_s_row_is_not_modified():
     """Computing an item does not write it into the row."""
     row = {"x": 1}
     pipeline = DataPipeline(["x"], [{"func": abs, "takes": "x", "provides": "y"}], ["y"])
@@ -87,8 +87,8 @@ def test_the_caller_s_row_is_left_alone():
     assert row == {"x": 1}
 
 
-def test_a_generator_runs_only_as_far_as_it_is_asked():
-    """What follows a yield runs when a later key is asked for."""
+def test_a_generator_runs_only_as_far_as_needed():
+    """The code after a yield runs if a later key is requested."""
     item = takes("text")(provides("words", "count")(lengths_of))
     pipeline = DataPipeline(["text"], [item], ["count"])
     assert pipeline({"text": "a b c"}) == {"count": 3}
@@ -97,7 +97,7 @@ def test_a_generator_runs_only_as_far_as_it_is_asked():
 
 
 def test_a_generator_that_is_not_finished_is_closed_after_the_row():
-    """A file held open by an item is closed when its row is done."""
+    """A file that an item holds open is closed with its row."""
     closed = []
 
     def held(x):
@@ -113,7 +113,7 @@ def test_a_generator_that_is_not_finished_is_closed_after_the_row():
 
 
 def test_several_values_of_one_call_are_several_items():
-    """A function and a yield may give several values at once."""
+    """A function and a yield may return several values at once."""
 
     def stereo(_):
         yield "both"
@@ -125,16 +125,16 @@ def test_several_values_of_one_call_are_several_items():
     assert pipeline({"x": 1}) == {"a": 1, "b": 2, "wav": "both", "right": "right"}
 
 
-def test_an_item_may_take_nothing_or_three():
-    """The number of arguments is the function's business."""
+def test_an_item_may_take_any_number_of_keys():
+    """Zero and three are two examples."""
     pipeline = DataPipeline(["x", "y", "z"], [], ["sum", "constant"])
     pipeline.add_dynamic_item(lambda x, y, z: x + y + z, ["x", "y", "z"], "sum")
     pipeline.add_dynamic_item(lambda: 7, [], "constant")
     assert pipeline({"x": 1, "y": 2, "z": 3}) == {"sum": 6, "constant": 7}
 
 
-def test_a_subclass_with_a_call_of_its_own_is_called():
-    """The plan calls the function itself only where the item would do no more."""
+def test_an_overridden_call_of_an_item_is_used():
+    """The function is called directly only if __call__ is not overridden."""
 
     class Twice(DynamicItem):
         def __call__(self, *args):
@@ -151,8 +151,8 @@ def test_a_subclass_with_a_call_of_its_own_is_called():
         assert pipeline({"x": "a b"}) == {"y": 6, "words": [["a", "b"]], "count": [2]}
 
 
-def test_the_order_is_worked_out_once_and_again_after_a_change(monkeypatch):
-    """Planning happens for the first row, not for each."""
+def test_the_order_is_computed_once_and_again_after_a_change(monkeypatch):
+    """It is computed for the first row, not for each."""
     planned = []
     original = DataPipeline._plan_for
     monkeypatch.setattr(
@@ -182,7 +182,7 @@ def test_a_copy_can_be_changed_without_changing_the_original():
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 def test_a_pipeline_that_has_run_can_be_cloned(clone):
-    """A spawned worker gets the pipeline by pickle."""
+    """A spawned worker unpickles the pipeline."""
     pipeline = DataPipeline(["x"], [{"func": abs, "takes": "x", "provides": "y"}], ["y"])
     pipeline({"x": -1})
     assert clone(pipeline)({"x": -2}) == {"y": 2}
@@ -190,15 +190,15 @@ def test_a_pipeline_that_has_run_can_be_cloned(clone):
 
 @pytest.mark.parametrize("taken", ["y", "id"])
 def test_a_key_that_is_provided_already_and_not_taken_is_refused(taken):
-    """Two items that provide one key, or an item and the row, would hide one another."""
+    """Of two items that provide one key, or an item and the row, one would hide the other."""
     pipeline = DataPipeline(["id", "x"], [{"func": abs, "takes": "x", "provides": "y"}])
-    with pytest.raises(ValueError, match=f"must come from one place; got '{taken}'"):
+    with pytest.raises(ValueError, match=f"must be provided once; got '{taken}'"):
         pipeline.add_dynamic_item(len, "x", ["new", taken])
     assert "new" not in pipeline.key_to_node
 
 
-def test_an_item_may_provide_anew_a_key_of_the_row_that_it_takes():
-    """As most recipes for text do: the outputs get the item's value, the row keeps its own."""
+def test_an_item_may_replace_a_key_of_the_row_that_it_takes():
+    """The outputs get the new value, and the row keeps its own, as most recipes for text need."""
 
     def encode(text):
         yield text.strip()
@@ -213,8 +213,8 @@ def test_an_item_may_provide_anew_a_key_of_the_row_that_it_takes():
 
 
 @pytest.mark.parametrize("outputs", [["old", "new"], ["new", "old"]])
-def test_an_item_gets_what_a_key_was_when_it_was_added(outputs):
-    """A key that is provided anew changes only what is added later, whatever runs first."""
+def test_an_item_gets_the_value_of_a_key_as_of_when_it_was_added(outputs):
+    """A replaced key changes only items added later, whatever runs first."""
     pipeline = DataPipeline(["x"], output_keys=["x", *outputs])
     pipeline.add_dynamic_item(str, "x", "old")
     pipeline.add_dynamic_item(lambda x: x + 1, "x", "x")
@@ -224,8 +224,8 @@ def test_an_item_gets_what_a_key_was_when_it_was_added(outputs):
         assert clone({"x": 1}) == {"x": 20, "old": "1", "new": "20"}
 
 
-def test_a_custom_item_may_provide_its_key_anew():
-    """A subclass with a call of its own is handed the value that it took."""
+def test_a_custom_item_may_replace_its_key():
+    """A subclass with an overridden method gets the value that it took."""
 
     class Doubled(DynamicItem):
         def next_takes(self):
@@ -237,8 +237,8 @@ def test_a_custom_item_may_provide_its_key_anew():
     assert pipeline({"x": 1}) == {"x": 4}
 
 
-def test_an_item_that_fails_on_a_key_provided_anew_names_it_plainly():
-    """The error shows keys as the recipe has them."""
+def test_an_error_on_a_replaced_key_names_the_key_of_the_recipe():
+    """Versioned keys do not appear in messages."""
     pipeline = DataPipeline(["id", "x"], output_keys=["x"])
     pipeline.add_dynamic_item(lambda x: x + 1, "x", "x")
     pipeline.add_dynamic_item(lambda x: x / 0, "x", "x")
@@ -254,32 +254,32 @@ def test_an_item_that_provides_one_key_twice_is_refused():
 
 
 def test_a_type_error_of_add_dynamic_item_is_not_swallowed():
-    """A misspelt entry of a mapping is named (SpeechBrain tries again and says something else)."""
+    """A misspelt entry of a mapping is named (SpeechBrain tries again and raises another error)."""
     with pytest.raises(TypeError, match="provide"):
         DataPipeline(["x"], [{"func": abs, "takes": "x", "provide": "y"}])
 
 
-def test_what_is_no_function_is_refused():
+def test_an_item_that_is_not_callable_is_refused():
     """A string instead of a function is found when it is added."""
     with pytest.raises(TypeError, match=r"needs a function.*'abs'"):
         DataPipeline(["x"]).add_dynamic_item("abs", "x", "y")
 
 
 def test_an_item_that_provides_nothing_is_refused():
-    """It could never be asked for."""
+    """It could never be requested."""
     with pytest.raises(ValueError, match="provides none"):
         DataPipeline(["x"]).add_dynamic_item(abs, "x")
 
 
-def test_keys_beside_an_item_that_has_its_own_are_refused():
-    """It would not be clear which of the two hold."""
+def test_keys_for_an_item_that_has_its_own_are_refused():
+    """It would be ambiguous which of the two apply."""
     item = takes("x")(provides("y")(abs))
     with pytest.raises(ValueError, match="leave these out"):
         DataPipeline(["x"]).add_dynamic_item(item, takes="x")
 
 
-def test_items_that_need_each_other_are_refused():
-    """The error shows the circle."""
+def test_items_that_depend_on_each_other_are_refused():
+    """The error shows the cycle."""
     pipeline = DataPipeline(["x"], [], ["a"])
     pipeline.add_dynamic_item(abs, "b", "a")
     pipeline.add_dynamic_item(abs, "a", "b")
@@ -294,7 +294,7 @@ def test_an_unknown_output_is_named_with_the_nearest_key():
         pipeline({"wav": 1, "text": 2})
 
 
-def test_a_key_that_nobody_provides_is_named_with_its_taker():
+def test_a_key_that_no_item_provides_is_named_with_the_item_that_takes_it():
     """A misspelt argument key is found at the first row."""
     pipeline = DataPipeline(["wav"], [{"func": abs, "takes": "wave", "provides": "y"}], ["y"])
     with pytest.raises(RuntimeError, match=r"abs\(\) takes 'wave' \(did you mean 'wav'\?\)"):
@@ -334,8 +334,8 @@ def test_a_function_that_fails_is_named_with_its_item_and_row():
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
-def test_a_key_error_of_the_function_is_not_taken_for_a_missing_key():
-    """Looking up a word that is not in the vocabulary is the function's failure."""
+def test_a_key_error_of_the_function_is_not_reported_as_a_missing_key():
+    """A word that is not in the vocabulary is an error of the function."""
     pipeline = DataPipeline(["id", "x"], [], ["y"])
     pipeline.add_dynamic_item({}.__getitem__, "x", "y")
     with pytest.raises(DataItemError, match=r"failed on \(x='word'\): KeyError: 'word'"):
@@ -347,13 +347,13 @@ def test_a_wrong_number_of_values_is_an_error(values):
     """Neither a value nor a key is dropped silently."""
     pipeline = DataPipeline(["x"], [], ["a"])
     pipeline.add_dynamic_item(lambda _: values, "x", ["a", "b"])
-    with pytest.raises(DataItemError, match="must give 2 values"):
+    with pytest.raises(DataItemError, match="must return 2 values"):
         pipeline({"x": 1})
 
 
 @pytest.mark.parametrize("function", [int, lambda x: int(x)])  # noqa: PLW0108
-def test_a_value_error_inside_the_function_is_not_taken_for_a_wrong_number(function):
-    """Only unpacking in the pipeline itself is about the number of values."""
+def test_a_value_error_of_the_function_is_not_reported_as_a_wrong_number(function):
+    """Only unpacking in the pipeline concerns the number of values."""
     pipeline = DataPipeline(["x"], [], ["a"])
     pipeline.add_dynamic_item(function, "x", ["a", "b"])
     with pytest.raises(DataItemError, match="ValueError: invalid literal"):
@@ -361,10 +361,10 @@ def test_a_value_error_inside_the_function_is_not_taken_for_a_wrong_number(funct
 
 
 def test_one_value_for_two_keys_is_an_error():
-    """A number cannot be taken apart."""
+    """A number cannot be unpacked."""
     pipeline = DataPipeline(["x"], [], ["a"])
     pipeline.add_dynamic_item(abs, "x", ["a", "b"])
-    with pytest.raises(DataItemError, match="must give 2 values"):
+    with pytest.raises(DataItemError, match="must return 2 values"):
         pipeline({"x": 1})
 
 
@@ -377,7 +377,7 @@ def test_a_generator_with_too_few_yields_is_an_error():
 
 
 def test_the_pipeline_works_after_a_row_that_failed():
-    """A generator left in the middle by an error does not leak into the next row."""
+    """A generator that an error interrupted does not affect the next row."""
 
     def halves(x):
         yield x

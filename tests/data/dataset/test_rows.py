@@ -1,4 +1,4 @@
-"""Rows as bytes: against the ordinary parser, and in forked workers."""
+"""Packed rows: compared with the standard parser, and in forked workers."""
 
 import json
 import os
@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import brain_data.dataset.manifest_json
-import brain_data.dataset.rows
 from brain_data import DynamicItemDataset, ManifestError
-from brain_data.dataset.manifest_json import read_json_rows
-from brain_data.dataset.rows import JsonRows, MarshalledRows, RowIds, packed_if_large
+from brain_data.dataset import json_scanner, packed_rows
+from brain_data.dataset.manifest_json import JsonRows, load_json_rows
+from brain_data.dataset.packed_rows import MarshalledRows, packed_if_large
+from brain_data.dataset.row_store import RowIds
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -33,24 +33,24 @@ ROWS = st.dictionaries(
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """A file for one case after the other."""
+    """Return the path of a file that each case overwrites."""
     return tmp_path_factory.mktemp("rows") / "rows.json"
 
 
 @pytest.fixture(autouse=True)
 def _pack_everything(monkeypatch):
     monkeypatch.setattr("brain_data.dataset.manifest_json.PACK_BYTES", 0)
-    monkeypatch.setattr("brain_data.dataset.rows.PACK_BYTES", 0)
+    monkeypatch.setattr("brain_data.dataset.manifest_csv.PACK_BYTES", 0)
 
 
 def doubled(value):
-    """Write braces as a manifest must."""
+    """Double braces, as a manifest requires."""
     if isinstance(value, str):
         return value.replace("{", "{{").replace("}", "}}")
     if isinstance(value, list):
-        return [doubled(one) for one in value]
+        return [doubled(item) for item in value]
     if isinstance(value, dict):
-        return {key: doubled(one) for key, one in value.items()}
+        return {key: doubled(item) for key, item in value.items()}
     return value
 
 
@@ -59,14 +59,14 @@ def doubled(value):
 @given(
     ROWS, st.sampled_from([None, 0, 2, "\t"]), st.booleans(), st.sampled_from(["", "\ufeff", "\n "])
 )
-def test_packed_rows_are_what_the_parser_gives(path, chunk, data, indent, ascii_only, lead):
-    """Any strings, layout and chunk size; hypothesis has found every shortcut that was taken."""
+def test_packed_rows_equal_what_the_parser_returns(path, chunk, data, indent, ascii_only, lead):
+    """Strings, layout and chunk size are arbitrary."""
     written = {uid: {key: doubled(one) for key, one in row.items()} for uid, row in data.items()}
     text = lead + json.dumps(written, indent=indent, ensure_ascii=ascii_only)
     path.write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("brain_data.dataset.manifest_json._CHUNK_BYTES", chunk)
-        rows = read_json_rows(path)
+        patch.setattr("brain_data.dataset.json_scanner._CHUNK_BYTES", chunk)
+        rows = load_json_rows(path)
     assert isinstance(rows, JsonRows)
     assert list(rows) == list(data)
     assert {uid: dict(row) for uid, row in rows.items()} == data
@@ -78,7 +78,7 @@ def test_packed_rows_are_what_the_parser_gives(path, chunk, data, indent, ascii_
 @settings(max_examples=40, deadline=None)
 @given(ROWS)
 def test_marshalled_rows_are_the_same_values(data):
-    """Rows of a CSV file or of a dict, type for type."""
+    """The types are equal, too."""
     rows = MarshalledRows(data.items(), None)
     assert {uid: dict(row) for uid, row in rows.items()} == data
     assert list(rows) == list(data)
@@ -86,11 +86,11 @@ def test_marshalled_rows_are_the_same_values(data):
 
 @settings(deadline=None)
 @given(st.binary(max_size=80))
-def test_noise_is_never_taken_for_rows(path, noise):
-    """Whatever the scanner accepts, the parser accepts too."""
+def test_noise_is_never_accepted_as_rows(path, noise):
+    """What the scanner accepts, the parser accepts too."""
     path.write_bytes(b'{"a": {"x": 1}, "b": ' + noise + b"}")
     try:
-        rows = read_json_rows(path)
+        rows = load_json_rows(path)
         found = {uid: dict(row) for uid, row in rows.items()}
     except (ManifestError, UnicodeDecodeError):
         return
@@ -98,25 +98,23 @@ def test_noise_is_never_taken_for_rows(path, noise):
 
 
 @pytest.mark.parametrize("wide", [1, 8, 9, 300])
-def test_ids_that_come_twice_are_found_among_thousands(path, wide):
-    """Whatever their length."""
+def test_duplicate_ids_are_found_among_thousands(path, wide):
+    """IDs of any length are compared."""
     rows = [f'"{i:0{wide}d}": {{"x": {i}}}' for i in range(10 ** min(wide, 3))]
     path.write_text("{" + ",\n".join(rows) + "}")
-    assert len(read_json_rows(path)) == len(rows)
+    assert len(load_json_rows(path)) == len(rows)
     path.write_text("{" + ", ".join([*rows, rows[3]]) + "}")
     with pytest.raises(ManifestError, match="twice"):
-        read_json_rows(path)
+        load_json_rows(path)
 
 
 @pytest.mark.parametrize("name", ["{0:07d}", "spk{1:04d}-{0:07d}", "{1:08d}{0:08d}", "a{0}"])
-def test_ids_that_count_up_are_told_apart(name):
-    """Two hashes that were equal would have a million rows parsed for nothing."""
+def test_ids_that_count_up_have_different_hashes(name):
+    """If two hashes were equal, a million rows would be parsed in vain."""
     ids = [name.format(i, i % 997).encode() for i in range(200_000)]
     ends = np.cumsum([len(uid) for uid in ids])
     buffer = np.frombuffer(b"".join(ids) + bytes(8), np.uint8)
-    hashes = brain_data.dataset.manifest_json._hashes(
-        buffer, np.concatenate([[0], ends[:-1]]), ends
-    )
+    hashes = json_scanner._hashes(buffer, np.concatenate([[0], ends[:-1]]), ends)
     assert len(np.unique(hashes)) == len(ids)
 
 
@@ -137,17 +135,17 @@ def test_ids_that_count_up_are_told_apart(name):
         '["a", {"x": 1}]',
     ],
 )
-def test_what_is_not_json_is_refused(path, text):
-    """At the latest when the row is asked for, with its ID."""
+def test_invalid_json_is_refused(path, text):
+    """At the latest when the row is accessed, with its ID."""
     path.write_text(text)
     with pytest.raises(ManifestError, match=r"valid JSON|mapping"):
-        _ = [dict(row) for row in read_json_rows(path).values()]
+        _ = [dict(row) for row in load_json_rows(path).values()]
 
 
-def test_unusual_white_space_is_read_the_slow_way(path):
+def test_unusual_white_space_is_parsed(path):
     """Correct JSON is never refused."""
     path.write_text('{"a" : {"x": 1}' + " " * 99 + ', "b"\n:\n{"x": 2}}')
-    assert {uid: dict(row) for uid, row in read_json_rows(path).items()} == {
+    assert {uid: dict(row) for uid, row in load_json_rows(path).items()} == {
         "a": {"x": 1},
         "b": {"x": 2},
     }
@@ -157,11 +155,11 @@ def test_a_packed_row_cannot_be_written_to(path):
     """The write would be lost."""
     path.write_text('{"a": {"x": 1}}')
     with pytest.raises(TypeError, match="assignment"):
-        read_json_rows(path)["a"]["x"] = 2
+        load_json_rows(path)["a"]["x"] = 2
 
 
 def test_csv_rows_are_packed_too(tmp_path):
-    """With the same values and the same errors."""
+    """Values and errors are the same."""
     path = tmp_path / "rows.csv"
     path.write_text("ID,duration,wav\nu1,1.5,$R/a\nu2,2,$R/b\n")
     dataset = DynamicItemDataset.from_csv(path, {"R": "/x"}, output_keys=["id", "duration", "wav"])
@@ -176,9 +174,9 @@ def test_csv_rows_are_packed_too(tmp_path):
         DynamicItemDataset.from_csv(path)
 
 
-def test_a_large_dict_is_packed_when_that_changes_nothing(monkeypatch):
-    """Plain values are; an array, a NumPy number or a mapping of another kind is left as it is."""
-    monkeypatch.setattr(brain_data.dataset.rows, "PACK_ROWS", 2)
+def test_a_large_dict_of_plain_values_is_packed(monkeypatch):
+    """A dict with an array, a NumPy number or another mapping is not packed."""
+    monkeypatch.setattr(packed_rows, "PACK_ROWS", 2)
     plain = {"a": {"x": 1, "y": ["z", (1.5, None)]}, "b": {"x": 2, "y": {"k": b""}}}
     dataset = DynamicItemDataset(plain, output_keys=["id", "x", "y"])
     assert isinstance(dataset.data, MarshalledRows)
@@ -191,7 +189,7 @@ def test_a_large_dict_is_packed_when_that_changes_nothing(monkeypatch):
 
 
 def test_ids_are_a_sequence():
-    """What recipes do with the list of the reference."""
+    """Recipes use them as SpeechBrain's list."""
     rows = MarshalledRows([(uid, {"x": uid}) for uid in "abcd"], None)
     ids = RowIds(rows)
     assert ids[1] == ids[-3] == "b"
@@ -205,13 +203,13 @@ def test_ids_are_a_sequence():
 
 
 def private_kilobytes():
-    """Memory that this process shares with no other."""
+    """Return the memory that this process shares with no other."""
     with open("/proc/self/smaps_rollup") as file:
         return sum(int(line.split()[1]) for line in file if line.startswith("Private_Dirty"))
 
 
 def growth_in_a_fork(dataset):
-    """Walk through the dataset in a forked process, and tell by how much that grew."""
+    """Read the dataset in a forked process, and return the growth of that process."""
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
@@ -233,7 +231,7 @@ def growth_in_a_fork(dataset):
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux's /proc")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_worker_does_not_copy_the_rows(path):
-    """A pass over packed rows grows a worker by little; over dicts by as much as they are."""
+    """A pass over packed rows grows a worker by little, and one over dicts by their size."""
     data = {f"utterance{i:06d}": {"wav": f"/data/{i}.wav", "n": i + 1000} for i in range(30_000)}
     path.write_text(json.dumps(data))
     packed = DynamicItemDataset.from_json(path, output_keys=["id", "wav"])

@@ -32,14 +32,14 @@ def _put_back():
     root, hook = logging.getLogger(), sys.excepthook
     handlers, level = list(root.handlers), root.level
     yield
-    if brain_data.experiment.directory._Active.now is not None:
-        brain_data.experiment.directory._Active.now.restore()
+    if brain_data.experiment.directory._Active.experiment is not None:
+        brain_data.experiment.directory._Active.experiment.restore()
     assert sys.excepthook is hook, "the excepthook is not what it was"
     assert (root.handlers, root.level) == (handlers, level), "logging is not what it was"
 
 
-def test_the_directory_holds_what_is_needed_to_repeat_the_run(tmp_path, hyperparams):
-    """Hyperparameters, the calling script, the log, the environment."""
+def test_the_directory_holds_what_is_needed_to_reproduce_the_run(tmp_path, hyperparams):
+    """It has hyperparameters, the calling script, the log and the environment."""
     made = create_experiment_directory(tmp_path / "a" / "b", hyperparams)
     folder = tmp_path / "a" / "b"
     assert made.path == folder
@@ -53,7 +53,7 @@ def test_the_directory_holds_what_is_needed_to_repeat_the_run(tmp_path, hyperpar
 def test_hyperparameters_are_written_with_references_and_overrides(
     tmp_path, hyperparams, overrides
 ):
-    """The overrides may be YAML, as the command line gives them."""
+    """The overrides may be YAML, as from a command line."""
     create_experiment_directory(tmp_path / "x", str(hyperparams), overrides, save_env_desc=False)
     text = (tmp_path / "x" / "hyperparams.yaml").read_text()
     for line in ("sub: /data/a", "lr: 0.5", "  lr: 0.5", f"# {hyperparams}"):
@@ -61,8 +61,8 @@ def test_hyperparameters_are_written_with_references_and_overrides(
     assert not (tmp_path / "x" / "env.log").exists()
 
 
-def test_a_second_run_appends_to_the_log_and_renews_the_rest(tmp_path, hyperparams):
-    """And the log of the first gets nothing more."""
+def test_a_second_run_appends_to_the_log_and_replaces_the_rest(tmp_path, hyperparams):
+    """The log of the first run gets no further lines."""
     create_experiment_directory(tmp_path / "x", hyperparams)
     logging.getLogger("user").info("first run")
     create_experiment_directory(tmp_path / "x", hyperparams, {"lr": 7})
@@ -76,7 +76,7 @@ def test_a_second_run_appends_to_the_log_and_renews_the_rest(tmp_path, hyperpara
 
 
 def test_an_exception_is_logged_and_passed_on(tmp_path, monkeypatch):
-    """The hook that was there before is called as well."""
+    """The former hook is called as well."""
     shown = []
     former = sys.excepthook
     monkeypatch.setattr(sys, "excepthook", lambda *args: shown.append(args))
@@ -89,8 +89,8 @@ def test_an_exception_is_logged_and_passed_on(tmp_path, monkeypatch):
     assert "ERROR - Exception:\nValueError: bad luck" in (tmp_path / "log.txt").read_text()
 
 
-def test_everything_is_put_back_by_the_handle(tmp_path):
-    """In a with, or by restore(), once or twice."""
+def test_the_returned_object_restores_everything(tmp_path):
+    """A with or restore() does it, and restore() may be called twice."""
     hook, root = sys.excepthook, logging.getLogger()
     before = (list(root.handlers), root.level)
     with create_experiment_directory(tmp_path) as made:
@@ -101,8 +101,8 @@ def test_everything_is_put_back_by_the_handle(tmp_path):
     assert (root.handlers, root.level) == before
 
 
-def test_a_hook_that_was_set_later_is_left_alone(tmp_path, monkeypatch):
-    """It is not ours to remove; an exception still gets to the first."""
+def test_a_hook_that_was_set_later_is_kept(tmp_path, monkeypatch):
+    """An exception still reaches the former hook."""
     shown = []
     monkeypatch.setattr(sys, "excepthook", lambda *args: shown.append(args))
     made = create_experiment_directory(tmp_path)
@@ -120,14 +120,14 @@ def test_a_hook_that_was_set_later_is_left_alone(tmp_path, monkeypatch):
 
 
 def test_a_notebook_has_no_script_to_copy(tmp_path):
-    """Its globals have no __file__, and the call works all the same."""
+    """Its globals have no __file__."""
     cell = compile("create(folder)", "/tmp/ipykernel_1/123.py", "exec")
     exec(cell, {"__name__": "__main__", "create": create_experiment_directory, "folder": tmp_path})
     assert {path.name for path in tmp_path.iterdir()} == {"log.txt", "env.log"}
 
 
 def test_the_user_s_script_is_copied_through_another_of_these_packages(tmp_path):
-    """brain_core passes the call on; its own file is not the script."""
+    """The file of brain_core, which forwards the call, is not the script."""
     space = {"__name__": "brain_core._run", "__file__": "/nowhere/_run.py", "sys": sys}
     exec("def passed_on(create, *args):\n    return create(*args)", space)
     space["passed_on"](create_experiment_directory, tmp_path)
@@ -135,7 +135,7 @@ def test_the_user_s_script_is_copied_through_another_of_these_packages(tmp_path)
 
 
 def test_a_script_in_the_directory_is_not_copied_onto_itself(tmp_path):
-    """Running in place is fine."""
+    """The experiment may run in the script's directory."""
     script = tmp_path / "train.py"
     script.write_text("create(folder)")
     space = {"create": create_experiment_directory, "folder": tmp_path, "__file__": str(script)}
@@ -145,7 +145,7 @@ def test_a_script_in_the_directory_is_not_copied_onto_itself(tmp_path):
 
 @pytest.mark.parametrize("as_file", [True, False])
 def test_a_log_configuration_of_the_user_is_used(tmp_path, as_file):
-    """The reference's layout: the handler named file_handler gets the log file."""
+    """The handler named file_handler gets the log file, as in SpeechBrain."""
     text = (
         "version: 1\nformatters: {f: {format: 'mine %(message)s'}}\n"
         "handlers: {file_handler: {class: logging.FileHandler, formatter: f, filename: log.txt}}\n"
@@ -175,8 +175,8 @@ def test_a_log_configuration_without_a_file_gets_one(tmp_path):
         (None, FileNotFoundError, r"log\.yaml"),
     ],
 )
-def test_a_broken_log_configuration_changes_nothing(tmp_path, text, error, says):
-    """The fixture sees to it that logging is as it was."""
+def test_an_invalid_log_configuration_changes_nothing(tmp_path, text, error, says):
+    """The fixture checks that logging is as before."""
     config = tmp_path / "log.yaml"
     if text is not None:
         config.write_text(text)
@@ -184,8 +184,8 @@ def test_a_broken_log_configuration_changes_nothing(tmp_path, text, error, says)
         create_experiment_directory(tmp_path / "x", log_config=config)
 
 
-def test_a_place_that_cannot_be_written_to_is_said_at_once(tmp_path, monkeypatch):
-    """A file where the directory should be, and a directory without permission."""
+def test_a_directory_that_cannot_be_written_raises_immediately(tmp_path, monkeypatch):
+    """A file is in its place, or permission is denied."""
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"can write to; .*file/x is not one \("):
         create_experiment_directory(tmp_path / "file" / "x")
@@ -198,7 +198,7 @@ def test_a_place_that_cannot_be_written_to_is_said_at_once(tmp_path, monkeypatch
         create_experiment_directory(tmp_path / "x")
 
 
-def test_hyperparameters_that_do_not_resolve_are_refused_before_anything_is_made(tmp_path):
+def test_hyperparameters_that_do_not_resolve_are_refused_before_anything_is_written(tmp_path):
     """The error names the file."""
     (tmp_path / "bad.yaml").write_text("a: !ref <b>\n")
     with pytest.raises(
@@ -211,21 +211,21 @@ def test_hyperparameters_that_do_not_resolve_are_refused_before_anything_is_made
 
 
 def test_the_environment_is_described():
-    """Python, torch, devices, packages and the commit; no environment variables."""
+    """Python, torch, devices, packages and the commit are listed; environment variables are not."""
     text = get_environment_description(Path(__file__).parent)
     for part in (sys.version, torch.__version__, "cpu: ", "pytest==", "Git:\n"):
         assert part in text
     assert "PATH=" not in text
 
 
-def test_without_git_the_environment_says_so(tmp_path, monkeypatch):
-    """No repository, or no git at all."""
+def test_the_description_reports_a_missing_commit(tmp_path, monkeypatch):
+    """There is no repository, or no git."""
     assert f"no commit could be read in {tmp_path}" in get_environment_description(tmp_path)
     monkeypatch.setenv("PATH", "")
     assert "no commit could be read" in get_environment_description()
 
 
-def test_console_lines_leave_a_progress_bar_whole(capsys):
+def test_console_lines_do_not_break_a_progress_bar(capsys):
     """The bar is cleared, the line written, and the bar drawn again."""
     handler = TqdmCompatibleStreamHandler(sys.stderr)
     with tqdm(total=1, file=sys.stderr, ascii=True) as bar:

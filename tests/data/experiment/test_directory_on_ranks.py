@@ -1,4 +1,4 @@
-"""The directory of an experiment on several ranks, and in a script of its own."""
+"""The directory of an experiment on several ranks, and in a script."""
 
 import os
 import subprocess
@@ -60,7 +60,7 @@ def run(text, tmp_path, *args):
 
 
 def test_a_script_that_fails_has_its_traceback_in_the_log(tmp_path):
-    """The console shows it once, as ever."""
+    """The console shows it once, as without a log."""
     done = run(ALONE, tmp_path, tmp_path / "x")
     log = (tmp_path / "x" / "log.txt").read_text()
     assert done.returncode == 1
@@ -72,8 +72,8 @@ def test_a_script_that_fails_has_its_traceback_in_the_log(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_rank_0_writes_and_every_rank_hears_of_it(tmp_path):
-    """Both get the error of the one that writes; each logs its own exception."""
+def test_rank_0_writes_and_every_rank_raises_its_error(tmp_path):
+    """Each rank logs its own exception."""
     done = run(PAIR, tmp_path, tmp_path / "x", tmp_path / "store")
     for rank in (0, 1):
         assert f"rank {rank} got NotADirectoryError: An experiment needs" in done.stdout, (

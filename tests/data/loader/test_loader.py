@@ -1,4 +1,4 @@
-"""SaveableDataLoader over datasets with rows: its position, its state, what it refuses."""
+"""SaveableDataLoader over map-style datasets: its position, its state, and its errors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from data_helpers import listed, loader_of_rank, state_after
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, SequentialSampler
 
 from brain_data import (
@@ -21,29 +22,9 @@ from brain_data import (
 )
 
 
-def listed(batches: Any) -> list[list[int]]:
-    return [batch.tolist() for batch in batches]
-
-
 def shuffled(rows: int = 50, batch_size: int = 4, seed: int = 1, **kwargs: Any) -> Any:
     sampler = ReproducibleRandomSampler(range(rows), seed=seed)
     return SaveableDataLoader(range(rows), batch_size=batch_size, sampler=sampler, **kwargs)
-
-
-def on_rank(rank: int, world_size: int, rows: int = 50, batch_size: int = 2, **kwargs: Any) -> Any:
-    batches = BatchSampler(
-        ReproducibleRandomSampler(range(rows), seed=1), batch_size, drop_last=False
-    )
-    sampler = DistributedSamplerWrapper(batches, num_replicas=world_size, rank=rank)
-    return SaveableDataLoader(range(rows), batch_sampler=sampler, **kwargs)
-
-
-def after(loader: Any, batches: int) -> dict[str, Any]:
-    """The state of a loader after some batches, as it comes back from a file."""
-    iterator = iter(loader)
-    for _ in range(batches):
-        next(iterator)
-    return json.loads(json.dumps(loader.state_dict()))
 
 
 SAMPLERS: dict[str, Any] = {
@@ -71,14 +52,14 @@ SAMPLERS: dict[str, Any] = {
         "batch_size": None,
         "sampler": BatchSampler(ReproducibleRandomSampler(range(40)), 4, drop_last=False),
     },
-    "a batch sampler of one's own": lambda: {
+    "a list of batches": lambda: {
         "batch_sampler": [[3, 1], [2], [39, 0, 7], [5]]
     },
 }  # fmt: skip
 
 
 class Squares:
-    """Rows that may be asked for one by one or by a list."""
+    """Rows that can be indexed by a number or by a list."""
 
     def __len__(self) -> int:
         return 40
@@ -88,12 +69,12 @@ class Squares:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_pass_is_what_torch_gives_and_goes_on_from_any_batch(name: str) -> None:
-    """For every kind of sampler, the rest after a restart is the rest without one."""
+def test_a_pass_equals_torch_s_and_resumes_at_any_batch(name: str) -> None:
+    """For every type of sampler, the rest after a restart equals the rest without one."""
     whole = [batch.tolist() for batch in DataLoader(Squares(), **SAMPLERS[name]())]
     assert listed(SaveableDataLoader(Squares(), **SAMPLERS[name]())) == whole
     for done in range(len(whole) + 1):
-        state = after(SaveableDataLoader(Squares(), **SAMPLERS[name]()), done)
+        state = state_after(SaveableDataLoader(Squares(), **SAMPLERS[name]()), done)
         again = SaveableDataLoader(Squares(), **SAMPLERS[name]())
         again.load_state_dict(state)
         assert listed(again) == whole[done:]
@@ -102,7 +83,7 @@ def test_a_pass_is_what_torch_gives_and_goes_on_from_any_batch(name: str) -> Non
 
 
 def test_random_runs_take_every_row_once_and_steps_do_not_depend_on_the_ranks() -> None:
-    """Loaders of 1 to 12 ranks, stopped and continued, take the one-process rows step by step."""
+    """Loaders of 1 to 12 ranks, stopped and resumed, take the rows of one process step by step."""
     draw = random.Random(7)
     for _ in range(40):
         rows, size, epoch = draw.randint(30, 90), draw.randint(1, 4), draw.randrange(3)
@@ -111,7 +92,7 @@ def test_random_runs_take_every_row_once_and_steps_do_not_depend_on_the_ranks() 
         while position < micro:
             fits = [w for w in (1, 2, 3, 4, 6, 12) if w <= rows % 12 or not rows % 12 or w == 1]
             world_size = draw.choice(fits)
-            loaders = [on_rank(r, world_size, rows, size) for r in range(world_size)]
+            loaders = [loader_of_rank(r, world_size, rows, size) for r in range(world_size)]
             for loader in loaders:
                 loader.set_epoch(epoch)
                 if state is not None:
@@ -136,7 +117,7 @@ def test_random_runs_take_every_row_once_and_steps_do_not_depend_on_the_ranks() 
             assert step == sorted(order[index * 12 * size : (index + 1) * 12 * size])
 
 
-def test_the_state_counts_what_was_handed_out_not_what_was_fetched() -> None:
+def test_the_state_counts_batches_yielded_not_prefetched() -> None:
     """Workers run ahead; the position does not."""
     loader = shuffled(num_workers=2, prefetch_factor=4)
     iterator = iter(loader)
@@ -145,8 +126,8 @@ def test_the_state_counts_what_was_handed_out_not_what_was_fetched() -> None:
     assert loader.state_dict()["position"] == 1
 
 
-def test_several_stops_in_one_epoch() -> None:
-    """Each restart begins where the one before it stopped."""
+def test_a_run_may_stop_several_times_in_one_epoch() -> None:
+    """Each restart begins at the position of the previous stop."""
     whole, seen, state = listed(shuffled()), [], None
     for _ in range(len(whole)):
         loader = shuffled()
@@ -159,8 +140,8 @@ def test_several_stops_in_one_epoch() -> None:
 
 
 def test_a_state_saved_before_the_first_batch_after_a_restart_is_the_loaded_one() -> None:
-    """Saving again at once loses nothing."""
-    state = after(shuffled(), 5)
+    """Saving right after a restart loses nothing."""
+    state = state_after(shuffled(), 5)
     loader = shuffled()
     loader.load_state_dict(state)
     assert loader.state_dict() == state
@@ -170,24 +151,24 @@ def test_a_state_saved_before_the_first_batch_after_a_restart_is_the_loaded_one(
     assert loader.state_dict()["position"] == 6
 
 
-def test_a_finished_pass_goes_on_with_nothing_and_then_from_the_start() -> None:
-    """As when a run is stopped in the validation after an epoch."""
+def test_a_finished_pass_resumes_with_no_batch_and_then_from_the_start() -> None:
+    """A run may be stopped in the validation after an epoch."""
     loader = shuffled()
-    loader.load_state_dict(after(shuffled(), len(loader)))
+    loader.load_state_dict(state_after(shuffled(), len(loader)))
     assert listed(loader) == []
     assert listed(loader) == listed(shuffled())
 
 
 def test_an_unfinished_pass_begun_again_starts_at_its_first_batch() -> None:
-    """As torch's loader does."""
+    """torch's loader does the same."""
     loader = shuffled()
     next(iter(loader))
     assert listed(loader) == listed(shuffled())
 
 
-def test_each_epoch_has_its_order_and_the_loader_tells_its_sampler() -> None:
+def test_each_epoch_has_its_order_and_the_loader_sets_the_epoch_of_its_sampler() -> None:
     """The epoch reaches the sampler inside the wrapper, too."""
-    loader, ranked = shuffled(), on_rank(0, 2)
+    loader, ranked = shuffled(), loader_of_rank(0, 2)
     first, first_ranked = listed(loader), listed(ranked)
     loader.set_epoch(1)
     ranked.set_epoch(1)
@@ -200,7 +181,7 @@ def test_each_epoch_has_its_order_and_the_loader_tells_its_sampler() -> None:
 
 def test_a_position_is_kept_for_its_own_epoch_and_dropped_for_another() -> None:
     """Setting the epoch that a run resumes in is part of the loop."""
-    state = after(shuffled(), 5)
+    state = state_after(shuffled(), 5)
     kept, dropped = shuffled(), shuffled()
     kept.load_state_dict(state)
     kept.set_epoch(0)
@@ -210,7 +191,7 @@ def test_a_position_is_kept_for_its_own_epoch_and_dropped_for_another() -> None:
     assert len(listed(dropped)) == 13
 
 
-def test_torchs_own_shuffling_is_continued_too() -> None:
+def test_torchs_own_shuffling_is_resumed_too() -> None:
     """The seed that torch's RandomSampler draws is part of the state."""
     torch.manual_seed(3)
     expected = listed(DataLoader(range(20), batch_size=3, shuffle=True))
@@ -218,7 +199,7 @@ def test_torchs_own_shuffling_is_continued_too() -> None:
     loader = SaveableDataLoader(range(20), batch_size=3, shuffle=True)
     assert listed(loader) == expected
     again = SaveableDataLoader(range(20), batch_size=3, shuffle=True)
-    state = after(loader, 2)
+    state = state_after(loader, 2)
     rest = listed(loader)
     loader.load_state_dict(state)
     again.load_state_dict(state)
@@ -226,7 +207,7 @@ def test_torchs_own_shuffling_is_continued_too() -> None:
 
 
 def test_an_iterator_draws_from_the_global_generator_as_torchs_does() -> None:
-    """What a model draws afterwards is equal, bit for bit."""
+    """What a model draws afterwards is bit-equal."""
     for make in (
         lambda cls: cls(range(9), batch_size=2),
         lambda cls: cls(range(9), batch_size=2, shuffle=True),
@@ -240,8 +221,8 @@ def test_an_iterator_draws_from_the_global_generator_as_torchs_does() -> None:
         assert draws[0] == draws[1]
 
 
-def test_an_endless_sampler_is_continued_by_iterating_it() -> None:
-    """A sampler without a length has no plan."""
+def test_a_sampler_without_a_length_is_resumed_by_iterating_it() -> None:
+    """It has no plan."""
 
     class Endless(Sampler[int]):
         def __iter__(self) -> Any:
@@ -253,15 +234,15 @@ def test_an_endless_sampler_is_continued_by_iterating_it() -> None:
     def make() -> Any:
         return SaveableDataLoader(range(7), batch_size=3, sampler=Endless())
 
-    state = after(make(), 4)
+    state = state_after(make(), 4)
     loader = make()
     loader.load_state_dict(state)
     assert next(iter(loader)).tolist() == [5, 6, 0]
 
 
 def test_changed_data_or_settings_are_refused_by_name() -> None:
-    """The error says what it was and what it is."""
-    state = after(shuffled(), 5)
+    """The error shows the saved and the present value."""
+    state = state_after(shuffled(), 5)
     for other, words in (
         (shuffled(rows=51), r"dataset.*rows was 50 and is 51"),
         (shuffled(batch_size=5), r"plan.*batch_size was 4 and is 5"),
@@ -284,26 +265,26 @@ def test_changed_lengths_are_refused() -> None:
         sampler = DynamicBatchSampler(range(20), 60, num_buckets=3, lengths_list=lengths)
         return SaveableDataLoader(range(20), batch_sampler=sampler)
 
-    state = after(make(20), 2)
+    state = state_after(make(20), 2)
     with pytest.raises(ValueError, match=r"plan.*lengths was"):
         make(21).load_state_dict(state)
 
 
 def test_changed_row_ids_are_refused() -> None:
-    """As many rows, but others."""
+    """The number of rows is the same."""
 
     class Named(list[int]):
         def __init__(self, ids: list[str]) -> None:
             super().__init__(range(len(ids)))
             self.data_ids = ids
 
-    state = after(SaveableDataLoader(Named(["a", "b", "c"])), 1)
+    state = state_after(SaveableDataLoader(Named(["a", "b", "c"])), 1)
     with pytest.raises(ValueError, match=r"dataset.*ids was"):
         SaveableDataLoader(Named(["a", "c", "b"])).load_state_dict(state)
 
 
 def test_the_ids_of_many_rows_are_read_once() -> None:
-    """A save in the middle of training must not read millions of them."""
+    """A save during training must not read millions of them."""
 
     class Counting(list[int]):
         reads = 0
@@ -319,8 +300,8 @@ def test_the_ids_of_many_rows_are_read_once() -> None:
     assert dataset.reads == 1
 
 
-def test_varying_batches_of_a_later_epoch_are_continued() -> None:
-    """The reference goes on in another order when it runs alone."""
+def test_varying_batches_of_a_later_epoch_are_resumed() -> None:
+    """SpeechBrain resumes with another order in one process."""
     lengths = [1 + (7 * row) % 20 for row in range(80)]
 
     def make() -> Any:
@@ -334,60 +315,60 @@ def test_varying_batches_of_a_later_epoch_are_continued() -> None:
     again = make()
     again.set_epoch(0)
     assert listed(again) != whole
-    again.load_state_dict(after(make(), 4))
+    again.load_state_dict(state_after(make(), 4))
     assert again.epoch == 3
     assert listed(again) == whole[4:]
 
 
-def test_an_order_that_only_its_sampler_knows_is_compared_when_it_is_made() -> None:
-    """A generator that stands elsewhere gives another order: going on would repeat rows."""
+def test_an_order_that_only_its_sampler_knows_is_compared_when_it_is_computed() -> None:
+    """A generator in another state gives another order, which would repeat rows."""
 
     def make(seed: int) -> Any:
         generator = torch.Generator().manual_seed(seed)
         sampler = RandomSampler(range(30), generator=generator)
         return SaveableDataLoader(range(30), batch_size=4, sampler=sampler)
 
-    whole, state = listed(make(1)), after(make(1), 3)
+    whole, state = listed(make(1)), state_after(make(1), 3)
     same, other = make(1), make(2)
     same.load_state_dict(state)
     other.load_state_dict(state)
     assert listed(same) == whole[3:]
-    with pytest.raises(ValueError, match=r"one order .*checksum of the sampler's order was"):
+    with pytest.raises(ValueError, match=r"the order .*checksum of the sampler's order was"):
         iter(other)
 
 
-def test_another_world_size_goes_on_where_it_reaches_the_position() -> None:
+def test_another_world_size_resumes_if_a_round_begins_at_the_position() -> None:
     """Two ranks' four batches are four of one rank, or one of each of four."""
-    state = after(on_rank(0, 2), 2)
+    state = state_after(loader_of_rank(0, 2), 2)
     assert state["position"] == 4
     order = ReproducibleRandomSampler(range(50), seed=1).order().tolist()
     for world_size in (1, 2, 4):
-        loaders = [on_rank(r, world_size) for r in range(world_size)]
+        loaders = [loader_of_rank(r, world_size) for r in range(world_size)]
         for loader in loaders:
             loader.load_state_dict(state)
         taken = [row for loader in loaders for batch in listed(loader) for row in batch]
         assert sorted(taken) == sorted(order[8:])
 
 
-def test_a_world_size_that_does_not_reach_the_position_is_refused_with_those_that_do() -> None:
-    """The error says what to do."""
+def test_a_world_size_without_a_round_at_the_position_is_refused_with_those_that_have_one() -> None:
+    """The error names the options."""
     with pytest.raises(
         ValueError, match=r"got 3 \(the state was saved on 2\).*\[1, 2, 4\].*elastic"
     ):
-        on_rank(0, 3).load_state_dict(after(on_rank(0, 2), 2))
+        loader_of_rank(0, 3).load_state_dict(state_after(loader_of_rank(0, 2), 2))
 
 
-def test_elastic_deals_out_what_is_left_on_any_world_size() -> None:
-    """Nothing is repeated or lost, also over a second stop; only the grouping is another."""
-    state = after(on_rank(0, 2), 2)
+def test_elastic_shards_the_remaining_batches_on_any_world_size() -> None:
+    """Nothing is repeated or lost, over a second stop too; only the grouping differs."""
+    state = state_after(loader_of_rank(0, 2), 2)
     order = ReproducibleRandomSampler(range(50), seed=1).order().tolist()
-    loaders = [on_rank(r, 3, elastic=True) for r in range(3)]
+    loaders = [loader_of_rank(r, 3, elastic=True) for r in range(3)]
     taken = []
     for loader in loaders:
         loader.load_state_dict(state)
         taken += [row for batch in listed(islice(loader, 2)) for row in batch]
         middle = loader.state_dict()
-    again = [on_rank(r, 3) for r in range(3)]
+    again = [loader_of_rank(r, 3) for r in range(3)]
     for loader in again:
         loader.load_state_dict(middle)
         taken += [row for batch in listed(loader) for row in batch]
@@ -395,11 +376,11 @@ def test_elastic_deals_out_what_is_left_on_any_world_size() -> None:
 
 
 def test_speechbrains_number_is_read_and_written(tmp_path: Any) -> None:
-    """The file holds what the reference writes; a number alone is enough to go on."""
+    """The file holds what SpeechBrain writes, and the number alone is enough to resume."""
     loader = shuffled()
     loader._speechbrain_save(tmp_path / "new.ckpt")
     assert (tmp_path / "new.ckpt").read_text() == "None"
-    state = after(loader, 5)
+    state = state_after(loader, 5)
     loader._speechbrain_save(tmp_path / "dataloader-TRAIN.ckpt")
     assert (tmp_path / "dataloader-TRAIN.ckpt").read_text() == "5"
     assert json.loads((tmp_path / "dataloader-TRAIN.json").read_text()) == state
@@ -414,7 +395,7 @@ def test_speechbrains_number_is_read_and_written(tmp_path: Any) -> None:
 def test_the_number_of_a_run_by_speechbrain_is_for_the_epoch_that_the_loop_sets(
     tmp_path: Any,
 ) -> None:
-    """It does not say its epoch, so that setting one must not drop it."""
+    """It does not hold its epoch, so setting one must not drop it."""
     (tmp_path / "theirs.ckpt").write_text("5")
     loader, other = shuffled(), shuffled()
     loader._speechbrain_load(tmp_path / "theirs.ckpt", end_of_epoch=False)
@@ -424,7 +405,7 @@ def test_the_number_of_a_run_by_speechbrain_is_for_the_epoch_that_the_loop_sets(
 
 
 def test_an_end_of_epoch_checkpoint_starts_the_next_epoch_at_its_first_batch(tmp_path: Any) -> None:
-    """As in the reference."""
+    """SpeechBrain does the same."""
     loader = shuffled()
     list(loader)
     loader._speechbrain_save(tmp_path / "loader.ckpt")
@@ -433,10 +414,10 @@ def test_an_end_of_epoch_checkpoint_starts_the_next_epoch_at_its_first_batch(tmp
     assert len(listed(again)) == len(again)
 
 
-def test_a_loader_that_was_iterated_goes_back_to_a_checkpoint_too(tmp_path: Any) -> None:
-    """The reference leaves the position out in silence, and the model goes on with other rows."""
+def test_a_loader_that_was_iterated_resumes_from_a_checkpoint_too(tmp_path: Any) -> None:
+    """SpeechBrain ignores the position silently, and the model trains on other rows."""
     loader = shuffled()
-    after(loader, 5)
+    state_after(loader, 5)
     loader._speechbrain_save(tmp_path / "loader.ckpt")
     whole = listed(loader)
     loader._speechbrain_load(tmp_path / "loader.ckpt", end_of_epoch=False)
@@ -447,20 +428,20 @@ def test_a_loader_that_was_iterated_goes_back_to_a_checkpoint_too(tmp_path: Any)
 
 
 def test_the_marks_of_the_checkpointer_are_on_the_methods() -> None:
-    """brain-ckpt and SpeechBrain find them by these attributes."""
+    """brain-ckpt and SpeechBrain find the methods by these attributes."""
     assert SaveableDataLoader._speechbrain_save._speechbrain_saver
     assert SaveableDataLoader._speechbrain_load._speechbrain_loader
 
 
-def test_a_file_that_is_no_position_is_an_error(tmp_path: Any) -> None:
+def test_a_file_without_a_position_is_an_error(tmp_path: Any) -> None:
     """The error names the file."""
     (tmp_path / "x.ckpt").write_text("hello")
     with pytest.raises(ValueError, match=r"x\.ckpt must hold a number of batches.*'hello'"):
         shuffled()._speechbrain_load(tmp_path / "x.ckpt", end_of_epoch=False)
 
 
-def test_a_position_beyond_the_data_is_an_error(tmp_path: Any) -> None:
-    """A number of SpeechBrain's comes without a fingerprint."""
+def test_a_position_after_the_end_of_the_data_is_an_error(tmp_path: Any) -> None:
+    """A number of SpeechBrain's has no fingerprint."""
     (tmp_path / "x.ckpt").write_text("99")
     loader = shuffled()
     loader._speechbrain_load(tmp_path / "x.ckpt", end_of_epoch=False)
@@ -468,20 +449,20 @@ def test_a_position_beyond_the_data_is_an_error(tmp_path: Any) -> None:
         iter(loader)
 
 
-def test_what_is_not_a_state_is_refused() -> None:
-    """Another version's, or another object's."""
+def test_the_state_of_another_object_is_refused() -> None:
+    """So is that of another version."""
     with pytest.raises(ValueError, match=r"format 1 is required, got None"):
         shuffled().load_state_dict({"lr": 0.1})
 
 
 def test_batches_out_of_order_are_refused() -> None:
-    """A count says nothing then."""
+    """A count of them is not a position."""
     with pytest.raises(ValueError, match=r"in_order must be True.*use torch.utils.data.DataLoader"):
         SaveableDataLoader(range(3), in_order=False)
 
 
-def test_an_empty_batch_list_is_an_epoch_of_nothing() -> None:
-    """No rows with drop_last, say."""
+def test_an_epoch_may_have_no_batches() -> None:
+    """With drop_last there may be too few rows."""
     loader = SaveableDataLoader(range(3), batch_size=4, drop_last=True)
     assert list(loader) == []
     assert len(loader) == 0
@@ -489,7 +470,7 @@ def test_an_empty_batch_list_is_an_epoch_of_nothing() -> None:
 
 
 def test_torchs_own_attributes_and_length_stay() -> None:
-    """What reads a DataLoader reads this one."""
+    """Code that reads a DataLoader can read this class."""
     loader = SaveableDataLoader(range(10), batch_size=3)
     assert (loader.batch_size, len(loader), len(loader.dataset)) == (3, 4, 10)
     assert isinstance(loader, DataLoader)
@@ -497,8 +478,8 @@ def test_torchs_own_attributes_and_length_stay() -> None:
     assert len(iter(loader)) == 4
 
 
-def test_every_rank_has_the_length_that_it_says() -> None:
-    """Progress bars and schedulers read it, on a rows' sampler too."""
+def test_every_rank_yields_as_many_batches_as_its_length() -> None:
+    """Progress bars and schedulers read it, with a sampler of rows too."""
     draw = random.Random(5)
     for _ in range(100):
         rows, size, world_size = draw.randint(1, 60), draw.randint(1, 7), draw.randint(1, 5)
@@ -515,8 +496,8 @@ def test_every_rank_has_the_length_that_it_says() -> None:
         assert len(lengths) == 1
 
 
-def test_an_error_in_a_row_says_which_row() -> None:
-    """Its type stays; the note names the row and the batch."""
+def test_an_error_in_a_row_names_the_row() -> None:
+    """The type of the error does not change; the note names the row and the batch."""
 
     class Broken(list[int]):
         def __getitem__(self, row: Any) -> Any:
@@ -531,7 +512,7 @@ def test_an_error_in_a_row_says_which_row() -> None:
 
 
 def test_a_row_that_raises_stop_iteration_does_not_end_the_epoch() -> None:
-    """In torch's loader it does, in silence."""
+    """In torch's loader it does, silently."""
 
     class Broken(list[int]):
         def __getitem__(self, row: Any) -> Any:

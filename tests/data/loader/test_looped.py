@@ -1,4 +1,4 @@
-"""LoopedLoader: nominal epochs over a loader without end."""
+"""LoopedLoader: nominal epochs over a repeated loader."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def batches(loader: Any, count: int) -> list[list[int]]:
     return taken
 
 
-def test_a_nominal_epoch_goes_on_in_the_pass_where_the_last_one_stopped() -> None:
-    """And a new pass has a new order."""
+def test_a_nominal_epoch_continues_the_pass_of_the_previous_one() -> None:
+    """A new pass has a new order."""
     sampler = ReproducibleRandomSampler(range(10), seed=3)
     loader = SaveableDataLoader(range(10), batch_size=3, sampler=sampler)
     expected = []
@@ -35,15 +35,15 @@ def test_a_nominal_epoch_goes_on_in_the_pass_where_the_last_one_stopped() -> Non
 
 
 def test_it_counts_steps_and_samples() -> None:
-    """Four batches a pass, of 3, 3, 3 and 1 rows."""
+    """There are four batches in a pass, of 3, 3, 3 and 1 rows."""
     loader = looped(6)
     assert len(loader) == 6
     batches(loader, 6)
     assert (loader.step, loader.total_steps, loader.total_samples, loader.passes) == (0, 6, 16, 1)
 
 
-def test_a_batch_size_function_is_kept_and_used() -> None:
-    """The reference never stores it and fails."""
+def test_a_batch_size_function_is_used() -> None:
+    """SpeechBrain does not store it and fails."""
     loader = LoopedLoader([["a", "b"], ["c"]], 3, batchsize_fn=lambda _: 5)
     for _ in loader:
         pass
@@ -52,7 +52,7 @@ def test_a_batch_size_function_is_kept_and_used() -> None:
 
 @pytest.mark.parametrize("done", range(11))
 def test_the_position_in_the_data_is_saved(done: int, tmp_path: Any) -> None:
-    """The reference saves the counters alone."""
+    """SpeechBrain saves the counters alone."""
     whole = batches(looped(), 16)
     loader = looped()
     seen: list[list[int]] = []
@@ -70,8 +70,10 @@ def test_the_position_in_the_data_is_saved(done: int, tmp_path: Any) -> None:
     assert len(json.dumps(loader.state_dict())) < 1000
 
 
-def test_a_checkpoint_after_the_last_batch_of_an_epoch_finds_none_left(tmp_path: Any) -> None:
-    """As in the reference, for a stop in the validation; a finished epoch starts the next."""
+def test_a_checkpoint_after_the_last_batch_of_an_epoch_resumes_at_its_end(
+    tmp_path: Any,
+) -> None:
+    """A run may stop in the validation; a finished epoch starts the next (as in SpeechBrain)."""
     loader = looped()
     batches(loader, 4)
     loader.save(tmp_path / "loader.ckpt")
@@ -83,7 +85,7 @@ def test_a_checkpoint_after_the_last_batch_of_an_epoch_finds_none_left(tmp_path:
 
 
 def test_speechbrains_three_numbers_are_read(tmp_path: Any) -> None:
-    """Without a position in the data, which they do not hold."""
+    """They hold no position in the data."""
     (tmp_path / "x.ckpt").write_text("2\n6\n16\n")
     loader = looped()
     loader.load(tmp_path / "x.ckpt", end_of_epoch=False)
@@ -92,19 +94,19 @@ def test_speechbrains_three_numbers_are_read(tmp_path: Any) -> None:
 
 
 def test_a_loader_without_batches_is_an_error() -> None:
-    """It would be looped for ever."""
+    """It would be iterated forever."""
     with pytest.raises(RuntimeError, match="at least one batch is required"):
         next(iter(LoopedLoader([], 3)))
 
 
-def test_a_saved_position_needs_a_loader_that_can_take_it() -> None:
+def test_a_saved_position_needs_a_loader_that_can_load_it() -> None:
     """A list cannot."""
     with pytest.raises(ValueError, match=r"load_state_dict is required.*got 'list'"):
         LoopedLoader([1], 3).load_state_dict(looped().state_dict())
 
 
-def test_make_dataloader_loops_where_a_length_is_given() -> None:
-    """The reference's argument."""
+def test_make_dataloader_loops_if_a_length_is_given() -> None:
+    """The argument is SpeechBrain's."""
     loader = make_dataloader(range(10), looped_nominal_epoch=7, batch_size=2)
     assert isinstance(loader, LoopedLoader)
     assert len(list(loader)) == 7

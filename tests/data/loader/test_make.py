@@ -1,4 +1,4 @@
-"""make_dataloader and distributed_loader_specifics: the reference's defaults."""
+"""make_dataloader and distributed_loader_specifics: SpeechBrain's defaults."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Stream(IterableDataset[int]):
 
 
 def test_shuffling_is_reproducible_and_seeded_by_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By SB_GLOBAL_SEED, or SpeechBrain's default."""
+    """The seed is SB_GLOBAL_SEED, or SpeechBrain's default."""
     monkeypatch.delenv("SB_GLOBAL_SEED", raising=False)
     loader = make_dataloader(range(10), batch_size=3, shuffle=True)
     assert isinstance(loader, SaveableDataLoader)
@@ -39,7 +39,7 @@ def test_shuffling_is_reproducible_and_seeded_by_the_run(monkeypatch: pytest.Mon
 
 
 def test_rows_of_a_dynamic_item_dataset_are_padded() -> None:
-    """Unless a collate function is given."""
+    """A collate function may replace PaddedBatch."""
     data = {f"utt{i}": {"duration": i} for i in range(4)}
     dataset = DynamicItemDataset(data, output_keys=["id", "duration"])
     batch = next(iter(make_dataloader(dataset, batch_size=2)))
@@ -59,15 +59,15 @@ def test_two_orders_are_refused(name: str) -> None:
             make(shuffle=True, **{name: [[0], [1]]})
 
 
-def test_a_stream_gets_a_loader_that_is_saved_too() -> None:
-    """The reference's cannot be."""
+def test_a_stream_gets_a_saveable_loader_too() -> None:
+    """SpeechBrain's loader of a stream cannot be saved."""
     loader = make_dataloader(Stream(), batch_size=2)
     assert isinstance(loader, SaveableDataLoader)
     assert [b.tolist() for b in loader] == [[0, 1], [2, 3], [4]]
 
 
-def test_a_webdataset_is_taken_as_batched_already() -> None:
-    """By its module's name, without importing it."""
+def test_a_webdataset_is_not_batched_again() -> None:
+    """It is recognized by its module's name, without an import."""
 
     class Pipeline(Stream):
         pass
@@ -77,14 +77,14 @@ def test_a_webdataset_is_taken_as_batched_already() -> None:
     assert make_dataloader(Pipeline(), batch_size=2).batch_size == 2
 
 
-def test_alone_the_arguments_stay_as_they_are() -> None:
-    """One process deals nothing out."""
+def test_in_one_process_the_arguments_do_not_change() -> None:
+    """There is nothing to shard."""
     kwargs = {"batch_size": 3, "shuffle": True}
     assert distributed_loader_specifics(False, 0, range(9), kwargs) == kwargs  # noqa: FBT003
 
 
-def dealt(rows: int, world_size: int, **kwargs: Any) -> list[list[list[int]]]:
-    """Each rank's batches."""
+def sharded(rows: int, world_size: int, **kwargs: Any) -> list[list[list[int]]]:
+    """Return each rank's batches."""
     given = dict(kwargs)
     ranks = []
     for rank in range(world_size):
@@ -100,29 +100,29 @@ def _two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SB_GLOBAL_SEED", raising=False)
 
 
-def test_ranks_are_dealt_whole_batches_in_the_order_of_one_process() -> None:
-    """shuffle=False is obeyed, which the reference does not."""
+def test_ranks_are_assigned_whole_batches_in_the_order_of_one_process() -> None:
+    """shuffle=False is obeyed, unlike in SpeechBrain."""
     one = [batch.tolist() for batch in make_dataloader(range(8), batch_size=2)]
-    assert dealt(8, 2, batch_size=2, shuffle=False) == dealt(8, 2, batch_size=2) == [
+    assert sharded(8, 2, batch_size=2, shuffle=False) == sharded(8, 2, batch_size=2) == [
         one[::2], one[1::2],
     ]  # fmt: skip
 
 
-def test_ranks_are_dealt_the_runs_shuffled_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its seed, which the reference does not pass on."""
+def test_ranks_are_assigned_the_shuffled_order_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SpeechBrain does not use the seed of the run."""
     for seed in ("563375142", "7"):
         monkeypatch.setenv("SB_GLOBAL_SEED", seed)
         one = [b.tolist() for b in make_dataloader(range(8), batch_size=2, shuffle=True)]
-        assert dealt(8, 2, batch_size=2, shuffle=True) == [one[::2], one[1::2]]
+        assert sharded(8, 2, batch_size=2, shuffle=True) == [one[::2], one[1::2]]
 
 
-def test_ranks_are_dealt_any_sampler_and_any_batch_sampler() -> None:
-    """Also one that was wrapped before."""
+def test_ranks_are_assigned_any_sampler_and_any_batch_sampler() -> None:
+    """A wrapped sampler is not wrapped again."""
     order = ReproducibleRandomSampler(range(8), seed=3)
     one = [batch.tolist() for batch in make_dataloader(range(8), batch_size=2, sampler=order)]
-    assert dealt(8, 2, batch_size=2, sampler=order) == [one[::2], one[1::2]]
+    assert sharded(8, 2, batch_size=2, sampler=order) == [one[::2], one[1::2]]
     varying = DynamicBatchSampler(range(8), 9, num_buckets=2, lengths_list=[1, 2, 3, 4] * 2)
-    taken = dealt(8, 2, batch_sampler=varying)
+    taken = sharded(8, 2, batch_sampler=varying)
     assert len(taken[0]) == len(taken[1])
     assert sorted(row for rank in taken for batch in rank for row in batch) == list(range(8))
     wrapped = DistributedSamplerWrapper([[0], [1]], num_replicas=2, rank=0)
@@ -131,26 +131,26 @@ def test_ranks_are_dealt_any_sampler_and_any_batch_sampler() -> None:
 
 
 def test_dropping_the_last_gives_ranks_whole_batches_only() -> None:
-    """Incomplete batches and rounds are left out."""
-    assert dealt(11, 2, batch_size=2, drop_last=True) == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
+    """Incomplete batches and rounds are dropped."""
+    assert sharded(11, 2, batch_size=2, drop_last=True) == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
 
 
-def test_ranks_are_dealt_rows_where_there_are_no_batches() -> None:
-    """batch_size=None."""
+def test_ranks_are_assigned_rows_if_there_are_no_batches() -> None:
+    """With batch_size=None the sampler is sharded."""
     specifics = distributed_loader_specifics(True, 1, range(5), {"batch_size": None})  # noqa: FBT003
     assert isinstance(specifics["sampler"].sampler, SequentialSampler)
     assert list(SaveableDataLoader(torch.arange(4), **specifics)) == [1, 3]
 
 
-def test_a_stream_cannot_be_dealt_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stream_cannot_be_sharded_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
     """Each rank reads all of it."""
     kwargs = distributed_loader_specifics(True, 1, Stream(), {"batch_size": 2})  # noqa: FBT003
     assert kwargs == {"batch_size": 2}
-    assert "cannot be dealt out to ranks" in caplog.text
+    assert "cannot be sharded among ranks" in caplog.text
 
 
 def test_importing_changes_no_class_of_torch() -> None:
-    """The reference replaces two methods of torch's private iterator when it is imported."""
+    """SpeechBrain replaces two methods of torch's private iterator when it is imported."""
     code = """
 import torch.utils.data.dataloader as torch_loader
 classes = [c for c in vars(torch_loader).values() if isinstance(c, type)]

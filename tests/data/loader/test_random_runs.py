@@ -1,6 +1,6 @@
-"""Loaders in random runs: stopped and continued with other ranks and other workers.
+"""Loaders in random runs: stopped and resumed with other ranks and other workers.
 
-100 cases a run; all of them with ``BRAIN_CHAOS=1``, in a few minutes, ``BRAIN_SEED`` repeats one.
+A run has 100 cases, or all of them with ``BRAIN_CHAOS=1``; ``BRAIN_SEED`` repeats a run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
+from data_helpers import USES_WORKERS, keep
 from torch.utils.data import BatchSampler
 
 from brain_data import (
@@ -24,10 +24,7 @@ from brain_data import (
     SaveableDataLoader,
 )
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-]
+pytestmark = USES_WORKERS
 
 GROUP = 12  # micro-batches of an optimizer step
 WORLD_SIZES = (1, 2, 3, 4, 6, 12)
@@ -40,7 +37,7 @@ Steps = list[list[list[int]]]
 
 @dataclass
 class Epoch:
-    """What a case is about: rows in batches of one size, or of varying size by their lengths."""
+    """One case: rows in batches of one size, or of varying size by their lengths."""
 
     rows: int
     batch_size: int | None
@@ -61,7 +58,7 @@ class Epoch:
         )
 
     def loader(self, rank: int = 0, world_size: int = 1, num_workers: int = 0) -> Any:
-        """The loader of one of several ranks, told its epoch."""
+        """Return the loader of one of several ranks, with its epoch set."""
         if self.batch_size is None:
             batches: Any = DynamicBatchSampler(
                 range(self.rows), 150, num_buckets=5, lengths_list=self.lengths, seed=self.seed
@@ -76,7 +73,7 @@ class Epoch:
             batch_sampler=batches,
             collate_fn=keep,
             num_workers=num_workers,
-            last_round="fill",
+            last_round="pad",
         )
         loader.set_epoch(self.epoch)
         return loader
@@ -84,12 +81,12 @@ class Epoch:
 
 @dataclass
 class Facts:
-    """What the cases were, to be printed."""
+    """Counts over all cases, to be printed."""
 
     cases: int = 0
     starts: int = 0
     batches: int = 0
-    fillers: int = 0
+    padding_batches: int = 0
     largest_state: int = 0
     workers: Counter[int] = field(default_factory=Counter)
     world_sizes: Counter[int] = field(default_factory=Counter)
@@ -99,23 +96,20 @@ class Facts:
         sizes = ", ".join(f"{n}: {count}" for n, count in sorted(self.world_sizes.items()))
         return (
             f"{self.cases} cases (seed {SEED}), {self.starts} starts, {self.batches} batches and "
-            f"{self.fillers} fillers; starts by workers {{{workers}}}, by ranks {{{sizes}}}; "
+            f"{self.padding_batches} padding batches; "
+            f"starts by workers {{{workers}}}, by ranks {{{sizes}}}; "
             f"largest state {self.largest_state} bytes; rows lost 0, repeated 0, steps regrouped 0"
         )
 
 
-def keep(rows: list[int]) -> list[int]:
-    return rows
-
-
 def one_process_steps(epoch: Epoch) -> Steps:
-    """The epoch without a stop, a rank or a worker."""
+    """Return the steps of one process without a stop."""
     batches = list(epoch.loader())
     return [batches[low : low + GROUP] for low in range(0, len(batches), GROUP)]
 
 
 def run(epoch: Epoch, draw: random.Random, facts: Facts) -> Steps:
-    """Go through an epoch, stopping at random steps and going on with other ranks and workers."""
+    """Run an epoch, stopping at random steps and resuming with other ranks and workers."""
     steps: Steps = []
     state = None
     while state is None or not state["finished"]:
@@ -132,17 +126,17 @@ def run(epoch: Epoch, draw: random.Random, facts: Facts) -> Steps:
         iterators = [iter(loader) for loader in loaders]
         for number in range(min(stop_after, len(loaders[0]))):
             batches = [next(iterator, None) for iterator in iterators]
-            if batches[0] is None:  # what was left has been taken
+            if batches[0] is None:  # the epoch has ended
                 assert not any(batches)
                 break
             if number % window == 0:
                 steps.append([])
-            real = [b for b, loader in zip(batches, loaders, strict=True) if not loader.is_filler]
+            real = [b for b, loader in zip(batches, loaders, strict=True) if not loader.is_padding]
             assert all(batch in real for batch in batches)
-            assert {loader.fillers for loader in loaders} == {world_size - len(real)}
+            assert {loader.padding_batches for loader in loaders} == {world_size - len(real)}
             steps[-1].extend(real)
             facts.batches += len(real)
-            facts.fillers += world_size - len(real)
+            facts.padding_batches += world_size - len(real)
         texts = {json.dumps(loader.state_dict()) for loader in loaders}
         assert len(texts) == 1, "the state is the same on all ranks"
         facts.largest_state = max(facts.largest_state, *map(len, texts))
@@ -153,8 +147,8 @@ def run(epoch: Epoch, draw: random.Random, facts: Facts) -> Steps:
     return steps
 
 
-def say(capsys: Any, text: str) -> None:
-    """Show progress in a long run, past pytest, which thinks after five minutes that it hangs."""
+def report(capsys: Any, text: str) -> None:
+    """Print progress in a long run, and reset the timeout of pytest's faulthandler."""
     faulthandler.cancel_dump_traceback_later()
     with capsys.disabled():
         sys.stdout.write(text)
@@ -162,21 +156,21 @@ def say(capsys: Any, text: str) -> None:
 
 
 def test_random_runs_take_the_steps_of_one_process_with_any_ranks_workers_and_stops(capsys) -> None:
-    """Every row once an epoch, in the same micro-batches of the same steps; a state under 1 kB."""
+    """Every row is in the same micro-batch of the same step, and a state is below 1 kB."""
     facts = Facts()
     for case in range(CASES):
         draw = random.Random(f"{SEED} {case}")
         epoch = Epoch.drawn(draw)
         steps = run(epoch, draw, facts)
-        told = f"case {case} of seed {SEED}: {epoch}"
-        assert steps == one_process_steps(epoch), told
+        description = f"case {case} of seed {SEED}: {epoch}"
+        assert steps == one_process_steps(epoch), description
         taken = [row for step in steps for batch in step for row in batch]
-        assert sorted(taken) == list(range(epoch.rows)), told
-        assert facts.largest_state < 1000, told
+        assert sorted(taken) == list(range(epoch.rows)), description
+        assert facts.largest_state < 1000, description
         facts.cases += 1
         if CASES > 300 and facts.cases % 100 == 0:
-            say(capsys, f"\r{facts.cases} of {CASES} cases")
+            report(capsys, f"\r{facts.cases} of {CASES} cases")
     assert set(facts.workers) == {0, 1, 2, 3}
     assert set(facts.world_sizes) == set(WORLD_SIZES)
     if CASES > 300:
-        say(capsys, f"\n{facts}\n")
+        report(capsys, f"\n{facts}\n")

@@ -1,4 +1,4 @@
-"""Loaders on real gloo ranks: equal numbers of batches, like work, nothing repeated."""
+"""Loaders on gloo ranks: equal numbers of batches, similar work, nothing repeated."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def be_a_rank(rank: int, world_size: int, folder: Path, last_round: Any) -> None:
-    """Go through an epoch, agreeing with the other ranks at each batch, and write what was seen."""
+def run_rank(rank: int, world_size: int, folder: Path, last_round: Any) -> None:
+    """Run an epoch with a collective at each batch, and write the batches to a file."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
@@ -39,7 +39,7 @@ def be_a_rank(rank: int, world_size: int, folder: Path, last_round: Any) -> None
     for batch in loader:
         total = batch.sum()
         dist.all_reduce(total)  # a rank with more batches than another would hang here
-        seen.append([] if loader.is_filler else batch.tolist())
+        seen.append([] if loader.is_padding else batch.tolist())
         states.append(loader.state_dict())
     found = {"seen": seen, "states": states, "length": len(loader)}
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
@@ -48,10 +48,10 @@ def be_a_rank(rank: int, world_size: int, folder: Path, last_round: Any) -> None
 
 
 def run_ranks(world_size: int, folder: Path, last_round: str) -> list[dict[str, Any]]:
-    # Forked, as a fresh process spends seconds on importing torch.
+    # Forked, since a new process takes seconds to import torch.
     fork = multiprocessing.get_context("fork")
     ranks = [
-        fork.Process(target=be_a_rank, args=(rank, world_size, folder, last_round))
+        fork.Process(target=run_rank, args=(rank, world_size, folder, last_round))
         for rank in range(world_size)
     ]
     for rank in ranks:
@@ -67,12 +67,12 @@ def run_ranks(world_size: int, folder: Path, last_round: str) -> list[dict[str, 
     return [json.loads((folder / f"rank{r}.json").read_text()) for r in range(world_size)]
 
 
-@pytest.mark.parametrize("last_round", ["split", "fill"])
+@pytest.mark.parametrize("last_round", ["split", "pad"])
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_varying_batches_are_shared_fairly(
+def test_varying_batches_are_sharded_evenly(
     world_size: int, last_round: str, tmp_path: Path
 ) -> None:
-    """Equal in number, within 5 % of each other in length in the median, each row once."""
+    """The ranks have the same number of batches, of similar length, and each row once."""
     ranks = run_ranks(world_size, tmp_path, last_round)
     assert len({len(rank["seen"]) for rank in ranks}) == 1
     assert all(rank["length"] == len(rank["seen"]) for rank in ranks)

@@ -9,18 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from data_helpers import USES_WORKERS, keep
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from brain_data import SaveableDataLoader
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-]
+pytestmark = USES_WORKERS
 
 
 class Plain(IterableDataset[int]):
-    """A stream without a state of its own; workers share it out."""
+    """A stream without a state, sharded among the workers."""
 
     def __init__(self, rows: int = 30) -> None:
         self.rows = rows
@@ -32,7 +30,7 @@ class Plain(IterableDataset[int]):
 
 
 class Stateful(IterableDataset[int]):
-    """A stream that knows where it is, as Hugging Face's do."""
+    """A stream with a state, as Hugging Face's have."""
 
     def __init__(self, rows: int = 30) -> None:
         self.rows = rows
@@ -42,12 +40,12 @@ class Stateful(IterableDataset[int]):
     def __iter__(self) -> Any:
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        mine = range(worker, self.rows, workers)
+        shard = range(worker, self.rows, workers)
         first, self.done = self.done, 0
-        for place in range(first, len(mine)):
+        for place in range(first, len(shard)):
             self.read += 1
             self.done = place + 1
-            yield mine[place]
+            yield shard[place]
         self.done = 0
 
     def state_dict(self) -> dict[str, int]:
@@ -58,21 +56,17 @@ class Stateful(IterableDataset[int]):
 
 
 class Noisy(Plain):
-    """Draws for each row."""
+    """A stream that draws random numbers for each row."""
 
     def __iter__(self) -> Any:
         for row in super().__iter__():
             yield [row, random.random(), torch.rand(()).item()]
 
 
-def keep(rows: Any) -> Any:
-    return rows
-
-
 @pytest.mark.parametrize("kind", [Plain, Stateful, Noisy])
 @pytest.mark.parametrize("workers", [0, 2, 3])
-def test_a_stream_goes_on_where_it_was(kind: Any, workers: int) -> None:
-    """By its own state or by reading again, the rest is what it would have been."""
+def test_a_stream_resumes_at_its_position(kind: Any, workers: int) -> None:
+    """With its own state and by reading again, the rest is the same."""
 
     def make() -> Any:
         return SaveableDataLoader(kind(), batch_size=4, num_workers=workers, collate_fn=keep)
@@ -91,10 +85,10 @@ def test_a_stream_goes_on_where_it_was(kind: Any, workers: int) -> None:
         assert list(again) == whole[done:]
 
 
-def test_its_own_state_reads_nothing_again_and_the_log_says_so(
+def test_a_stream_with_a_state_reads_nothing_again_and_the_log_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A dataset with state_dict and load_state_dict is asked for its place."""
+    """A dataset with state_dict and load_state_dict restores its position."""
     caplog.set_level(logging.INFO)
     loader = SaveableDataLoader(Stateful(), batch_size=4)
     iterator = iter(loader)
@@ -105,10 +99,10 @@ def test_its_own_state_reads_nothing_again_and_the_log_says_so(
     again.load_state_dict(loader.state_dict())
     assert next(iter(again)).tolist() == [8, 9, 10, 11]
     assert dataset.read == 4
-    assert "goes on at batch 2 by its own state" in caplog.text
+    assert "resumes at batch 2 from its own state" in caplog.text
 
 
-def test_a_replay_is_said_in_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_reading_again_is_logged_as_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     """It may take long."""
     loader = SaveableDataLoader(Plain(), batch_size=4)
     iterator = iter(loader)
@@ -120,7 +114,7 @@ def test_a_replay_is_said_in_a_warning(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_another_number_of_workers_is_refused() -> None:
-    """Each has a part of its own."""
+    """Each worker has a part of its own."""
     loader = SaveableDataLoader(Plain(), batch_size=4)
     next(iter(loader))
     with pytest.raises(ValueError, match=r"num_workers=0 is required.*got 2"):
@@ -129,25 +123,25 @@ def test_another_number_of_workers_is_refused() -> None:
         )
 
 
-def test_states_of_the_other_kind_of_dataset_are_refused() -> None:
-    """Rows have positions, streams have states."""
+def test_the_state_of_the_other_kind_of_dataset_is_refused() -> None:
+    """Map-style datasets have positions, streams have states."""
     stream, rows = SaveableDataLoader(Plain()), SaveableDataLoader(range(3))
     with pytest.raises(ValueError, match="IterableDataset is required"):
         stream.load_state_dict(rows.state_dict())
-    with pytest.raises(ValueError, match="dataset with rows is required"):
+    with pytest.raises(ValueError, match="map-style dataset is required"):
         rows.load_state_dict(stream.state_dict())
 
 
 def test_a_state_for_a_dataset_that_cannot_load_it_is_refused() -> None:
-    """Reading again would be silent about what changed."""
+    """Reading again would hide that the dataset has changed."""
     loader = SaveableDataLoader(Stateful(), batch_size=4)
     next(iter(loader))
     with pytest.raises(ValueError, match=r"load_state_dict is required.*got 'Plain'"):
         SaveableDataLoader(Plain(), batch_size=4).load_state_dict(loader.state_dict())
 
 
-def test_speechbrains_number_replays_a_stream(tmp_path: Any) -> None:
-    """The reference cannot go on at all."""
+def test_a_stream_is_read_again_for_speechbrains_number(tmp_path: Any) -> None:
+    """SpeechBrain cannot resume a stream."""
     (tmp_path / "x.ckpt").write_text("2")
     for workers in (0, 2):
         loader = SaveableDataLoader(Plain(), batch_size=4, num_workers=workers)
@@ -157,8 +151,8 @@ def test_speechbrains_number_replays_a_stream(tmp_path: Any) -> None:
         assert [batch.tolist() for batch in again] == whole[2:]
 
 
-def test_persistent_workers_learn_the_epoch() -> None:
-    """The stream is told through the worker, and the noise is another."""
+def test_persistent_workers_get_the_epoch() -> None:
+    """The random draws of the next epoch differ."""
 
     def make(workers: int) -> Any:
         return SaveableDataLoader(
@@ -173,8 +167,8 @@ def test_persistent_workers_learn_the_epoch() -> None:
         assert list(loader) == list(plain)
 
 
-def test_persistent_workers_of_a_stream_are_made_anew_for_a_loaded_place() -> None:
-    """They hold the place that they had."""
+def test_persistent_workers_of_a_stream_are_replaced_for_a_loaded_position() -> None:
+    """The former workers keep their position."""
     loader = SaveableDataLoader(Plain(), batch_size=4, num_workers=1, persistent_workers=True)
     whole = [batch.tolist() for batch in loader]
     iterator = iter(loader)
@@ -184,8 +178,8 @@ def test_persistent_workers_of_a_stream_are_made_anew_for_a_loaded_place() -> No
     assert [batch.tolist() for batch in loader] == whole
 
 
-def test_a_stream_that_drops_its_last_batch() -> None:
-    """As torch's loader does."""
+def test_a_stream_drops_its_last_batch_if_asked() -> None:
+    """torch's loader does the same."""
     loader = SaveableDataLoader(Plain(10), batch_size=4, drop_last=True)
     assert [batch.tolist() for batch in loader] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert list(SaveableDataLoader(Plain(3), batch_size=None)) == [0, 1, 2]

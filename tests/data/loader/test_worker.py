@@ -1,4 +1,4 @@
-"""SaveableDataLoader with worker processes: other settings on resume, and what a dead one gets."""
+"""SaveableDataLoader with worker processes: changed settings on resuming, and dead workers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from data_helpers import USES_WORKERS, keep
 from torch.utils.data import BatchSampler, get_worker_info
 
 from brain_data import (
@@ -20,21 +21,18 @@ from brain_data import (
     ReproducibleRandomSampler,
     SaveableDataLoader,
 )
-from brain_data.loader.worker import WorkerStart
+from brain_data.loader.worker import WorkerInit
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-]
+pytestmark = USES_WORKERS
 
 
 class Rows:
-    """Rows 0 to 39, one of which ends its worker, hangs or fails."""
+    """Rows 0 to 39; one of them kills its worker, hangs or fails."""
 
     def __init__(self, bad: int | None = None, how: str = "kill") -> None:
         self.bad = bad
         self.how = how
-        self.share = None
+        self.shard = None
 
     def __len__(self) -> int:
         return 40
@@ -52,28 +50,24 @@ class Rows:
 
 
 class Bulk(Rows):
-    """Rows fetched by the list."""
+    """Rows fetched by a list."""
 
     def __getitems__(self, rows: list[int]) -> list[int]:
         return [self[row] for row in rows]
 
 
 class Pipelined(Rows):
-    """Says which share of the rows a worker was given by `share_out`."""
+    """Checks the shard that `set_shard` assigned to the worker."""
 
     def __getitem__(self, row: int) -> int:
         info = get_worker_info()
-        assert info is None or info.dataset.share == info.id
+        assert info is None or info.dataset.shard == info.id
         return row
 
 
-def share_out(worker: int) -> None:
+def set_shard(worker: int) -> None:
     """A worker_init_fn, as torch's documentation writes it."""
-    get_worker_info().dataset.share = worker
-
-
-def keep(rows: list[int]) -> list[int]:
-    return rows
+    get_worker_info().dataset.shard = worker
 
 
 def loader_of(dataset: Any, **kwargs: Any) -> Any:
@@ -82,7 +76,7 @@ def loader_of(dataset: Any, **kwargs: Any) -> Any:
 
 
 def test_workers_prefetch_and_persistence_may_differ_on_resume() -> None:
-    """The position has nothing to do with them; several stops in one epoch."""
+    """The position does not depend on them, over several stops in one epoch."""
     whole = list(loader_of(Rows()))
     state, seen = None, []
     for kwargs in (
@@ -101,7 +95,7 @@ def test_workers_prefetch_and_persistence_may_differ_on_resume() -> None:
 
 
 def test_random_stops_with_random_workers_and_ranks_take_each_row_once() -> None:
-    """Stopped and continued with 0 to 3 workers, on 1 or 2 ranks, in any epoch."""
+    """Runs are stopped and resumed with 0 to 3 workers, on 1 or 2 ranks, in any epoch."""
     draw = random.Random(11)
     for _ in range(12):
         rows, size, epoch = draw.randint(20, 60), draw.randint(2, 5), draw.randrange(4)
@@ -130,8 +124,8 @@ def test_random_stops_with_random_workers_and_ranks_take_each_row_once() -> None
         assert sorted(taken) == list(range(rows))
 
 
-def test_persistent_workers_go_on_over_epochs_and_take_a_loaded_position() -> None:
-    """The same processes serve each pass."""
+def test_persistent_workers_serve_all_epochs_and_a_loaded_position() -> None:
+    """The same processes are used in each pass."""
     loader = loader_of(Rows(), num_workers=1, persistent_workers=True)
     plain = loader_of(Rows())
     for epoch in range(3):
@@ -144,43 +138,43 @@ def test_persistent_workers_go_on_over_epochs_and_take_a_loaded_position() -> No
         assert head + list(loader) == list(plain)
 
 
-def test_a_loader_that_is_let_go_ends_its_persistent_workers_at_once() -> None:
-    """Without waiting for a garbage collection."""
+def test_deleting_a_loader_ends_its_persistent_workers_immediately() -> None:
+    """No garbage collection is needed."""
     before = set(multiprocessing.active_children())
     loader = loader_of(Rows(), num_workers=1, persistent_workers=True)
     list(loader)
-    mine = set(multiprocessing.active_children()) - before
-    assert len(mine) == 1
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 1
     gc.disable()
     try:
         del loader
-        assert not any(worker.is_alive() for worker in mine)
+        assert not any(worker.is_alive() for worker in workers)
     finally:
         gc.enable()
 
 
-def test_a_worker_that_dies_is_said_to_have_been_on_its_row() -> None:
-    """torch says only its pid."""
+def test_the_error_of_a_dead_worker_names_its_row() -> None:
+    """torch names its pid only."""
     with pytest.raises(
         RuntimeError, match=r"worker pid \d+ was on row 23 of batch \d+.*num_workers=0"
     ):
         list(loader_of(Rows(bad=23), num_workers=2))
 
 
-def test_a_worker_that_dies_over_a_list_of_rows_is_said_to_have_been_on_them() -> None:
-    """Which of them, only the dataset could know."""
-    with pytest.raises(RuntimeError, match=r"was on rows \[.*23.*\] together of batch"):
+def test_the_error_of_a_worker_that_dies_in_getitems_names_all_rows() -> None:
+    """Only the dataset could know which of them."""
+    with pytest.raises(RuntimeError, match=r"was on all rows, \[.*23.*\], of batch"):
         list(loader_of(Bulk(bad=23), num_workers=1))
 
 
-def test_a_worker_that_hangs_is_said_to_be_on_its_row() -> None:
-    """With a timeout, that is."""
+def test_the_error_of_a_worker_that_hangs_names_its_row() -> None:
+    """The loader has a timeout."""
     with pytest.raises(RuntimeError, match=r"timed out after 1.* was on row 23 of batch"):
         list(loader_of(Rows(bad=23, how="hang"), num_workers=1, timeout=1))
 
 
 def test_an_error_in_a_worker_keeps_its_type_and_names_the_row() -> None:
-    """torch brings the worker's traceback, and ours is in it."""
+    """torch forwards the worker's traceback, which includes the note."""
     with pytest.raises(FileNotFoundError, match=r"23\.wav") as caught:
         list(loader_of(Rows(bad=23, how="fail"), num_workers=1))
     if hasattr(caught.value, "__notes__") or "add_note" in dir(BaseException):
@@ -188,23 +182,23 @@ def test_an_error_in_a_worker_keeps_its_type_and_names_the_row() -> None:
 
 
 def test_a_worker_init_function_reads_and_sets_the_users_dataset() -> None:
-    """What stands between does not show."""
-    assert len(list(loader_of(Pipelined(), num_workers=2, worker_init_fn=share_out))) == 14
+    """The proxy forwards attributes."""
+    assert len(list(loader_of(Pipelined(), num_workers=2, worker_init_fn=set_shard))) == 14
 
 
 def test_spawned_workers_work_too() -> None:
-    """Everything that goes to them can be pickled."""
+    """All that is sent to them can be pickled."""
     loader = SaveableDataLoader(
         torch.arange(6), batch_size=2, num_workers=1, multiprocessing_context="spawn"
     )
     assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3], [4, 5]]
 
 
-def test_a_worker_whose_main_process_was_killed_before_it_began_ends() -> None:
-    """torch's watchdog would take whoever adopted the worker for its parent, and wait for ever."""
+def test_a_worker_ends_if_its_main_process_was_killed_before_it_started() -> None:
+    """torch's watchdog would take the new parent for its own, and wait forever."""
     reading, writing = os.pipe()
     if os.fork() == 0:  # the main process
-        start = WorkerStart(lambda _: os.write(writing, b"began"), is_child=True)
+        start = WorkerInit(lambda _: os.write(writing, b"began"), is_child=True)
         main = os.getpid()
         if os.fork() == 0:  # the worker
             while os.getppid() == main:

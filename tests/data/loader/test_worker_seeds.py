@@ -1,4 +1,4 @@
-"""What is drawn while rows are fetched: seeded by seed, epoch and position, and nothing else."""
+"""Random draws while rows are fetched: seeded by seed, epoch and position only."""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data_helpers import USES_WORKERS
 from torch.utils.data import BatchSampler, ConcatDataset, Subset, TensorDataset, default_collate
 
 from brain_data import DistributedSamplerWrapper, ReproducibleRandomSampler, SaveableDataLoader
-from brain_data.loader.worker import draws_nothing
-from brain_data.order.seeding import DEFAULT_SEED, global_seed, mix, seeded
+from brain_data.loader.worker import draws_no_random_numbers
+from brain_data.order.seeding import DEFAULT_SEED, global_seed, hash_integers, temporary_seed
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-]
+pytestmark = USES_WORKERS
 
 
 class Augmented:
-    """Rows with noise from each of the three generators."""
+    """Rows with draws from each of the three generators."""
 
     def __init__(self, rows: int = 30) -> None:
         self.rows = rows
@@ -36,7 +34,7 @@ class Augmented:
 
 
 def collate(rows: list[list[float]]) -> list[Any]:
-    """Draws, too, as mixup does."""
+    """Draw random numbers, as mixup does."""
     return [rows, torch.rand(()).item(), np.random.randn(), random.gauss(0, 1)]
 
 
@@ -53,7 +51,7 @@ def generators() -> list[Any]:
 
 
 def test_any_number_of_workers_gives_equal_bits() -> None:
-    """Two epochs, drawn from torch, numpy and random in rows and in the collate function."""
+    """Rows and the collate function draw from torch, numpy and random in two epochs."""
     epochs = []
     for workers in (0, 1, 2, 3):
         loader = augmented(num_workers=workers, persistent_workers=workers == 2)
@@ -66,8 +64,8 @@ def test_any_number_of_workers_gives_equal_bits() -> None:
     assert len({tuple(row) for row in noise}) == 30
 
 
-def test_a_resume_with_another_number_of_workers_gives_equal_bits() -> None:
-    """The generators need no saving, and the workers may be others."""
+def test_resuming_with_another_number_of_workers_gives_equal_bits() -> None:
+    """The generators need not be saved."""
     whole = list(augmented())
     for before, after in ((0, 2), (2, 3), (3, 0), (1, 0)):
         loader = augmented(num_workers=before)
@@ -78,8 +76,8 @@ def test_a_resume_with_another_number_of_workers_gives_equal_bits() -> None:
         assert list(again) == whole[3:]
 
 
-def test_a_batch_has_its_noise_on_any_number_of_ranks() -> None:
-    """The position in the plan of all ranks is what counts."""
+def test_the_draws_of_a_batch_do_not_depend_on_the_number_of_ranks() -> None:
+    """They depend on the place in the plan of all ranks."""
     noise = {}
     for world_size in (1, 2, 3):
         for rank in range(world_size):
@@ -94,8 +92,8 @@ def test_a_batch_has_its_noise_on_any_number_of_ranks() -> None:
 
 
 @pytest.mark.parametrize("gauss", [False, True])
-def test_without_workers_the_main_generators_are_undisturbed(gauss: bool) -> None:
-    """Also numpy's second value of a pair of normal numbers, which it keeps back."""
+def test_without_workers_the_generators_of_the_main_process_are_restored(gauss: bool) -> None:
+    """So is the second value of a pair of normal numbers, which numpy keeps."""
     torch.manual_seed(1)
     np.random.seed(1)
     random.seed(1)
@@ -114,12 +112,12 @@ def test_without_workers_the_main_generators_are_undisturbed(gauss: bool) -> Non
         assert generators() == before
 
 
-def test_the_generators_are_put_back_when_a_row_fails() -> None:
-    """An exception passes through."""
+def test_the_generators_are_restored_if_a_row_fails() -> None:
+    """The exception is raised."""
     before = generators()
 
     def fail() -> None:
-        with seeded(5):
+        with temporary_seed(5):
             torch.rand(3)
             np.random.randn()
             random.random()
@@ -130,8 +128,8 @@ def test_the_generators_are_put_back_when_a_row_fails() -> None:
     assert generators() == before
 
 
-def test_with_workers_the_main_generators_are_undisturbed() -> None:
-    """But for the one number that torch's iterator draws."""
+def test_with_workers_the_generators_of_the_main_process_do_not_change() -> None:
+    """Only torch's iterator draws one number."""
     torch.manual_seed(1)
     torch.empty((), dtype=torch.int64).random_()
     expected = generators()[0]
@@ -141,8 +139,8 @@ def test_with_workers_the_main_generators_are_undisturbed() -> None:
     assert generators() == [expected, *before]
 
 
-def test_the_seed_and_the_epoch_change_the_noise() -> None:
-    """Each alone."""
+def test_the_seed_and_the_epoch_change_the_draws() -> None:
+    """Each of the two is enough."""
     loader = augmented(seed=1)
     first = list(loader)
     assert list(augmented(seed=1)) == first
@@ -150,13 +148,13 @@ def test_the_seed_and_the_epoch_change_the_noise() -> None:
 
 
 def test_another_seed_on_resuming_is_refused() -> None:
-    """The rest of the epoch would be drawn otherwise."""
+    """The draws in the rest of the epoch would differ."""
     with pytest.raises(ValueError, match="seed was 1 and is 2"):
         augmented(seed=2).load_state_dict(augmented(seed=1).state_dict())
 
 
-def test_the_runs_seed_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SB_GLOBAL_SEED, as seed_everything sets it; else SpeechBrain's number."""
+def test_the_seed_of_the_run_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is SB_GLOBAL_SEED, which seed_everything sets, or SpeechBrain's number."""
     monkeypatch.delenv("SB_GLOBAL_SEED", raising=False)
     assert augmented().seed == DEFAULT_SEED == 563375142
     monkeypatch.setenv("SB_GLOBAL_SEED", "12")
@@ -166,31 +164,31 @@ def test_the_runs_seed_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
         global_seed()
 
 
-def test_data_without_code_is_not_seeded_for() -> None:
-    """There the swap of generators would be for nothing."""
+def test_data_without_user_code_needs_no_seed() -> None:
+    """Swapping the generators would be useless."""
     tensors = TensorDataset(torch.arange(4))
     for plain in ([1, 2], range(3), tensors, Subset(tensors, [0]), ConcatDataset([tensors])):
-        assert draws_nothing(plain, default_collate)
-    assert not draws_nothing(Augmented(), default_collate)
-    assert not draws_nothing(ConcatDataset([tensors, Augmented()]), default_collate)
-    assert not draws_nothing(tensors, collate)
+        assert draws_no_random_numbers(plain, default_collate)
+    assert not draws_no_random_numbers(Augmented(), default_collate)
+    assert not draws_no_random_numbers(ConcatDataset([tensors, Augmented()]), default_collate)
+    assert not draws_no_random_numbers(tensors, collate)
 
 
-def test_numbers_are_mixed_to_64_bits_that_differ() -> None:
+def test_hashes_of_neighbouring_integers_differ() -> None:
     """Neighbouring positions, epochs and seeds share nothing."""
-    seeds = {mix(s, e, p) for s in range(10) for e in range(10) for p in range(100)}
+    seeds = {hash_integers(s, e, p) for s in range(10) for e in range(10) for p in range(100)}
     assert len(seeds) == 10_000
     assert len({seed & 0xFFFFFFFF for seed in seeds}) > 9_990
     assert max(seeds) < 2**64
-    assert mix(1, 2, 3) == 0x7C961D2BEC0CBCBA
+    assert hash_integers(1, 2, 3) == 0x7C961D2BEC0CBCBA
 
 
-def test_without_numpy_the_other_generators_are_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process may never load it."""
+def test_without_numpy_the_other_generators_are_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may never import it."""
     monkeypatch.delitem(sys.modules, "numpy")
     before = random.getstate()
-    with seeded(5):
+    with temporary_seed(5):
         inside = random.random()
-    with seeded(5):
+    with temporary_seed(5):
         assert random.random() == inside
     assert random.getstate() == before

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from brain_data import DynamicBatchSampler, DynamicItemDataset
-from brain_data.order.plan import Deal
+from brain_data.order.sharding import ShardedPlan
 
 
 def reference_batches(
     lengths: list[float], sampler: DynamicBatchSampler, order: list[int], *, drop_last: bool
 ) -> list[list[int]]:
-    """The batches as the reference fills them, row by row."""
+    """Return the batches as SpeechBrain fills them, row by row."""
     edges, sizes = sampler.bucket_boundaries, sampler.bucket_sizes.tolist()
     filled: list[list[int]] = []
     open_batches: list[list[int]] = [[] for _ in sizes]
@@ -43,8 +43,8 @@ def reference_order(
     )
 
 
-def test_batches_are_those_of_the_reference_filled_row_by_row() -> None:
-    """For random lengths and settings, in any epoch; without balancing the order is, too."""
+def test_batches_equal_speechbrains() -> None:
+    """Lengths, settings and epochs are random; without balancing the order is equal, too."""
     draw = random.Random(2)
     for _ in range(150):
         rows, limit = draw.randint(1, 150), draw.choice([100, 1000])
@@ -71,7 +71,7 @@ def test_batches_are_those_of_the_reference_filled_row_by_row() -> None:
 
 
 def test_lognormal_boundaries_are_quantiles_stretched_to_the_limit() -> None:
-    """exp of the normal distribution's, as the reference takes from scipy."""
+    """They are the exponential of the normal distribution's, which SpeechBrain takes from scipy."""
     sampler = DynamicBatchSampler([1], 90, num_buckets=12, lengths_list=[1])
     normal = statistics.NormalDist()
     quantiles = np.exp([normal.inv_cdf(share / 13) for share in range(1, 13)])
@@ -80,7 +80,7 @@ def test_lognormal_boundaries_are_quantiles_stretched_to_the_limit() -> None:
 
 
 def test_quantile_warping_gives_buckets_of_equally_many_rows() -> None:
-    """The other way to place the boundaries."""
+    """It is the other option to place the boundaries."""
     lengths = np.random.default_rng(1).lognormal(3, 1, 1000).clip(1, 500)
     sampler = DynamicBatchSampler(
         range(1000), 500, num_buckets=10, lengths_list=lengths, warping="quantile"
@@ -90,7 +90,7 @@ def test_quantile_warping_gives_buckets_of_equally_many_rows() -> None:
 
 
 def test_no_batch_is_longer_than_the_limit_when_padded() -> None:
-    """Nor has more rows than max_batch_ex."""
+    """None has more rows than max_batch_ex."""
     lengths = np.random.default_rng(1).integers(1, 100, 500).tolist()
     sampler = DynamicBatchSampler(
         range(500), 100, num_buckets=8, lengths_list=lengths, max_batch_ex=20
@@ -103,7 +103,7 @@ def test_no_batch_is_longer_than_the_limit_when_padded() -> None:
 
 
 def test_each_epoch_has_other_batches_in_another_order() -> None:
-    """The reference repeats the first epoch's when it runs alone."""
+    """SpeechBrain repeats those of the first epoch in one process."""
     lengths = np.random.default_rng(1).integers(1, 100, 300).tolist()
     sampler = DynamicBatchSampler(range(300), 100, num_buckets=8, lengths_list=lengths)
     epochs = []
@@ -117,20 +117,20 @@ def test_each_epoch_has_other_batches_in_another_order() -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4, 6])
-def test_ranks_have_like_total_lengths_in_a_step(world_size: int) -> None:
-    """Within 5 % in the median, with the default settings."""
+def test_ranks_have_similar_total_lengths_in_a_step(world_size: int) -> None:
+    """They differ by less than 5 % in the median, with the default settings."""
     lengths = np.random.default_rng(1).lognormal(5, 0.6, 4000).clip(1, 2000)
     sampler = DynamicBatchSampler(range(4000), 8000, num_buckets=20, lengths_list=lengths)
-    deal = Deal(sampler.plan(), world_size)
+    shards = ShardedPlan(sampler.plan(), world_size)
     spread = []
-    for number in range(deal.rounds):
-        totals = [sum(sampler.get_durations(deal.rows(number, r)[1])) for r in range(world_size)]
+    for number in range(shards.num_rounds):
+        totals = [sum(sampler.get_durations(shards.rows(number, r)[1])) for r in range(world_size)]
         spread.append((max(totals) - min(totals)) / max(totals))
     assert statistics.median(spread) < 0.05
 
 
 def test_lengths_come_from_the_rows_of_a_dynamic_item_dataset() -> None:
-    """By length_func, or as their duration."""
+    """length_func or the key "duration" gives them."""
     data = {f"utt{i}": {"duration": float(1 + i % 5), "words": "a " * i} for i in range(20)}
     dataset = DynamicItemDataset(data)
     assert DynamicBatchSampler(dataset, 10, 3).get_durations([0, 4]) == [1.0, 5.0]
@@ -146,7 +146,7 @@ def test_a_row_longer_than_the_limit_is_named() -> None:
 
 
 def test_a_row_without_a_length_is_named() -> None:
-    """The error of the function is its cause."""
+    """The error of the function is the cause."""
     dataset = DynamicItemDataset({"a": {"duration": 1}, "b": {"words": "x"}})
     with pytest.raises(ValueError, match=r"got KeyError.*'duration'.* row 1 \(id 'b'\)") as caught:
         DynamicBatchSampler(dataset, 5, num_buckets=2)
@@ -154,7 +154,7 @@ def test_a_row_without_a_length_is_named() -> None:
 
 
 def test_the_file_of_a_row_that_is_too_long_is_named(tmp_path: Any) -> None:
-    """Beside its id."""
+    """The error names the id of the row, too."""
     (tmp_path / "train.json").write_text('{"utt0": {"duration": 9}}')
     dataset = DynamicItemDataset.from_json(tmp_path / "train.json")
     with pytest.raises(ValueError, match=r"train\.json .*id 'utt0'\): 9\.0"):
@@ -162,8 +162,8 @@ def test_the_file_of_a_row_that_is_too_long_is_named(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("bad", [-1, math.nan, math.inf])
-def test_a_length_that_is_none_is_named(bad: float) -> None:
-    """Negative, infinite or not a number."""
+def test_an_invalid_length_is_named(bad: float) -> None:
+    """It is negative, infinite or not a number."""
     with pytest.raises(ValueError, match=r"finite length of at least 0.*row 1: "):
         DynamicBatchSampler(range(2), 5, num_buckets=2, lengths_list=[1, bad])
 
@@ -182,14 +182,14 @@ def test_a_length_that_is_none_is_named(bad: float) -> None:
         ({"num_buckets": 2, "lengths_list": None}, NotImplementedError, "give lengths_list"),
     ],
 )
-def test_what_does_not_fit_is_refused(kwargs: Any, error: Any, words: str) -> None:
-    """Before the first batch."""
+def test_invalid_arguments_are_refused(kwargs: Any, error: Any, words: str) -> None:
+    """The error is raised before the first batch."""
     with pytest.raises(error, match=words):
         DynamicBatchSampler([1, 2, 3], 10, **{"lengths_list": [1, 2, 3], **kwargs})
 
 
-def test_boundaries_may_be_given_and_longer_rows_go_alone() -> None:
-    """A boundary of 0 holds the rows without length."""
+def test_boundaries_may_be_given_and_longer_rows_are_batches_of_one() -> None:
+    """A boundary of 0 is for rows without length."""
     lengths = [0, 0, 0, 2, 2, 9, 9]
     sampler = DynamicBatchSampler(
         lengths, 10, bucket_boundaries=[0, 2], lengths_list=lengths, shuffle=False,
@@ -198,8 +198,8 @@ def test_boundaries_may_be_given_and_longer_rows_go_alone() -> None:
     assert list(sampler) == [[0, 1, 2], [3, 4], [5], [6]]
 
 
-def test_the_callers_defaults_and_arguments_are_left_alone() -> None:
-    """No mutable default, and no plan before it is asked for."""
+def test_the_callers_arguments_are_not_modified() -> None:
+    """There is no mutable default, and no plan before it is needed."""
     boundaries, lengths = [2, 5], [1, 4]
     for _ in range(2):
         sampler = DynamicBatchSampler(
@@ -210,7 +210,7 @@ def test_the_callers_defaults_and_arguments_are_left_alone() -> None:
 
 
 def test_an_empty_dataset_has_no_batches() -> None:
-    """Whatever the order."""
+    """This holds for any order."""
     for ordering in ("random", "ascending"):
         sampler = DynamicBatchSampler(
             [], 10, num_buckets=2, lengths_list=[], batch_ordering=ordering
@@ -220,7 +220,7 @@ def test_an_empty_dataset_has_no_batches() -> None:
 
 
 def test_statistics_are_logged_at_debug_only(caplog: pytest.LogCaptureFixture) -> None:
-    """Those of batches when verbose, in epoch 0."""
+    """Those of batches are logged in epoch 0 if verbose."""
     caplog.set_level(logging.INFO)
     DynamicBatchSampler(range(2), 10, num_buckets=2, lengths_list=[1, 4], verbose=True).plan()
     assert caplog.records == []

@@ -1,4 +1,4 @@
-"""The reference's samplers: their orders, and what they refuse."""
+"""SpeechBrain's samplers: their orders and their errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def seeded(number: int) -> torch.Generator:
 
 
 def test_the_random_order_is_torchs_with_the_seed_and_the_epoch_added() -> None:
-    """With replacement and other numbers of samples, too."""
+    """This holds with replacement and for other numbers of samples, too."""
     for kwargs in (
         {}, {"num_samples": 7}, {"num_samples": 25}, {"replacement": True, "num_samples": 40},
     ):  # fmt: skip
@@ -50,7 +50,7 @@ def test_the_random_order_is_torchs_with_the_seed_and_the_epoch_added() -> None:
 
 
 def test_the_default_order_is_the_one_of_a_run_by_speechbrain() -> None:
-    """Three epochs of 202 rows in fours, with its default seed."""
+    """Three epochs of 202 rows in fours are compared, with its default seed."""
     expected = json.loads(ROWS_AS_BATCHED_BY_SPEECHBRAIN.read_text())
     sampler = ReproducibleRandomSampler(range(202))
     loader = SaveableDataLoader(range(202), batch_size=4, sampler=sampler)
@@ -62,7 +62,7 @@ def test_the_default_order_is_the_one_of_a_run_by_speechbrain() -> None:
 
 
 def test_weighted_rows_are_torchs_with_the_seed_and_the_epoch_added() -> None:
-    """The docstring's example of the reference holds."""
+    """The example of SpeechBrain's docstring holds."""
     weights = [0.1, 0.9, 0.4, 0.7, 3.0, 0.6]
     ours = ReproducibleWeightedRandomSampler(weights, 5, replacement=True)
     assert list(ours) == [3, 1, 4, 4, 4]
@@ -81,14 +81,14 @@ def test_weighted_rows_are_torchs_with_the_seed_and_the_epoch_added() -> None:
         lambda **kwargs: ReproducibleWeightedRandomSampler([1.0], 1, True, **kwargs),  # noqa: FBT003
     ],
 )
-def test_a_generator_of_ones_own_is_refused(make: Any) -> None:
-    """It would undo the seed."""
-    with pytest.raises(ValueError, match=r"seeds a generator of its own.*give seed= instead"):
+def test_a_generator_is_refused(make: Any) -> None:
+    """It would override the seed."""
+    with pytest.raises(ValueError, match=r"seeds a generator of its own.*pass seed= instead"):
         make(generator=torch.Generator())
 
 
 def test_iterating_has_no_side_effect() -> None:
-    """Twice gives the same, and nothing is drawn from the global generator."""
+    """Two iterations are equal, and nothing is drawn from the global generator."""
     before = torch.get_rng_state()
     for sampler in (
         ReproducibleRandomSampler(range(9)),
@@ -99,7 +99,7 @@ def test_iterating_has_no_side_effect() -> None:
 
 
 def test_balancing_draws_each_value_of_a_key_equally_often() -> None:
-    """Weights are one over a value's count; the reference's example holds."""
+    """Weights are one over the count of a value, and SpeechBrain's example holds."""
     data = {
         1: {"category": "A", "text": "This is a test"},
         2: {"category": "A", "text": "This is a second test"},
@@ -112,8 +112,8 @@ def test_balancing_draws_each_value_of_a_key_equally_often() -> None:
     assert len(BalancingDataSampler(dataset, "category")) == 3
 
 
-def test_a_concatenation_takes_its_share_of_each_part_in_each_batch() -> None:
-    """Until the first part has no full share left."""
+def test_a_concatenation_takes_a_fixed_number_of_rows_of_each_part_in_each_batch() -> None:
+    """It ends when one part has too few rows left."""
     parts = [ReproducibleRandomSampler(range(10)), ReproducibleRandomSampler(range(20))]
     sampler = ConcatDatasetBatchSampler(parts, [2, 4])
     batches = list(sampler)
@@ -144,8 +144,8 @@ def test_a_part_that_draws_fewer_rows_than_it_has_does_not_shift_the_next() -> N
         ([SequentialSampler(range(3))], [0], "must be positive"),
     ],
 )
-def test_a_concatenation_refuses_what_does_not_fit(samplers: Any, sizes: Any, words: str) -> None:
-    """As the reference does, with what was got."""
+def test_a_concatenation_refuses_invalid_arguments(samplers: Any, sizes: Any, words: str) -> None:
+    """The error type is SpeechBrain's."""
     with pytest.raises(ValueError, match=words):
         ConcatDatasetBatchSampler(samplers, sizes)
 
@@ -154,16 +154,16 @@ def shares(make: Any, world_size: int) -> list[list[Any]]:
     return [list(make(num_replicas=world_size, rank=rank)) for rank in range(world_size)]
 
 
-def test_one_batch_a_rank_is_one_batch() -> None:
-    """The reference hands the batch's rows out as batches."""
+def test_one_batch_for_each_rank_stays_a_batch() -> None:
+    """SpeechBrain yields the rows of the batch as batches."""
     batches = [[0, 1, 2], [3, 4, 5]]
     assert shares(lambda **kwargs: DistributedSamplerWrapper(batches, **kwargs), 2) == [
         [[0, 1, 2]], [[3, 4, 5]],
     ]  # fmt: skip
 
 
-def test_batches_are_dealt_in_turn_without_repeats_and_equal_in_number() -> None:
-    """For any number of batches and ranks; the wrapper's length is right."""
+def test_batches_are_assigned_round_robin_without_repeats_and_equal_in_number() -> None:
+    """This holds for any number of batches and ranks, and the wrapper's length is right."""
     draw = random.Random(1)
     for _ in range(200):
         rows, size, world_size = draw.randint(6, 80), draw.randint(1, 8), draw.randint(1, 6)
@@ -173,15 +173,15 @@ def test_batches_are_dealt_in_turn_without_repeats_and_equal_in_number() -> None
             batches = BatchSampler(range(rows), size, drop_last=drop_last)  # noqa: B023
             return DistributedSamplerWrapper(batches, num_replicas, rank, drop_last=drop_last)  # noqa: B023
 
-        dealt = shares(make, world_size)
-        assert {len(share) for share in dealt} == {len(make(world_size, 0))}
-        taken = [row for share in dealt for batch in share for row in batch]
+        assigned = shares(make, world_size)
+        assert {len(share) for share in assigned} == {len(make(world_size, 0))}
+        taken = [row for share in assigned for batch in share for row in batch]
         assert len(taken) == len(set(taken))
         if not drop_last:
             assert sorted(taken) == list(range(rows))
 
 
-def test_rows_are_dealt_without_repeats_unless_asked_to_pad() -> None:
+def test_rows_are_assigned_without_repeats_unless_pad_is_set() -> None:
     """torch's DistributedSampler repeats some by default."""
 
     def make(**kwargs: Any) -> Any:
@@ -193,8 +193,8 @@ def test_rows_are_dealt_without_repeats_unless_asked_to_pad() -> None:
     assert shares(lambda **k: make(drop_last=True, **k), 3) == [[0, 3], [1, 4], [2, 5]]
 
 
-def test_the_wrapped_order_is_kept_unless_it_is_told_to_shuffle() -> None:
-    """The reference shuffles any sampler again by default."""
+def test_the_wrapped_order_is_kept_unless_shuffle_is_set() -> None:
+    """SpeechBrain shuffles any sampler again by default."""
     batches = [[row] for row in range(40)]
 
     def make(**kwargs: Any) -> Any:
@@ -212,7 +212,7 @@ def test_the_wrapped_order_is_kept_unless_it_is_told_to_shuffle() -> None:
 
 
 def test_the_epoch_reaches_the_wrapped_sampler() -> None:
-    """Also through torch's BatchSampler."""
+    """It is passed through torch's BatchSampler, too."""
     inner = ReproducibleRandomSampler(range(8))
     DistributedSamplerWrapper(inner, 2, 0).set_epoch(3)
     assert inner.epoch == 3
@@ -220,19 +220,19 @@ def test_the_epoch_reaches_the_wrapped_sampler() -> None:
     assert inner.epoch == 4
 
 
-def test_a_rank_that_is_not_there_is_refused() -> None:
-    """The error says which there are."""
+def test_a_rank_outside_the_group_is_refused() -> None:
+    """The error lists the possible ranks."""
     with pytest.raises(ValueError, match="rank from 0 to 1 is required, got 2"):
         DistributedSamplerWrapper(range(4), num_replicas=2, rank=2)
 
 
-def test_alone_it_gives_everything() -> None:
+def test_in_one_process_it_yields_everything() -> None:
     """Rank and number of ranks come from the environment."""
     assert list(DistributedSamplerWrapper(SequentialSampler(range(5)))) == [0, 1, 2, 3, 4]
     assert isinstance(DistributedSamplerWrapper(range(3)), DistributedSampler)
 
 
-def test_torchs_own_distributed_sampler_is_taken_as_one_ranks_part() -> None:
+def test_torchs_own_distributed_sampler_is_one_ranks_share() -> None:
     """Another number of replicas on resuming is refused by name."""
 
     def make(replicas: int) -> Any:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from brain_dist.lazy import load_on_first_use
 
 if TYPE_CHECKING:
+    from brain_data.batch.batch_size import BatchsizeGuesser
     from brain_data.batch.collate import batch_pad_right, undo_padding
-    from brain_data.batch.padded_batch import BatchsizeGuesser, PaddedBatch, PaddedData
+    from brain_data.batch.padded_batch import PaddedBatch, PaddedData
+    from brain_data.dataset.cached_item import CachedDynamicItem
     from brain_data.dataset.dynamic_item_dataset import (
         DynamicItemDataset,
         FilteredSortedDynamicItemDataset,
@@ -16,14 +18,14 @@ if TYPE_CHECKING:
         set_output_keys,
     )
     from brain_data.dataset.items import (
-        CachedDynamicItem,
         DynamicItem,
         GeneratorDynamicItem,
         StaticItem,
         provides,
         takes,
     )
-    from brain_data.dataset.manifest import load_data_csv, load_data_json
+    from brain_data.dataset.manifest_csv import load_data_csv
+    from brain_data.dataset.manifest_json import load_data_json
     from brain_data.dataset.pipeline import DataPipeline
     from brain_data.errors import (
         CircularDependencyError,
@@ -39,11 +41,11 @@ if TYPE_CHECKING:
     from brain_data.loader.loader import SaveableDataLoader
     from brain_data.loader.looped import LoopedLoader
     from brain_data.loader.make import distributed_loader_specifics, make_dataloader
+    from brain_data.order.concatenation import ConcatDatasetBatchSampler
     from brain_data.order.distributed import DistributedSamplerWrapper
     from brain_data.order.dynamic_batches import DynamicBatchSampler
     from brain_data.order.samplers import (
         BalancingDataSampler,
-        ConcatDatasetBatchSampler,
         ReproducibleRandomSampler,
         ReproducibleWeightedRandomSampler,
     )
@@ -91,26 +93,30 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# Where each public name is; a module is imported when a name of it is first used.
+# The module of each public name; a module is imported when a name of it is first used.
 _HOMES = {
-    ".batch.padded_batch": "BatchsizeGuesser PaddedBatch PaddedData",
+    ".batch.batch_size": "BatchsizeGuesser",
     ".batch.collate": "batch_pad_right undo_padding",
-    ".dataset.dynamic_item_dataset": "DynamicItemDataset FilteredSortedDynamicItemDataset add_dynamic_item "
-    "set_output_keys",
-    ".errors": "CircularDependencyError DataItemError ManifestError ManifestKeyError "
-    "PaddingError UnknownKeyError",
-    ".experiment.environment": "get_environment_description",
+    ".batch.padded_batch": "PaddedBatch PaddedData",
+    ".dataset.cached_item": "CachedDynamicItem",
+    ".dataset.dynamic_item_dataset": "DynamicItemDataset FilteredSortedDynamicItemDataset "
+    "add_dynamic_item set_output_keys",
+    ".dataset.items": "DynamicItem GeneratorDynamicItem StaticItem provides takes",
+    ".dataset.manifest_csv": "load_data_csv",
+    ".dataset.manifest_json": "load_data_json",
+    ".dataset.pipeline": "DataPipeline",
+    ".errors": "CircularDependencyError DataItemError ManifestError "
+    "ManifestKeyError PaddingError UnknownKeyError",
     ".experiment.directory": "ExperimentDirectory create_experiment_directory",
+    ".experiment.environment": "get_environment_description",
     ".experiment.logging": "TqdmCompatibleStreamHandler",
-    ".dataset.items": "CachedDynamicItem DynamicItem GeneratorDynamicItem StaticItem provides takes",
     ".loader.loader": "SaveableDataLoader",
     ".loader.looped": "LoopedLoader",
     ".loader.make": "distributed_loader_specifics make_dataloader",
-    ".dataset.manifest": "load_data_csv load_data_json",
-    ".dataset.pipeline": "DataPipeline",
-    ".order.samplers": "BalancingDataSampler ConcatDatasetBatchSampler ReproducibleRandomSampler "
-    "ReproducibleWeightedRandomSampler",
+    ".order.concatenation": "ConcatDatasetBatchSampler",
     ".order.distributed": "DistributedSamplerWrapper",
     ".order.dynamic_batches": "DynamicBatchSampler",
+    ".order.samplers": "BalancingDataSampler ReproducibleRandomSampler "
+    "ReproducibleWeightedRandomSampler",
 }
 __getattr__, __dir__ = load_on_first_use(__name__, _HOMES)

@@ -1,7 +1,8 @@
-"""What goes wrong between a manifest and a batch."""
+"""The errors of this package."""
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,45 +10,43 @@ if TYPE_CHECKING:
 
 
 class UnknownKeyError(KeyError):
-    """A key that is not there; the message says which there are."""
+    """Raised for a key that does not exist; the message lists those that do."""
 
     def __str__(self) -> str:
-        # KeyError would print the repr of the whole sentence.
+        """Return the message; KeyError would return its repr."""
         return Exception.__str__(self)
 
 
 class ManifestError(ValueError):
-    """A manifest (JSON, CSV, Arrow, or a mapping in code) that cannot be a dataset."""
+    """Raised for a manifest (JSON, CSV, Arrow, or a mapping in code) that is not a dataset."""
 
 
 class ManifestKeyError(ManifestError, UnknownKeyError):
-    """A manifest that lacks a column, a key or a replacement.
+    """Raised for a manifest that lacks a column, a key or a replacement.
 
-    SpeechBrain raises ``KeyError`` here, so code that catches that goes on working.
+    SpeechBrain raises ``KeyError`` here, so code that catches ``KeyError`` still works.
     """
 
     __str__ = UnknownKeyError.__str__
 
 
 class DataItemError(RuntimeError):
-    """A dynamic item that could not be computed: the message names item, function and row.
+    """Raised if a dynamic item cannot be computed; the message names item, function and row.
 
-    The error of the function itself is the ``__cause__``; from a loader's worker it arrives as
-    text, at the end of the message.
+    The error of the function is the ``__cause__``; from a loader's worker it arrives as text, at
+    the end of the message.
     """
 
 
 class CircularDependencyError(ValueError):
-    """Dynamic items that need each other in a circle."""
+    """Raised for dynamic items that depend on each other in a cycle."""
 
 
 class PaddingError(ValueError):
-    """Examples that cannot be one batch: the message names the key and the shapes."""
+    """Raised if rows cannot be one batch; the message names the key and the shapes."""
 
 
 def nearest(name: object, names: Iterable[object]) -> str:
-    """Return `` (did you mean 'x'?)`` for the nearest of ``names``, or nothing."""
-    from difflib import get_close_matches
-
+    """Return `` (did you mean 'x'?)`` for the nearest of ``names``, or an empty string."""
     near = get_close_matches(str(name), [str(other) for other in names], n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,4 +1,4 @@
-"""Datasets whose items are computed from the rows of a manifest, when they are asked for."""
+"""Datasets whose items are computed from the rows of a manifest, when they are accessed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset
 
-from brain_data.dataset.manifest_arrow import read_arrow_rows
-from brain_data.dataset.manifest_json import read_json_rows
+from brain_data.dataset.manifest_arrow import load_arrow_rows
+from brain_data.dataset.manifest_csv import load_csv_rows
+from brain_data.dataset.manifest_json import load_json_rows
+from brain_data.dataset.packed_rows import packed_if_large
 from brain_data.dataset.pipeline import DataPipeline
-from brain_data.dataset.rows import RowIds, RowStore, own_id, pack_csv_rows, packed_if_large
+from brain_data.dataset.row_store import RowIds, RowStore, reserved_id_error
 from brain_data.errors import ManifestError
 
 if TYPE_CHECKING:
@@ -29,24 +31,23 @@ if TYPE_CHECKING:
 class DynamicItemDataset(Dataset[dict[Any, Any]]):
     """Rows by ID, and functions that compute further items of a row.
 
-    Only what the output keys need is computed, in an order worked out once.
+    Only the items that the output keys need are computed, in an order that is determined once.
 
     Parameters
     ----------
     data : mapping
         From the ID of a row to a mapping with its items. All rows have the keys of the first; the
         ID itself is the item ``"id"``. A dict of 50,000 rows or more of plain values is packed into
-        bytes, which forked workers share; later changes of that dict are not seen.
+        bytes, which forked workers share; later changes of that dict have no effect.
     dynamic_items : iterable, optional
         :class:`DynamicItem` objects, or mappings with ``func``, ``takes`` and ``provides``.
     output_keys : iterable or mapping, optional
-        Keys of the dicts that the dataset gives; a mapping goes from the name outside to the key
-        inside.
+        Keys of the dicts that the dataset returns; a mapping is from output name to key.
 
     Raises
     ------
     DataItemError
-        When an item of a row cannot be computed; names the item, its function, row and file.
+        If an item of a row cannot be computed; the message names item, function, row and file.
 
     Examples
     --------
@@ -75,11 +76,11 @@ class DynamicItemDataset(Dataset[dict[Any, Any]]):
         self.pipeline.source = getattr(self.data, "source", None)
 
     def __len__(self) -> int:
-        """Count the rows."""
+        """Return the number of rows."""
         return len(self.data_ids)
 
     def __getitem__(self, index: int) -> dict[Any, Any]:
-        """Compute the outputs of the row at `index`."""
+        """Return the outputs of the row at `index`."""
         return self.pipeline.compute_row(self._row(index))
 
     def add_dynamic_item(
@@ -92,12 +93,12 @@ class DynamicItemDataset(Dataset[dict[Any, Any]]):
         self.pipeline.add_dynamic_item(func, takes, provides)
 
     def set_output_keys(self, keys: OutputKeys | None) -> None:
-        """Choose what the dataset gives; see :meth:`DataPipeline.set_output_keys`."""
+        """Set the output keys; see :meth:`DataPipeline.set_output_keys`."""
         self.pipeline.set_output_keys(keys)
 
     @contextlib.contextmanager
     def output_keys_as(self, keys: OutputKeys | None) -> Iterator[DynamicItemDataset]:
-        """Choose other output keys inside a ``with``; they are put back after an error too.
+        """Use other output keys inside a ``with``, and restore the former ones, after errors too.
 
         Examples
         --------
@@ -116,14 +117,14 @@ class DynamicItemDataset(Dataset[dict[Any, Any]]):
             self.pipeline.set_output_keys(saved)
 
     def iterate_once(self, output_keys: OutputKeys | None = None, progressbar: bool = True) -> None:
-        """Compute every row once and drop it, to fill the caches of cached items.
+        """Compute every row once and discard it, to fill the caches of cached items.
 
         Parameters
         ----------
         output_keys : iterable or mapping, optional
-            What to compute instead of the present output keys.
+            Keys to compute instead of the present output keys.
         progressbar : bool
-            Show a bar, on a terminal.
+            Show a progress bar if the output is a terminal.
         """
         from tqdm import tqdm
 
@@ -140,20 +141,20 @@ class DynamicItemDataset(Dataset[dict[Any, Any]]):
         reverse: bool = False,
         select_n: int | None = None,
     ) -> FilteredSortedDynamicItemDataset:
-        """Give a view of some of the rows, in another order; this dataset is left alone.
+        """Return a view of some of the rows, in another order; this dataset does not change.
 
         Parameters
         ----------
         key_min_value, key_max_value : mapping, optional
-            Keeps the rows with ``row[key] >= limit`` or ``row[key] <= limit``.
+            Keep the rows with ``row[key] >= limit`` or ``row[key] <= limit``.
         key_test : mapping, optional
-            Keeps the rows with ``func(row[key])``.
+            Keep the rows for which ``func(row[key])`` is true.
         sort_key : str, optional
-            Sorts by this item. Rows that are equal in it keep their order, with `reverse` too.
+            Sort by this item. The sort is stable, with `reverse` too.
         reverse : bool
             Largest first.
         select_n : int, optional
-            Only the first so many rows that pass, chosen before sorting.
+            Select the first `select_n` rows that pass, before sorting.
         """
         at_least, at_most = key_min_value or {}, key_max_value or {}
         tests = key_test or {}
@@ -186,15 +187,15 @@ class DynamicItemDataset(Dataset[dict[Any, Any]]):
         if not first:
             raise ValueError(
                 f"An overfitting test needs at least one row; got sample_count={sample_count!r} of "
-                f"{len(self)} rows: ask for 1 or more."
+                f"{len(self)} rows: use 1 or more."
             )
         repeated = [*first] * math.ceil(total_count / len(first))
         return self._view(repeated[:total_count])
 
     def batch_shuffle(self, batch_size: int) -> FilteredSortedDynamicItemDataset:
-        """Shuffle whole runs of `batch_size` rows, by torch's generator; the rest stays last."""
+        """Shuffle groups of `batch_size` rows by torch's generator; remaining rows stay last."""
         count = len(self) // batch_size
-        # order: (count, batch_size) of row numbers, one run a line
+        # order: (count, batch_size) row numbers, one group in each line
         order = torch.randperm(count).unsqueeze(1) * batch_size + torch.arange(batch_size)
         rest = range(count * batch_size, len(self))
         return self._view([*order.flatten().tolist(), *rest])
@@ -207,12 +208,12 @@ class DynamicItemDataset(Dataset[dict[Any, Any]]):
         dynamic_items: Iterable[Any] | None = None,
         output_keys: OutputKeys | None = None,
     ) -> DynamicItemDataset:
-        """Make a dataset of a JSON manifest; see :func:`load_data_json`.
+        """Return a dataset of a JSON manifest; see :func:`load_data_json`.
 
-        The rows of a large file (4 MiB) stay bytes, which forked workers share: loading finds where
-        each row is, and a row is parsed when it is asked for.
+        The rows of a large file (4 MiB) are kept as bytes, which forked workers share: loading
+        finds the position of each row, and a row is parsed when it is accessed.
         """
-        dataset = cls(read_json_rows(json_path, replacements), dynamic_items, output_keys)
+        dataset = cls(load_json_rows(json_path, replacements), dynamic_items, output_keys)
         dataset.pipeline.source = json_path
         return dataset
 
@@ -224,8 +225,8 @@ class DynamicItemDataset(Dataset[dict[Any, Any]]):
         dynamic_items: Iterable[Any] | None = None,
         output_keys: OutputKeys | None = None,
     ) -> DynamicItemDataset:
-        """Make a dataset of a CSV manifest; see :func:`load_data_csv`."""
-        dataset = cls(pack_csv_rows(csv_path, replacements), dynamic_items, output_keys)
+        """Return a dataset of a CSV manifest; see :func:`load_data_csv`."""
+        dataset = cls(load_csv_rows(csv_path, replacements), dynamic_items, output_keys)
         dataset.pipeline.source = csv_path
         return dataset
 
@@ -237,18 +238,18 @@ class DynamicItemDataset(Dataset[dict[Any, Any]]):
         dynamic_items: Iterable[Any] | None = None,
         output_keys: OutputKeys | None = None,
     ) -> DynamicItemDataset:
-        """Make a dataset of a Hugging Face dataset, a ``pyarrow.Table`` or Parquet files.
+        """Return a dataset of a Hugging Face dataset, a ``pyarrow.Table`` or Parquet files.
 
         Parameters
         ----------
         dataset : datasets.Dataset, pyarrow.Table, path or list of paths
-            Its rows are numbered: the ID of a row is its position. It is not changed.
+            The ID of a row is its position. The argument is not modified.
         replacements : mapping, optional
             Formats the strings of a row, as in JSON.
         dynamic_items, output_keys
             As for the class.
         """
-        return cls(read_arrow_rows(dataset, replacements), dynamic_items, output_keys)
+        return cls(load_arrow_rows(dataset, replacements), dynamic_items, output_keys)
 
     @classmethod
     def from_parquet(
@@ -258,8 +259,8 @@ class DynamicItemDataset(Dataset[dict[Any, Any]]):
         dynamic_items: Iterable[Any] | None = None,
         output_keys: OutputKeys | None = None,
     ) -> DynamicItemDataset:
-        """Make a dataset of one or several Parquet files (the extra ``brain-data[arrow]``)."""
-        return cls(read_arrow_rows(paths, replacements), dynamic_items, output_keys)
+        """Return a dataset of one or several Parquet files (the extra ``brain-data[arrow]``)."""
+        return cls(load_arrow_rows(paths, replacements), dynamic_items, output_keys)
 
     def _row(self, index: int) -> dict[str, Any]:
         """Return a new dict with the row and its ID."""
@@ -276,11 +277,11 @@ class DynamicItemDataset(Dataset[dict[Any, Any]]):
 
 
 class FilteredSortedDynamicItemDataset(DynamicItemDataset):
-    """Some rows of another dataset, in an order of their own; see ``filtered_sorted``.
+    """A view of some rows of another dataset, in another order; see ``filtered_sorted``.
 
-    The rows are shared; output keys and items can be changed without changing the other's. The
-    functions of the items are the same objects (SpeechBrain copies them, so that an encoder fitted
-    later is fitted in one of the two).
+    The rows are shared. Changes of output keys and items do not affect the other dataset. The
+    functions of the items are the same objects (SpeechBrain copies them, so that an encoder that is
+    fitted later is fitted in one of the two datasets only).
     """
 
     def __init__(self, from_dataset: DynamicItemDataset, data_ids: Sequence[Any]) -> None:
@@ -290,26 +291,26 @@ class FilteredSortedDynamicItemDataset(DynamicItemDataset):
 
     @classmethod
     def from_json(cls, *args: Any, **kwargs: Any) -> DynamicItemDataset:  # noqa: ARG003
-        """Refuse: a view is made of a dataset."""
-        raise TypeError(_NO_VIEW_OF_A_FILE)
+        """Raise TypeError: a view cannot be made from a file."""
+        raise TypeError(_NOT_FROM_A_FILE)
 
     @classmethod
     def from_csv(cls, *args: Any, **kwargs: Any) -> DynamicItemDataset:  # noqa: ARG003
-        """Refuse: a view is made of a dataset."""
-        raise TypeError(_NO_VIEW_OF_A_FILE)
+        """Raise TypeError: a view cannot be made from a file."""
+        raise TypeError(_NOT_FROM_A_FILE)
 
     @classmethod
     def from_arrow_dataset(cls, *args: Any, **kwargs: Any) -> DynamicItemDataset:  # noqa: ARG003
-        """Refuse: a view is made of a dataset."""
-        raise TypeError(_NO_VIEW_OF_A_FILE)
+        """Raise TypeError: a view cannot be made from a file."""
+        raise TypeError(_NOT_FROM_A_FILE)
 
     @classmethod
     def from_parquet(cls, *args: Any, **kwargs: Any) -> DynamicItemDataset:  # noqa: ARG003
-        """Refuse: a view is made of a dataset."""
-        raise TypeError(_NO_VIEW_OF_A_FILE)
+        """Raise TypeError: a view cannot be made from a file."""
+        raise TypeError(_NOT_FROM_A_FILE)
 
 
-_NO_VIEW_OF_A_FILE = (
+_NOT_FROM_A_FILE = (
     "A FilteredSortedDynamicItemDataset is a view of another dataset; got a file: use "
     "DynamicItemDataset.from_json or from_csv, then filtered_sorted()."
 )
@@ -321,13 +322,13 @@ def add_dynamic_item(
     takes: str | Iterable[str] | None = None,
     provides: str | Iterable[Any] | None = None,
 ) -> None:
-    """Add one item to several datasets."""
+    """Add an item to several datasets."""
     for dataset in datasets:
         dataset.add_dynamic_item(func, takes, provides)
 
 
 def set_output_keys(datasets: Iterable[DynamicItemDataset], output_keys: OutputKeys | None) -> None:
-    """Choose the output keys of several datasets."""
+    """Set the output keys of several datasets."""
     for dataset in datasets:
         dataset.set_output_keys(output_keys)
 
@@ -340,14 +341,14 @@ def _static_keys(dataset: DynamicItemDataset) -> list[str]:
     data, ids = dataset.data, dataset.data_ids
     if not len(ids):
         raise ManifestError(
-            "A dataset needs at least one row, to know its keys; got none: check the file or the "
-            "filter that made it."
+            "A dataset needs at least one row, which defines its keys; got none: check the file or "
+            "the filter."
         )
     if isinstance(data, RowStore):
         return data.item_keys()
     row = data[ids[0]]
     if "id" in row:
-        raise own_id(ids[0], row, None)
+        raise reserved_id_error(ids[0], row, None)
     return [*row, "id"]
 
 
@@ -357,15 +358,15 @@ def _sorted_order(
     for i, value in enumerate(values):
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(
-                f"Rows are sorted by values that have an order; {sort_key!r} of row {uid(i)!r} is "
-                "nan: correct that row, or leave it out with key_test."
+                f"Rows must be sorted by values that have an order; {sort_key!r} of row {uid(i)!r} "
+                "is nan: correct that row, or filter it out with key_test."
             )
     try:
-        # Python's sort keeps the order of equals in both directions.
+        # Python's sort is stable in both directions.
         return sorted(range(len(values)), key=values.__getitem__, reverse=reverse)
     except TypeError as error:
-        kinds = sorted({type(value).__name__ for value in values})
+        types = sorted({type(value).__name__ for value in values})
         raise TypeError(
-            f"Rows are sorted by values that can be compared; {sort_key!r} holds {kinds} "
-            f"({error}): make them of one kind."
+            f"Rows must be sorted by values that can be compared; {sort_key!r} holds {types} "
+            f"({error}): convert them to one type."
         ) from error

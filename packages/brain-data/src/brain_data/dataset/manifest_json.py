@@ -1,217 +1,169 @@
-"""Finding the rows of a large JSON manifest without parsing them."""
+"""Manifests in JSON files, with errors that name the row."""
 
 from __future__ import annotations
 
+import json
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brain_data.dataset.manifest import load_data_json
-from brain_data.dataset.rows import PACK_BYTES, JsonRows
+from brain_data.dataset.json_scanner import WORD_BYTES, find_rows
+from brain_data.dataset.packed_rows import PACK_BYTES, PackedRows
+from brain_data.dataset.replacements import format_row
+from brain_data.dataset.row_store import reserved_id_error
+from brain_data.errors import ManifestError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
 
-    import numpy.typing as npt
+    from brain_data.dataset.row_store import Bytes, Positions
 
-    from brain_data.dataset.rows import Bytes, Places
-
-    Hashes = npt.NDArray[np.uint64]
-
-_CHUNK_BYTES = 2**19  # what is worked out of a chunk stays in the cache
-_WORD = 8  # IDs are hashed by words of so many bytes
-_LONGEST_GAP = 32  # between two rows; more white space than this is read the slow way
-_BOM = b"\xef\xbb\xbf"
-_WHITE = b" \t\r\n"
-_QUOTE, _ESCAPE = np.uint8(ord('"')), np.uint8(ord("\\"))
-# One bit makes a brace of a bracket.
-_FOLD, _OPEN, _CLOSE = np.uint8(0x20), np.uint8(ord("{")), np.uint8(ord("}"))
+    Path = str | os.PathLike[str]
 
 
-class _Part(NamedTuple):
-    """The whole rows of a chunk: each from the quote of its ID to behind its brace."""
-
-    starts: Places
-    ends: Places
-    hashes: Hashes
-    braces: bool  # Whether a string has one, so that it may name a replacement.
-    closed: int  # Where the brace stands that ends the file, or -1.
+class DuplicateKeyError(ValueError):
+    """Raised if a key occurs twice in one mapping."""
 
 
-def read_json_rows(
-    json_path: str | os.PathLike[str], replacements: Mapping[str, Any] | None = None
+def load_data_json(
+    json_path: Path, replacements: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Read a JSON manifest: a mapping from the ID of a row to a mapping with its items.
+
+    Parameters
+    ----------
+    json_path : path
+    replacements : mapping, optional
+        Every string, at any depth, is formatted with these: ``"{data_folder}/a.wav"``. As in
+        SpeechBrain, braces that are part of the text are doubled in the file.
+
+    Raises
+    ------
+    ManifestError
+        If it is no such mapping, an ID is not unique, or a replacement is missing; the message
+        names the file and the row.
+    """
+    with open(json_path, encoding="utf-8-sig") as file:
+        text = file.read()
+    data = _parse_rows(text, json_path)
+    values = {} if replacements is None else replacements
+    return {uid: format_row(uid, row, values, json_path) for uid, row in data.items()}
+
+
+def load_json_rows(
+    json_path: Path, replacements: Mapping[str, Any] | None = None
 ) -> Mapping[str, Mapping[str, Any]]:
-    """Read a JSON manifest: a small one into dicts, a large one as bytes.
+    """Return the rows of a JSON manifest: dicts if it is small, packed rows if it is large.
 
-    A large file is looked through once for where its rows begin and end, and for IDs that come
-    twice; a row is parsed when it is asked for. Whatever does not look like a mapping of mappings
-    is parsed in the ordinary way, which says what is wrong with it.
+    A large file is scanned once for the start and the end of its rows, and for duplicate IDs; a row
+    is parsed when it is accessed. A file that does not look like a mapping of mappings is parsed
+    with the standard library, which reports what is wrong with it.
     """
     size = os.stat(json_path).st_size
     if size >= PACK_BYTES:
-        # buffer: the file and a word of nothing, so that the words of the last ID can be read
-        buffer = np.empty(size + _WORD, np.uint8)
+        # buffer: the file and one word of zeros, so that the words of the last ID can be read
+        buffer = np.empty(size + WORD_BYTES, np.uint8)
         buffer[size:] = 0
         with open(json_path, "rb") as file:
             read = file.readinto(buffer[:size].data)
-        found = _find_rows(buffer, size) if read == size else None
-        if found is not None:
-            starts, ends, braces = found
-            # Without a brace in any string there is nothing to put in.
-            given = (replacements or {}) if braces else None
-            return JsonRows(buffer, starts, ends, json_path, given)
+        spans = find_rows(buffer, size) if read == size else None
+        if spans is not None:
+            starts, ends, has_braces = spans
+            # Without a brace in any string nothing is replaced.
+            values = (replacements or {}) if has_braces else None
+            return JsonRows(buffer, starts, ends, json_path, values)
     return load_data_json(json_path, replacements)
 
 
-def _find_rows(buffer: Bytes, size: int) -> tuple[Places, Places, bool] | None:
-    """Find where each ``"uid": {...}`` begins and ends; None for anything out of the ordinary."""
-    begin = _behind_first_brace(buffer, size)
-    small = np.uint32 if size < 2**32 else np.int64
-    # Grown in place: a list of small arrays, joined at the end, would leave its holes behind.
-    starts, ends, hashes = bytearray(), bytearray(), bytearray()
-    braces = False
-    length = _CHUNK_BYTES
-    closed = -1 if begin > 0 else size
-    while closed < 0:
-        # Each chunk begins behind a row: outside of strings, and one brace deep.
-        stop = min(begin + length, size)
-        while stop < size and buffer[stop - 1] == _ESCAPE:
-            stop += 1  # A backslash and what it escapes stay in one chunk.
-        part = _rows_of(buffer, begin, stop, first=not starts)
-        if part is None or (stop == size and part.closed < 0):
-            return None
-        closed = part.closed
-        if len(part.ends):
-            begin, length = int(part.ends[-1]), _CHUNK_BYTES
-            starts += part.starts.astype(small).data
-            ends += part.ends.astype(small).data
-            hashes += part.hashes.data
-            braces = braces or part.braces
-        else:
-            length *= 2
-    rest = buffer[closed + 1 : size].tobytes()
-    if not starts or rest.strip(_WHITE) or buffer[begin:closed].tobytes().strip(_WHITE):
-        return None
-    order = np.frombuffer(hashes, np.uint64)
-    order.sort()
-    if (order[1:] == order[:-1]).any():  # Two IDs are equal, or as good as never, seem to be.
-        return None
-    return np.frombuffer(starts, small), np.frombuffer(ends, small), braces
+class JsonRows(PackedRows):
+    """Rows as the bytes of a JSON file, ``"uid": {...}``, each parsed when it is accessed.
+
+    Parameters
+    ----------
+    replacements : mapping or None
+        Replacements in strings; None if no string of the file has a brace.
+    """
+
+    def __init__(
+        self,
+        buffer: Bytes,
+        starts: Positions,
+        ends: Positions,
+        source: object,
+        replacements: Mapping[str, Any] | None,
+    ) -> None:
+        super().__init__(buffer, starts, ends, source)
+        self._replacements = replacements
+
+    def id_at(self, index: int) -> str:
+        """Return the ID of the row at `index`."""
+        return str(_parse(str(self.bytes_at(index), "utf-8"))[0])
+
+    def row_at(self, index: int) -> dict[str, Any]:
+        """Parse and return the row at `index`, with its ID."""
+        text = str(self.bytes_at(index), "utf-8")
+        uid, end = _parse(text)
+        try:
+            row, end = _parse(text, text.index("{", end))
+        except DuplicateKeyError as error:
+            raise ManifestError(
+                f"Each key of a row must be unique; row {uid!r} of {self.source} has "
+                f"{error.args[0]!r} twice: rename or remove one of them."
+            ) from None
+        except ValueError as error:
+            raise ManifestError(
+                f"Each row of a JSON manifest must be valid JSON; row {uid!r} of {self.source} is "
+                f"not ({error}): {text[:200]!r}. Correct it there."
+            ) from error
+        assert end == len(text)
+        if self._replacements is not None:
+            row = format_row(uid, row, self._replacements, self.source)
+        if "id" in row:
+            raise reserved_id_error(uid, row, self.source)
+        row["id"] = uid
+        return row  # type: ignore[no-any-return]  # the text begins with a brace
 
 
-def _behind_first_brace(buffer: Bytes, size: int) -> int:
-    """Find where the first row may begin; 0 when the file begins with no brace."""
-    head = buffer[: min(size, 4096)].tobytes()
-    text = head.removeprefix(_BOM)
-    text = text.lstrip(_WHITE)
-    return len(head) - len(text) + 1 if text.startswith(b"{") else 0
+def _parse_rows(text: str, source: object) -> dict[str, dict[str, Any]]:
+    """Parse a whole JSON manifest; raise ManifestError unless it maps unique IDs to mappings."""
+    try:
+        data = json.loads(text, object_pairs_hook=_unique_keys)
+    except DuplicateKeyError as error:
+        raise ManifestError(
+            f"Each ID or key of a JSON manifest must be unique; {source} has {error.args[0]!r} "
+            "twice in one mapping: rename or remove one of them."
+        ) from None
+    except json.JSONDecodeError as error:
+        raise ManifestError(
+            f"A JSON manifest must be valid JSON; {source} is not: {error}. Correct the file there."
+        ) from error
+    if not isinstance(data, dict):
+        raise ManifestError(
+            f"A JSON manifest must be a mapping from the ID of a row to its items; {source} holds "
+            f"a {type(data).__name__}: write {{'row1': {{...}}, 'row2': {{...}}}}."
+        )
+    for uid, row in data.items():
+        _check_is_mapping(uid, row, source)
+    return data
 
 
-def _rows_of(buffer: Bytes, begin: int, stop: int, *, first: bool) -> _Part | None:
-    held = _without_escapes(buffer[begin:stop])
-    folded = held | _FOLD
-    # at: (marks,) where quotes, brackets and braces stand; mark: (marks,) which
-    at = np.flatnonzero((held == _QUOTE) | (folded == _OPEN) | (folded == _CLOSE))
-    mark = folded[at]
-    quote = held[at] == _QUOTE
-    # From a quote that opens a string up to the one that closes it an odd number has been seen.
-    inside = np.bitwise_xor.accumulate(quote.view(np.uint8)).view(np.bool_)
-    braces, in_string = False, inside & ~quote
-    if in_string.any():
-        braces = bool(_is_brace(held[at[in_string]]).any())
-        kept = ~in_string
-        at, mark, quote, inside = at[kept], mark[kept], quote[kept], inside[kept]
-    # bracket: indices into at of those outside of strings; depth: how deep each leads
-    bracket = np.flatnonzero(~(quote | inside))
-    opening = mark[bracket] == _OPEN
-    depth = 1 + np.cumsum(np.where(opening, 1, -1))
-    end = np.flatnonzero(depth == 0)
-    if len(end):
-        bracket, opening, depth = bracket[: end[0]], opening[: end[0]], depth[: end[0]]
-    closed = int(at[np.flatnonzero(~(quote | inside))[end[0]]]) + begin if len(end) else -1
-    closes = bracket[~opening & (depth == 1)]
-    opens = bracket[opening & (depth == 2)][: len(closes)]  # noqa: PLR2004 - a row
-    # The two marks before a row are the quotes of its ID, and before these ends the former row.
-    before = np.concatenate([[-1], closes[:-1]])[: len(closes)]
-    if not ((opens - before == 3).all() and quote[opens - 1].all()):  # noqa: PLR2004
-        return None
-    if not (_is_brace(held[at[opens]]).all() and _is_brace(held[at[closes]]).all()):
-        return None
-    at += begin
-    ids, colons, rows, ends = at[before + 1], at[before + 2], at[opens], at[closes]
-    former = np.concatenate([[begin - 1], ends[:-1]])[: len(ends)]
-    plain = _only(buffer, colons, rows, b":") and (
-        (_only(buffer, former[:1], ids[:1], b"") and _only(buffer, former[1:], ids[1:], b","))
-        if first
-        else _only(buffer, former, ids, b",")
-    )
-    if not plain:
-        return None
-    return _Part(ids, ends + 1, _hashes(buffer, ids + 1, colons), braces, closed)
+def _check_is_mapping(uid: str, row: object, source: object) -> None:
+    """Raise ManifestError for a row that is not a mapping."""
+    if not isinstance(row, dict):
+        raise ManifestError(
+            f"Each row of a manifest must be a mapping from key to value; row {uid!r} of {source} "
+            f"is {str(row)[:80]} (of type {type(row).__name__}): write {{'key': value}} there."
+        )
 
 
-def _without_escapes(chunk: Bytes) -> Bytes:
-    """Put something harmless for what is escaped by a backslash, byte for byte."""
-    if not (chunk == _ESCAPE).any():
-        return chunk
-    # Pairs first: what remains of a run of backslashes then escapes what follows it.
-    text = chunk.tobytes().replace(b"\\\\", b"__").replace(b'\\"', b"__")
-    return np.frombuffer(text, np.uint8)
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs of a JSON object as a dict; raise if a key is not unique."""
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise DuplicateKeyError(next(key for key in keys if keys.count(key) > 1))
+    return data
 
 
-def _is_brace(marks: Bytes) -> npt.NDArray[np.bool_]:
-    found: npt.NDArray[np.bool_] = (marks == _OPEN) | (marks == _CLOSE)
-    return found
-
-
-def _only(buffer: Bytes, left: Places, right: Places, wanted: bytes) -> bool:
-    """Tell whether, between two places, there are white space and one `wanted` byte only."""
-    if not len(left):
-        return True
-    gaps = right - left - 1
-    shortest, longest = int(gaps.min()), int(gaps.max())
-    if shortest < len(wanted) or longest > _LONGEST_GAP:
-        return False
-    seen = np.zeros(len(gaps), np.int8)
-    for step in range(longest):
-        here = slice(None) if step < shortest else gaps > step
-        held = buffer[left[here] + 1 + step]
-        hit = held == (wanted[0] if wanted else 0)
-        if not (hit | np.isin(held, _SPACES)).all():
-            return False
-        seen[here] += hit
-    return bool((seen == len(wanted)).all())
-
-
-def _hashes(buffer: Bytes, starts: Places, ends: Places) -> Hashes:
-    """Hash byte strings to 64 bits each."""
-    # words[p] is the 8 bytes at p as one number, at any p
-    words = np.ndarray((len(buffer) - _WORD + 1,), "<u8", buffer.data, 0, (1,))
-    lengths = ends - starts
-    hashes: Hashes = lengths.astype(np.uint64)
-    left = np.arange(len(starts))
-    done = 0
-    while len(left):
-        held = np.minimum(lengths[left] - done, _WORD)
-        word = words[starts[left] + done] & _LOW_BYTES[held]
-        # A word is mixed before it is joined: IDs that count up differ in few bits.
-        hashes[left] = _mixed(hashes[left] * _ODD ^ _mixed(word))
-        done += _WORD
-        left = left[lengths[left] > done]
-    return hashes
-
-
-def _mixed(words: Hashes) -> Hashes:
-    """Spread each bit over the word (David Stafford's thirteenth mix of MurmurHash3's)."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    words ^= words >> np.uint64(31)
-    return words
-
-
-_ODD = np.uint64(0x9E3779B97F4A7C15)
-_SPACES = np.frombuffer(_WHITE, np.uint8)
-# _LOW_BYTES[n] keeps the first n bytes of a word
-_LOW_BYTES = np.array([(1 << 8 * n) - 1 for n in range(_WORD + 1)], np.uint64)
+_parse = json.JSONDecoder(object_pairs_hook=_unique_keys).raw_decode

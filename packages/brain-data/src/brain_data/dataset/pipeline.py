@@ -1,4 +1,4 @@
-"""The data pipeline: which functions run, in which order, to give what is asked for."""
+"""The data pipeline: which functions run, and in which order, to compute the outputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from brain_data.dataset.items import DynamicItem, StaticItem
 from brain_data.dataset.items import provides as provides_keys
-from brain_data.dataset.pipeline_steps import Call, Steps, another_place, describe
+from brain_data.dataset.pipeline_steps import Call, Steps, describe, versioned_key
 from brain_data.errors import CircularDependencyError, UnknownKeyError, nearest
 
 
@@ -21,16 +21,16 @@ class _Node:
     keys: Sequence[str]
     stage: int = 0
     depends: list[int] = field(default_factory=list)
-    takes: Sequence[str] = ()  # the places of the arguments, as they were when it was added
-    places: Sequence[str] = ()  # where the values of `keys` go
+    takes: Sequence[str] = ()  # the versioned keys of the arguments, as of when it was added
+    provides: Sequence[str] = ()  # the versioned keys of `keys`
 
 
 class DataPipeline:
-    """Functions from row to items, of which only those that are needed run.
+    """Functions that compute items of a row; only those that the outputs need run.
 
-    The order is worked out when the first row is computed, and again only after the outputs or
-    the items have changed. An item may provide a key anew that it takes itself: what is added
-    after it, and the outputs, get its value; what was added before it keeps the old one.
+    The order of the calls is computed for the first row, and again only after the outputs or the
+    items have changed. An item may replace a key that it takes itself: items added after it, and
+    the outputs, get the new value; items added before it get the old one.
 
     Parameters
     ----------
@@ -39,12 +39,12 @@ class DataPipeline:
     dynamic_items : iterable, optional
         :class:`DynamicItem` objects, or mappings with ``func``, ``takes`` and ``provides``.
     output_keys : iterable or mapping, optional
-        Keys to give; a mapping goes from the name outside to the key inside.
+        Keys of the output; a mapping is from output name to key.
 
     Attributes
     ----------
     source : object
-        Where the rows come from, named by errors; a file, usually.
+        The origin of the rows, usually a file; errors name it.
 
     Examples
     --------
@@ -72,7 +72,7 @@ class DataPipeline:
         self.key_to_node: dict[str, int] = {}
         self.unaccounted_keys: dict[str, list[int]] = {}
         self._nodes: list[_Node] = []
-        self._places: dict[str, str] = {}  # of the keys that were provided anew
+        self._versions: dict[str, str] = {}  # versioned keys of the keys that were replaced
         self._plans: dict[Any, Steps] = {}
         self.add_static_keys(static_data_keys)
         self.add_dynamic_items(dynamic_items or [])
@@ -83,10 +83,10 @@ class DataPipeline:
         return self.compute_outputs(data)
 
     def add_static_keys(self, static_keys: Iterable[str]) -> None:
-        """Say which keys each row has."""
+        """Add keys that each row has."""
         for key in static_keys:
             if key in self.key_to_node:
-                self._refuse(key, f"the row's own key {key!r}")
+                self._raise_duplicate(key, f"the row's own key {key!r}")
             self._add_node(_Node(StaticItem(key), (key,)))
 
     def add_dynamic_items(self, dynamic_items: Iterable[Any]) -> None:
@@ -110,17 +110,17 @@ class DataPipeline:
         func : DynamicItem or callable
             A generator function becomes a :class:`GeneratorDynamicItem`.
         takes, provides : str or iterable of str
-            As for the decorators; not with a :class:`DynamicItem`, which has its own.
+            As for the decorators; not with a :class:`DynamicItem`, which has its own keys.
 
         Raises
         ------
         ValueError
-            When nothing is provided, or a key is that is provided already and not taken here.
+            If nothing is provided, or a key is already provided and not taken by this item.
         """
         if isinstance(func, DynamicItem):
             if takes is not None or provides is not None:
                 raise ValueError(
-                    f"An item brings its own keys; got one that provides {list(func.provides)!r} "
+                    f"An item has its own keys; got one that provides {list(func.provides)!r} "
                     f"and takes={takes!r}, provides={provides!r}: leave these out."
                 )
             self._add_item(func)
@@ -135,17 +135,17 @@ class DataPipeline:
         self._add_item(item)
 
     def set_output_keys(self, keys: Iterable[Any] | Mapping[Any, str] | None) -> None:
-        """Choose the outputs: keys, or a mapping from the name outside to the key inside."""
+        """Set the outputs: keys, or a mapping from output name to key."""
         self.output_mapping = _as_mapping(keys)
         self._plans.pop(None, None)
 
     def compute_outputs(self, data: Mapping[str, Any]) -> dict[Any, Any]:
-        """Compute the outputs of the row `data`, which is not changed.
+        """Compute the outputs of the row `data`, which is not modified.
 
         Raises
         ------
         DataItemError
-            Names the item, its function and the row.
+            If an item cannot be computed; the message names it, its function and the row.
         """
         plan = self._plans.get(None) or self._plan_of_outputs()
         return plan.run(dict(data), self.source)
@@ -153,16 +153,16 @@ class DataPipeline:
     def compute_specific(
         self, keys: Iterable[Any] | Mapping[Any, str], data: Mapping[str, Any]
     ) -> dict[Any, Any]:
-        """Compute other keys of the row `data`; the output keys stay what they are."""
+        """Compute other keys of the row `data`; the output keys do not change."""
         return self.plan(keys).run(dict(data), self.source)
 
     def compute_row(self, values: dict[Any, Any]) -> dict[Any, Any]:
-        """Compute the outputs from a dict that is the pipeline's to fill."""
+        """Compute the outputs from a dict that the pipeline may modify."""
         plan = self._plans.get(None) or self._plan_of_outputs()
         return plan.run(values, self.source)
 
     def plan(self, keys: Iterable[Any] | Mapping[Any, str]) -> Steps:
-        """Work out the steps that give `keys`, once for the same keys."""
+        """Return the steps that compute `keys`, cached by the keys."""
         mapping = _as_mapping(keys)
         name = tuple(mapping.items())
         if name not in self._plans:
@@ -170,22 +170,22 @@ class DataPipeline:
         return self._plans[name]
 
     def copy(self) -> DataPipeline:
-        """Return a pipeline to add to, with the same functions (these are not copied)."""
+        """Return a copy that can be extended; the functions are shared."""
         new = copy.copy(self)
-        twins = {id(item): copy.copy(item) for item in self.dynamic_items}
-        new.dynamic_items = list(twins.values())
+        copies = {id(item): copy.copy(item) for item in self.dynamic_items}
+        new.dynamic_items = list(copies.values())
         new.key_to_node = dict(self.key_to_node)
         new.unaccounted_keys = {key: list(nodes) for key, nodes in self.unaccounted_keys.items()}
         new._nodes = [  # noqa: SLF001 - of the same class
-            replace(node, item=twins.get(id(node.item), node.item), depends=list(node.depends))
+            replace(node, item=copies.get(id(node.item), node.item), depends=list(node.depends))
             for node in self._nodes
         ]
-        new._places = dict(self._places)  # noqa: SLF001
+        new._versions = dict(self._versions)  # noqa: SLF001
         new._plans = {}  # noqa: SLF001
         return new
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the worked-out plans behind: a spawned worker makes its own."""
+        """Return the state without plans: a spawned worker computes its own."""
         return {**self.__dict__, "_plans": {}}
 
     def _add_item(self, item: DynamicItem) -> None:
@@ -198,13 +198,13 @@ class DataPipeline:
             )
         if isinstance(item.takes, str):
             item.takes = (item.takes,)
-        named = describe(item.func)
+        name = describe(item.func)
         for position, key in enumerate(provided):
-            taken_elsewhere = key in self.key_to_node and key not in item.takes
-            if taken_elsewhere or key in provided[:position]:
-                self._refuse(key, named)
+            is_duplicate = key in self.key_to_node and key not in item.takes
+            if is_duplicate or key in provided[:position]:
+                self._raise_duplicate(key, name)
         needed = [self.key_to_node.get(key) for key in item.takes]
-        takes = [self._places.get(key, key) for key in item.takes]
+        takes = [self._versions.get(key, key) for key in item.takes]
         for stage, keys in enumerate(stages):
             index = self._add_node(_Node(item, keys, stage, takes=takes))
             if stage:
@@ -213,7 +213,7 @@ class DataPipeline:
             for key, node in zip(item.takes, needed, strict=True):
                 if node is not None:
                     self._depend(index, node)
-                elif key in self.key_to_node:  # by this item itself: a circle, found later
+                elif key in self.key_to_node:  # provided by this item itself: a cycle, found later
                     self._depend(index, index)
                 else:
                     self.unaccounted_keys.setdefault(key, []).append(index)
@@ -225,27 +225,27 @@ class DataPipeline:
         self._plans.clear()
         for key in node.keys:
             if key in self.key_to_node:
-                self._places[key] = another_place(key, index)
+                self._versions[key] = versioned_key(key, index)
             self.key_to_node[key] = index
             for dependent in self.unaccounted_keys.pop(key, []):
                 self._depend(dependent, index)
-        node.places = [self._places.get(key, key) for key in node.keys]
+        node.provides = [self._versions.get(key, key) for key in node.keys]
         return index
 
     def _depend(self, node: int, needed: int) -> None:
         if needed not in self._nodes[node].depends:
             self._nodes[node].depends.append(needed)
 
-    def _refuse(self, key: str, named: str) -> None:
+    def _raise_duplicate(self, key: str, name: str) -> None:
         node = self.key_to_node.get(key)
         other = None if node is None else self._nodes[node].item
         if isinstance(other, DynamicItem):
-            held = f"{describe(other.func)} provides it already"
+            origin = f"{describe(other.func)} provides it already"
         else:
-            held = "each row has it already" if other is not None else "it is named twice"
+            origin = "each row has it already" if other is not None else "it is named twice"
         raise ValueError(
-            f"A key must come from one place; got {key!r} from {named}, and {held}: provide it "
-            "under another name, and rename it with set_output_keys({'outside': 'inside'})."
+            f"A key must be provided once; got {key!r} from {name}, and {origin}: provide it under "
+            "another name, and rename it with set_output_keys({'output name': 'key'})."
         )
 
     def _plan_of_outputs(self) -> Steps:
@@ -259,20 +259,20 @@ class DataPipeline:
             if key not in self.key_to_node:
                 raise UnknownKeyError(
                     f"An output key must be in the rows or provided by an item; got {key!r}"
-                    f"{nearest(key, self.key_to_node)}, there are {list(self.key_to_node)!r}: "
+                    f"{nearest(key, self.key_to_node)}, the keys are {list(self.key_to_node)!r}: "
                     "correct set_output_keys, or add the item."
                 )
             self._visit(self.key_to_node[key], [], done, order)
-        places = {outside: self._places.get(key, key) for outside, key in mapping.items()}
-        return Steps(order, places)
+        outputs = {name: self._versions.get(key, key) for name, key in mapping.items()}
+        return Steps(order, outputs)
 
     def _visit(self, index: int, path: list[int], done: set[int], order: list[Call]) -> None:
         if index in path:
-            circle = [*path[path.index(index) :], index]
-            shown = " -> ".join(str(self._nodes[node].keys[0]) for node in circle)
+            cycle = [*path[path.index(index) :], index]
+            shown = " -> ".join(str(self._nodes[node].keys[0]) for node in cycle)
             raise CircularDependencyError(
-                f"Items must not need each other; got {shown}: give one of them another key to "
-                "take."
+                f"Items must not depend on each other in a cycle; got {shown}: change the keys "
+                "that one of them takes."
             )
         if index in done:
             return
@@ -282,15 +282,15 @@ class DataPipeline:
         done.add(index)
         if not isinstance(node.item, DynamicItem):
             return
-        lacking = [key for key in node.item.takes if key not in self.key_to_node]
-        if lacking:
+        missing = [key for key in node.item.takes if key not in self.key_to_node]
+        if missing:
             raise RuntimeError(
                 f"Each key that an item takes must be in the rows or provided by another; "
-                f"{describe(node.item.func)} takes {lacking[0]!r}"
-                f"{nearest(lacking[0], self.key_to_node)}, there are {list(self.key_to_node)!r}: "
+                f"{describe(node.item.func)} takes {missing[0]!r}"
+                f"{nearest(missing[0], self.key_to_node)}, there are {list(self.key_to_node)!r}: "
                 "correct @takes, or add the item that provides it."
             )
-        order.append(Call(node.item, node.stage, node.takes, node.places))
+        order.append(Call(node.item, node.stage, node.takes, node.provides))
 
 
 def _as_keys(keys: str | Iterable[Any] | None) -> list[Any]:

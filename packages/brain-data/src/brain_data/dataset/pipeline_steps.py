@@ -1,4 +1,4 @@
-"""A pipeline worked out once: the calls that give the outputs, in order."""
+"""The calls of a pipeline that compute its outputs, in order."""
 
 from __future__ import annotations
 
@@ -13,74 +13,74 @@ if TYPE_CHECKING:
 
 _PROTOCOL = ("next_takes", "next_provides", "provided_in_order", "reset")
 
-# What a step does. One and two arguments with one result are most steps, and have a way of their
-# own because building an argument list costs as much as the rest of the step.
+# The kinds of steps. Most steps have one or two arguments and one result. These are separate kinds
+# because building an argument list costs as much as the rest of the step.
 _ONE, _TWO, _MANY, _START, _NEXT, _CUSTOM = range(6)
 
 
 class Call(NamedTuple):
-    """One call that a pipeline makes; `stage` counts the calls of an item."""
+    """One call of a pipeline; `stage` counts the calls of an item."""
 
     item: DynamicItem
     stage: int
-    takes: Sequence[str]  # where the arguments are
-    places: Sequence[str]  # where the results go
+    takes: Sequence[str]  # the versioned keys of the arguments
+    provides: Sequence[str]  # the versioned keys of the results
 
 
 class Step(NamedTuple):
-    """One call: `keys` is a place when there is one value to keep, else a tuple of them."""
+    """One call: `keys` is a versioned key if there is one result, else a tuple of them."""
 
     kind: int
     call: Callable[..., Any]
     takes: Any
     keys: str | tuple[str, ...]
     item: DynamicItem
-    slot: Any  # Where the values hold the running generator of this item.
+    generator_key: Any  # The key under which the values hold the item's running generator.
 
 
 class Steps:
-    """The steps that compute some outputs, and the outputs themselves.
+    """The steps that compute some outputs.
 
     Parameters
     ----------
     calls : sequence of Call
         The calls in order.
     outputs : mapping
-        Name outside to place inside.
+        From output name to versioned key.
     """
 
     def __init__(self, calls: Sequence[Call], outputs: Mapping[Any, str]) -> None:
-        slots: dict[int, object] = {}
+        generator_keys: dict[int, object] = {}
         self.steps = tuple(
-            _make_step(call, slots.setdefault(id(call.item), object())) for call in calls
+            _make_step(call, generator_keys.setdefault(id(call.item), object())) for call in calls
         )
-        # Unpacking a plain tuple takes half as long as a named one.
-        self._calls = tuple(map(tuple, self.steps))
+        # Unpacking a plain tuple takes half as long as unpacking a named one.
+        self._plain_steps = tuple(map(tuple, self.steps))
         self._outputs = tuple(outputs.items())
         custom = {id(step.item): step.item for step in self.steps if step.kind == _CUSTOM}
         self._custom = tuple(custom.values())
 
     def run(self, values: dict[Any, Any], source: object = None) -> dict[Any, Any]:
-        """Compute the outputs of one row. `values` is filled in: hand over a dict of your own."""
-        # This runs for every row: what can be known before is known before, and the common steps
-        # come first.
-        now = None
+        """Compute the outputs of one row; `values` is modified."""
+        # This runs for every row: everything that does not depend on the row is computed before,
+        # and the common kinds come first.
+        step = None
         try:
-            for now in self._calls:
-                kind, call, takes, keys, _, _ = now
+            for step in self._plain_steps:
+                kind, call, takes, keys, _, _ = step
                 if kind == _ONE:
                     values[keys] = call(values[takes])
                 elif kind == _TWO:
                     values[keys] = call(values[takes[0]], values[takes[1]])
                 else:
-                    _take(now, values)
-            now = None
+                    _run_uncommon_step(step, values)
+            step = None
             outputs = {}
-            for outside, inside in self._outputs:
-                outputs[outside] = values[inside]
+            for name, key in self._outputs:
+                outputs[name] = values[key]
         except Exception as error:
-            step = None if now is None else Step(*now)
-            raise _explained(error, step, self._outputs, values, source) from error
+            failed = None if step is None else Step(*step)
+            raise _explain(error, failed, self._outputs, values, source) from error
         else:
             return outputs
         finally:
@@ -90,22 +90,22 @@ class Steps:
 
 
 class _WrongNumberError(Exception):
-    """A function that gave another number of values than there are keys."""
+    """Raised if a function returns another number of values than it has keys."""
 
 
-def _take(step: tuple[Any, ...], values: dict[Any, Any]) -> None:
-    """Take a step that is not one of the two common ones."""
-    kind, call, takes, keys, item, slot = step
+def _run_uncommon_step(step: tuple[Any, ...], values: dict[Any, Any]) -> None:
+    """Run a step of another kind than _ONE and _TWO."""
+    kind, call, takes, keys, item, generator_key = step
     if kind == _MANY:
         result = call(*[values[key] for key in takes])
     elif kind == _START:
-        generator = values[slot] = call(*[values[key] for key in takes])
+        generator = values[generator_key] = call(*[values[key] for key in takes])
         result = next(generator)
     elif kind == _NEXT:
-        result = next(values[slot])
+        result = next(values[generator_key])
     else:
-        places = dict(zip(item.takes, takes, strict=True))
-        result = item(*[values[places.get(key, key)] for key in item.next_takes()])
+        versioned = dict(zip(item.takes, takes, strict=True))
+        result = item(*[values[versioned.get(key, key)] for key in item.next_takes()])
     if type(keys) is str:
         values[keys] = result
         return
@@ -115,54 +115,54 @@ def _take(step: tuple[Any, ...], values: dict[Any, Any]) -> None:
         raise _WrongNumberError(str(error)) from error
 
 
-def another_place(key: str, number: int) -> str:
-    """Name the place of a value whose key is provided anew: one that no key has."""
-    return f"{key}\0{number}"
+def versioned_key(key: str, version: int) -> str:
+    """Return the key of a value that replaces the value of a key; no item has such a key."""
+    return f"{key}\0{version}"
 
 
-def _key_of(place: str) -> str:
-    return place.partition("\0")[0]
+def _key_of(versioned: str) -> str:
+    return versioned.partition("\0")[0]
 
 
-def _make_step(made: Call, slot: object) -> Step:
-    item, stage = made.item, made.stage
-    keys: Any = made.places[0] if len(made.places) == 1 else tuple(made.places)
-    takes: Any = tuple(made.takes)
+def _make_step(planned: Call, generator_key: object) -> Step:
+    item, stage = planned.item, planned.stage
+    keys: Any = planned.provides[0] if len(planned.provides) == 1 else tuple(planned.provides)
+    takes: Any = tuple(planned.takes)
     base = GeneratorDynamicItem if isinstance(item, GeneratorDynamicItem) else DynamicItem
     if any(getattr(type(item), name) is not getattr(base, name) for name in _PROTOCOL) or (
         base is GeneratorDynamicItem and type(item).__call__ is not base.__call__
     ):
-        return Step(_CUSTOM, item, takes, keys, item, slot)
-    # The function itself, unless a subclass has its own way of calling it.
+        return Step(_CUSTOM, item, takes, keys, item, generator_key)
+    # The function itself, unless a subclass overrides __call__.
     call: Any = item.func if type(item).__call__ is base.__call__ and item.func else item
     if base is GeneratorDynamicItem:
-        return Step(_NEXT if stage else _START, call, takes, keys, item, slot)
+        return Step(_NEXT if stage else _START, call, takes, keys, item, generator_key)
     if len(takes) == 1 and isinstance(keys, str):
-        return Step(_ONE, call, takes[0], keys, item, slot)
+        return Step(_ONE, call, takes[0], keys, item, generator_key)
     if len(takes) == 2 and isinstance(keys, str):  # noqa: PLR2004 - a pair
-        return Step(_TWO, call, takes, keys, item, slot)
-    return Step(_MANY, call, takes, keys, item, slot)
+        return Step(_TWO, call, takes, keys, item, generator_key)
+    return Step(_MANY, call, takes, keys, item, generator_key)
 
 
-def _explained(
+def _explain(
     error: Exception,
     step: Step | None,
     outputs: Sequence[tuple[Any, str]],
     values: Mapping[Any, Any],
     source: object,
 ) -> Exception:
-    """Say which item of which row failed in which function, and what it was."""
+    """Return an error that names the item, the row and the function that failed."""
     row = f"row {values['id']!r}" if "id" in values else "a row"
     if source is not None:
         row += f" of {source}"
-    have = list(dict.fromkeys(_key_of(key) for key in values if isinstance(key, str)))
-    needed = [inside for _, inside in outputs] if step is None else _argument_keys(step)
+    present = list(dict.fromkeys(_key_of(key) for key in values if isinstance(key, str)))
+    needed = [key for _, key in outputs] if step is None else _argument_keys(step)
     missing = [key for key in needed if key not in values]
     if missing:
-        what = "the outputs" if step is None else f"item {_names(step)}"
+        user = "the outputs" if step is None else f"item {_names(step)}"
         return DataItemError(
-            f"Every row must have the keys that {what} need; {row} lacks {_key_of(missing[0])!r}"
-            f"{nearest(missing[0], have)} and has {have!r}: complete the row, or leave it out."
+            f"Every row must have the keys that {user} need; {row} lacks {_key_of(missing[0])!r}"
+            f"{nearest(missing[0], present)} and has {present!r}: add it, or leave the row out."
         )
     if step is None:
         return error
@@ -170,22 +170,22 @@ def _explained(
     if isinstance(error, StopIteration):
         return DataItemError(
             f"{where} must yield {len(step.item.provides)} times, for "
-            f"{list(step.item.provides)!r}; it stopped before: add the missing "
+            f"{list(step.item.provides)!r}; it ended before: add the missing "
             "yield, or take the key out of @provides."
         )
     if isinstance(error, _WrongNumberError):
         return DataItemError(
-            f"{where} must give {len(step.keys)} values, for {_names(step)}; it did not "
+            f"{where} must return {len(step.keys)} values, for {_names(step)}; it did not "
             f"({error}): return that many, or change @provides."
         )
     return DataItemError(
         f"{where} failed on {_shown(step, values)}: {type(error).__name__}: {error}. "
-        "Mend that row or what it points to, or the function."
+        "Correct the row, what it refers to, or the function."
     )
 
 
 def describe(func: Any) -> str:
-    """Name a function so that it is found: its qualified name, file and line."""
+    """Return the qualified name, file and line of a function."""
     while isinstance(func, functools.partial):
         func = func.func
     name = getattr(func, "__qualname__", None) or type(func).__qualname__
@@ -202,13 +202,13 @@ def _argument_keys(step: Step) -> list[str]:
 def _names(step: Step) -> str:
     if isinstance(step.keys, str):
         return repr(_key_of(step.keys))
-    return repr([_key_of(place) for place in step.keys])
+    return repr([_key_of(versioned) for versioned in step.keys])
 
 
 def _shown(step: Step, values: Mapping[Any, Any]) -> str:
     parts = []
-    for place in [step.takes] if isinstance(step.takes, str) else step.takes:
-        key, value = _key_of(place), values.get(place)
+    for versioned in [step.takes] if isinstance(step.takes, str) else step.takes:
+        key, value = _key_of(versioned), values.get(versioned)
         text = repr(value) if isinstance(value, (str, int, float)) else ""
         kind = type(value).__name__
         parts.append(f"{key}={text}" if text and len(text) <= 200 else f"{key}: {kind}")  # noqa: PLR2004

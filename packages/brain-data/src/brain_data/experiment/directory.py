@@ -1,4 +1,4 @@
-"""The directory of an experiment: what it was run with, on what, and what it said."""
+"""The directory of an experiment: its hyperparameters, environment and log."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from brain_data.experiment.environment import get_environment_description
 from brain_data.experiment.logging import ExperimentLogging, read_log_config
+from brain_dist import get_rank, raise_together
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 
     from brain_data.experiment.logging import LogConfig
 
-_OURS = ("brain_data", "brain_core", "brain_dist", "brain_ckpt")
+_PACKAGES = ("brain_data", "brain_core", "brain_dist", "brain_ckpt")
 
 
 class ExperimentDirectory:
-    """What :func:`create_experiment_directory` has set up in this process.
+    """The experiment that :func:`create_experiment_directory` has set up in this process.
 
-    Nothing need be done with it: logging and the exception hook stay until the process ends.
-    Used in a ``with``, or by :meth:`restore`, they are put back as they were.
+    Logging and the exception hook stay until the process ends. :meth:`restore`, or the end of a
+    ``with``, restores the former ones.
 
     Attributes
     ----------
@@ -41,7 +42,7 @@ class ExperimentDirectory:
         self._log = log
 
     def __enter__(self) -> Self:
-        """Return itself; leaving the ``with`` restores."""
+        """Return itself."""
         return self
 
     def __exit__(
@@ -50,20 +51,20 @@ class ExperimentDirectory:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Put logging and the exception hook back."""
+        """Restore logging and the exception hook."""
         self.restore()
 
     def restore(self) -> None:
-        """Put logging and the exception hook back; a second call does nothing."""
+        """Restore logging and the exception hook; a second call does nothing."""
         log, self._log = self._log, None
         if log is not None:
             log.restore()
 
 
 class _Active:
-    """The experiment whose logging is set up in this process, so that the next one replaces it."""
+    """The experiment whose logging is set up in this process; the next one replaces it."""
 
-    now: ExperimentDirectory | None = None
+    experiment: ExperimentDirectory | None = None
 
 
 def create_experiment_directory(
@@ -73,46 +74,44 @@ def create_experiment_directory(
     log_config: LogConfig = None,
     save_env_desc: bool = True,
 ) -> ExperimentDirectory:
-    """Make the directory of an experiment, and log into it from here on.
+    """Create the directory of an experiment, and log into it from then on.
 
-    Rank 0 writes; every rank waits for it, and every rank gets its error. In the directory:
+    Rank 0 writes; every rank waits for it, and raises its error. The directory contains:
 
     - ``hyperparams.yaml``: the hyperparameters with references resolved and overrides applied;
-    - the script that called this, if there is one (a notebook has none);
-    - ``log.txt``: appended to, run after run. An exception that ends a process is logged too,
-      before the usual traceback; that of another rank goes to ``log-rank<r>.txt``;
+    - the calling script, if there is one (a notebook has none);
+    - ``log.txt``: the log of all runs. An exception that ends a process is logged too, before the
+      usual traceback; that of another rank than 0 is logged in ``log-rank<r>.txt``;
     - ``env.log``: see :func:`get_environment_description`.
 
     Parameters
     ----------
     experiment_directory : path
-        Made with its parents if it is not there.
+        Created with its parents if it does not exist.
     hyperparams_to_save : path, optional
         The HyperPyYAML file of the experiment.
     overrides : mapping or str, optional
-        What the command line changes in it; a string is YAML.
+        Hyperparameters that the command line overrides; a string is YAML.
     log_config : path or mapping, optional
         A YAML file (or its content) for ``logging.config``, whose handler ``file_handler`` gets the
-        name of the log file. Default: INFO and above into the file and on the console.
+        name of the log file. Default: level INFO to the file and to the console.
     save_env_desc : bool
         Whether ``env.log`` is written.
 
     Returns
     -------
     ExperimentDirectory
-        Its ``restore()``, or a ``with``, puts logging and the exception hook back.
+        Its ``restore()``, or a ``with``, restores logging and the exception hook.
 
     Raises
     ------
     OSError
-        When the directory or a file in it cannot be written: on every rank, before any training.
+        If the directory or a file in it cannot be written; on every rank, before any training.
     """
-    from brain_dist import get_rank, raise_together
-
     directory = Path(os.path.abspath(experiment_directory))
-    if _Active.now is not None:
-        _Active.now.restore()
-        _Active.now = None
+    if _Active.experiment is not None:
+        _Active.experiment.restore()
+        _Active.experiment = None
     script = _calling_script()
     error: BaseException | None = None
     log = None
@@ -126,13 +125,13 @@ def create_experiment_directory(
     try:
         raise_together(error)
         if rank != 0:
-            log = ExperimentLogging(directory / f"log-rank{rank}.txt", None, main=False)
+            log = ExperimentLogging(directory / f"log-rank{rank}.txt", None, is_main_process=False)
     except BaseException:
         if log is not None:
             log.restore()
         raise
-    _Active.now = ExperimentDirectory(directory, log)
-    return _Active.now
+    _Active.experiment = ExperimentDirectory(directory, log)
+    return _Active.experiment
 
 
 def _texts(
@@ -141,7 +140,7 @@ def _texts(
     script: Path | None,
     environment: bool,
 ) -> dict[str, str]:
-    """Make up the files, before anything is written."""
+    """Return the content of the files, before anything is written."""
     texts = {}
     if hyperparams is not None:
         texts["hyperparams.yaml"] = _resolved(hyperparams, overrides)
@@ -160,12 +159,12 @@ def _write_all(
             _write(directory / name, text)
         if script is not None and script.parent != directory.resolve():
             shutil.copy(script, directory)
-        # Whether the log can be appended to is found here, and not by logging later.
+        # Raises here if the log cannot be written, and not at the first log line.
         with (directory / "log.txt").open("a", encoding="utf-8"):
             pass
     except OSError as error:
-        raise _explained(error, directory) from error
-    log = ExperimentLogging(directory / "log.txt", settings, main=True)
+        raise _unwritable_error(error, directory) from error
+    log = ExperimentLogging(directory / "log.txt", settings, is_main_process=True)
     logger = logging.getLogger("brain_data.experiment")
     logger.info("Beginning experiment!")
     logger.info("Experiment folder: %s", directory)
@@ -181,7 +180,7 @@ def _resolved(
     with open(path, encoding="utf-8") as file:
         try:
             text = resolve_references(file, overrides or None).getvalue()
-        except OSError:  # of an included file; says which
+        except OSError:  # of an included file, which it names
             raise
         except Exception as error:
             raise ValueError(
@@ -189,12 +188,12 @@ def _resolved(
                 f"resolve; {path} with the overrides {overrides!r} is not: "
                 f"{type(error).__name__}: {error}. Correct the file or the overrides."
             ) from error
-    today = date.today()  # noqa: DTZ011 - the user's own day
+    today = date.today()  # noqa: DTZ011 - the local date
     return f"# Generated {today} from:\n# {path}\n# yamllint disable\n{text}"
 
 
 def _write(path: Path, text: str) -> None:
-    # Written aside and renamed: a run that is killed here leaves the former file whole.
+    # Written to another file and renamed: a killed run leaves the former file unchanged.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -204,11 +203,11 @@ def _write(path: Path, text: str) -> None:
 
 
 def _calling_script() -> Path | None:
-    """Find the file of the first caller outside these packages; None in a notebook or a shell."""
+    """Return the file of the first caller outside these packages; None in a notebook or a shell."""
     frame = sys._getframe(1)  # noqa: SLF001 - inspect.currentframe, without importing inspect
     while frame is not None:
-        if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in _OURS:
-            # Not the name of the code object, which in a notebook is that of a temporary file.
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in _PACKAGES:
+            # Not the code object's name, which in a notebook is that of a temporary file.
             name = frame.f_globals.get("__file__")
             path = Path(name).resolve() if isinstance(name, str) else None
             return path if path is not None and path.is_file() else None
@@ -216,7 +215,7 @@ def _calling_script() -> Path | None:
     return None
 
 
-def _explained(error: OSError, directory: Path) -> OSError:
+def _unwritable_error(error: OSError, directory: Path) -> OSError:
     return type(error)(
         f"An experiment needs a directory that it can write to; {directory} is not one ({error}): "
         "choose another folder, or change its permissions."

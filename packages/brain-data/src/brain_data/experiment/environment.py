@@ -1,4 +1,4 @@
-"""A description of where an experiment runs, for whoever must repeat it."""
+"""A description of the environment of an experiment, to reproduce it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _GIT_TIMEOUT_SECONDS = 10
 
 
 def get_environment_description(directory: str | os.PathLike[str] | None = None) -> str:
-    """Describe Python, torch, the devices, the installed packages and the git commit.
+    """Return a description of Python, torch, the devices, the packages and the git commit.
 
-    Environment variables are left out: they hold passwords.
+    Environment variables are not included: they may hold passwords.
 
     Parameters
     ----------
     directory : path, optional
-        Somewhere in the git repository of the experiment; the working directory if left out.
+        A directory in the git repository of the experiment; default: the working directory.
 
     Examples
     --------
@@ -86,14 +86,14 @@ def _git(directory: str) -> str:
         changed = git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return f"no commit could be read in {directory}"
-    return commit + (f"\nwith changes that are not committed:\n{changed}" if changed else "")
+    return commit + (f"\nwith uncommitted changes:\n{changed}" if changed else "")
 
 
 def _packages() -> list[str]:
     found = {
         f"{package.metadata['Name']}=={package.version}"
         for package in importlib.metadata.distributions()
-        # A half-removed package has no name.
+        # A partially removed package has no name.
         if package.metadata["Name"]
     }
     return sorted(found, key=str.lower)

@@ -1,4 +1,4 @@
-"""Logging of an experiment: set up by one call, and put back by another."""
+"""Logging of an experiment, which can be restored to what it was before."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ LogConfig = str | os.PathLike[str] | Mapping[str, Any] | None
 
 
 class TqdmCompatibleStreamHandler(_StreamHandler):
-    """A console handler whose lines do not break a progress bar."""
+    """A console handler that writes its lines above a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record above the bars that are shown."""
+        """Write a record above the progress bars."""
         try:
             from tqdm import tqdm
 
@@ -34,52 +34,54 @@ class TqdmCompatibleStreamHandler(_StreamHandler):
             self.flush()
         except RecursionError:
             raise
-        except Exception:  # noqa: BLE001 - as every handler of the standard library
+        except Exception:  # noqa: BLE001 - as the standard library's handlers
             self.handleError(record)
 
 
 class ExperimentLogging:
-    """Handlers on the root logger and the exception hook, and what was there before.
+    """Sets handlers of the root logger and the exception hook, and restores the former ones.
 
     Parameters
     ----------
     log_file : Path
-        What this rank appends to. Another rank than 0 makes it only when there is an error.
+        The log of this rank. Another rank than 0 creates it only for an error.
     config : dict or None
-        A dictionary for ``logging.config``; its ``file_handler`` gets `log_file`. None: a file with
-        everything from INFO on, and the console, unless there is one already.
-    main : bool
+        A dictionary for ``logging.config``; its ``file_handler`` gets `log_file`. None: level INFO
+        to the file and, unless there is a console handler already, to the console.
+    is_main_process : bool
         Whether this is rank 0.
     """
 
-    def __init__(self, log_file: Path, config: dict[str, Any] | None, main: bool) -> None:
+    def __init__(
+        self, log_file: Path, config: dict[str, Any] | None, is_main_process: bool
+    ) -> None:
         self._root = logging.getLogger()
         self._handlers = list(self._root.handlers)
         self._level = self._root.level
         self._hook = sys.excepthook
         self._file: logging.Handler
         try:
-            if not main:
+            if not is_main_process:
                 self._file = _file_handler(log_file, logging.ERROR)
                 self._root.addHandler(self._file)
             elif config is None:
-                self._file = self._by_default(log_file)
+                self._file = self._add_default_handlers(log_file)
             else:
-                self._file = self._by_config(log_file, config)
+                self._file = self._apply_config(log_file, config)
         except BaseException:
-            self._put_handlers_back()
+            self._restore_handlers()
             raise
         self._installed = self._log_exception
         sys.excepthook = self._installed
 
     def restore(self) -> None:
-        """Put the exception hook, the handlers and the level back; close what was opened."""
-        # A hook that someone else has set meanwhile is theirs to remove; ours then only passes on.
+        """Restore the exception hook, the handlers and the level; close handlers of this object."""
+        # A hook that was set later is not removed; it may call this one, which then logs nothing.
         if sys.excepthook == self._installed:
             sys.excepthook = self._hook
-        self._put_handlers_back()
+        self._restore_handlers()
 
-    def _by_default(self, log_file: Path) -> logging.Handler:
+    def _add_default_handlers(self, log_file: Path) -> logging.Handler:
         if not any(isinstance(handler, logging.StreamHandler) for handler in self._handlers):
             console = TqdmCompatibleStreamHandler(sys.stdout)
             console.setLevel(logging.INFO)
@@ -91,12 +93,12 @@ class ExperimentLogging:
             self._root.setLevel(logging.INFO)
         return file
 
-    def _by_config(self, log_file: Path, settings: dict[str, Any]) -> logging.Handler:
+    def _apply_config(self, log_file: Path, settings: dict[str, Any]) -> logging.Handler:
         handlers = settings.setdefault("handlers", {})
         if "file_handler" in handlers:
             handlers["file_handler"]["filename"] = str(log_file)
         settings.setdefault("version", 1)
-        # What the user's other loggers do is theirs.
+        # Other loggers of the user's are not disabled.
         settings.setdefault("disable_existing_loggers", False)
         from logging.config import dictConfig
 
@@ -108,7 +110,7 @@ class ExperimentLogging:
         self._root.addHandler(file)
         return file
 
-    def _put_handlers_back(self) -> None:
+    def _restore_handlers(self) -> None:
         for handler in list(self._root.handlers):
             self._root.removeHandler(handler)
             if handler not in self._handlers:
@@ -123,7 +125,7 @@ class ExperimentLogging:
         error: BaseException,
         trace: TracebackType | None,
     ) -> None:
-        # Only into the file: the hook that was there before shows it on the console.
+        # To the file only: the former hook prints it on the console.
         try:
             record = logging.getLogger("brain_data.experiment").makeRecord(
                 "brain_data.experiment",
@@ -148,7 +150,7 @@ def _file_handler(path: Path, level: int, delay: bool = True) -> logging.FileHan
 
 
 def read_log_config(config: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Any]:
-    """Read a dictionary for ``logging.config`` from a YAML file, or copy the one that is given."""
+    """Return a dictionary for ``logging.config`` from a YAML file, or a copy of a given one."""
     import copy
 
     if isinstance(config, Mapping):

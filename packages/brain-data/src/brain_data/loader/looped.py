@@ -1,4 +1,4 @@
-"""A loader looped without end, cut into epochs of a nominal length."""
+"""A loader that is iterated repeatedly, divided into epochs of a nominal length."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brain_data.loader.position import beside, marked, write
+from brain_data.batch.batch_size import BatchsizeGuesser
+from brain_data.loader.position import json_path, mark, write_position
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
 class LoopedLoader:
-    """Loops a loader without end; a nominal epoch is a number of batches.
+    """Iterates a loader repeatedly; a nominal epoch is a fixed number of batches.
 
-    A pass over the loader goes on in the next nominal epoch where the last one stopped. Each new
-    pass is a new epoch of the loader's (``loader.set_epoch``), so that its order is another. The
-    state holds the loader's position too.
+    A pass over the loader continues in the next nominal epoch. Each new pass is a new epoch of the
+    loader (``loader.set_epoch``), with another order. The state includes the loader's position.
 
     Parameters
     ----------
@@ -26,16 +26,16 @@ class LoopedLoader:
     epoch_length
         Batches in a nominal epoch.
     batchsize_fn
-        Takes a batch and returns its number of samples; by default a `BatchsizeGuesser`.
+        Takes a batch and returns its number of samples; default: a `BatchsizeGuesser`.
 
     Attributes
     ----------
     step : int
-        Batches handed out in this nominal epoch.
+        Batches yielded in this nominal epoch.
     total_steps, total_samples : int
-        Batches and samples handed out ever, in this process's share.
+        Batches and samples yielded since the start of training, on this rank.
     passes : int
-        Passes over the loader completed.
+        Completed passes over the loader.
     """
 
     def __init__(
@@ -44,21 +44,17 @@ class LoopedLoader:
         epoch_length: int,
         batchsize_fn: Callable[[Any], int] | None = None,
     ) -> None:
-        if batchsize_fn is None:
-            from brain_data.batch.padded_batch import BatchsizeGuesser  # only the default needs it
-
-            batchsize_fn = BatchsizeGuesser()
         self.loader = loader
         self.iterator: Iterator[Any] | None = None
         self.epoch_length = epoch_length
-        self.batchsize_fn = batchsize_fn
+        self.batchsize_fn = BatchsizeGuesser() if batchsize_fn is None else batchsize_fn
         self.step = 0
         self.total_steps = 0
         self.total_samples = 0
         self.passes = 0
 
     def __iter__(self) -> LoopedLoader:
-        """Go on in the present pass."""
+        """Continue the present pass."""
         if self.iterator is None:
             self.iterator = iter(self.loader)
         return self
@@ -85,32 +81,32 @@ class LoopedLoader:
 
     @property
     def last_round(self) -> Any:
-        """The loader's own, where it has one."""
+        """The loader's ``last_round``, if it has one."""
         return self.loader.last_round
 
     @property
-    def is_filler(self) -> bool:
-        """Whether the batch handed out last is a filler of the loader's."""
-        return bool(getattr(self.loader, "is_filler", False))
+    def is_padding(self) -> bool:
+        """Whether the batch yielded last is a padding batch of the loader."""
+        return bool(getattr(self.loader, "is_padding", False))
 
     @property
-    def fillers(self) -> int:
-        """How many ranks were handed a filler as their latest batch."""
-        return int(getattr(self.loader, "fillers", 0))
+    def padding_batches(self) -> int:
+        """How many ranks got a padding batch as their latest batch."""
+        return int(getattr(self.loader, "padding_batches", 0))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters and the loader's position."""
-        inner = self.loader.state_dict() if hasattr(self.loader, "state_dict") else None
+        position = self.loader.state_dict() if hasattr(self.loader, "state_dict") else None
         return {
             "step": self.step,
             "total_steps": self.total_steps,
             "total_samples": self.total_samples,
             "passes": self.passes,
-            "loader": inner,
+            "loader": position,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state, refused as `SaveableDataLoader.load_state_dict` does."""
+        """Resume from a saved state; raises as `SaveableDataLoader.load_state_dict` does."""
         if state["loader"] is not None:
             if not hasattr(self.loader, "load_state_dict"):
                 raise ValueError(
@@ -124,23 +120,23 @@ class LoopedLoader:
         self.passes = state["passes"]
         self.iterator = None
 
-    @marked("_speechbrain_saver")
+    @mark("_speechbrain_saver")
     def save(self, path: Any) -> None:
-        """Write SpeechBrain's three numbers at ``path`` and the whole state beside it."""
+        """Write SpeechBrain's three numbers to ``path``, and the whole state to its JSON file."""
         numbers = (self.step, self.total_steps, self.total_samples)
-        write(path, "".join(f"{number}\n" for number in numbers), self.state_dict())
+        write_position(path, "".join(f"{number}\n" for number in numbers), self.state_dict())
 
-    @marked("_speechbrain_loader")
+    @mark("_speechbrain_loader")
     def load(self, path: Any, end_of_epoch: bool = True) -> None:
         """Read what `save` wrote, or SpeechBrain's three numbers."""
-        if beside(path).is_file():
-            self.load_state_dict(json.loads(beside(path).read_text(encoding="utf-8")))
+        if json_path(path).is_file():
+            self.load_state_dict(json.loads(json_path(path).read_text(encoding="utf-8")))
         else:
             numbers = Path(path).read_text(encoding="utf-8").split()
             self.step, self.total_steps, self.total_samples = map(int, numbers)
         if not end_of_epoch and self.step == 0 and self.total_steps > 0:
-            # Saved after a nominal epoch's last batch, in validation say: what goes on there must
-            # find no batch left, as in the reference.
+            # Saved after the last batch of a nominal epoch, for example during validation: as in
+            # SpeechBrain, the resumed epoch must have no batch left.
             self.step = self.epoch_length
 
     def _first_of_next_pass(self) -> Any:
@@ -152,6 +148,6 @@ class LoopedLoader:
             return next(self.iterator)
         except StopIteration:
             raise RuntimeError(
-                "a loader with at least one batch is required, got one that gives none: "
-                "look at its dataset, batch size and drop_last"
+                "a loader with at least one batch is required, got one without any: "
+                "check its dataset, batch size and drop_last"
             ) from None

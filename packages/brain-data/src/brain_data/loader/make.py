@@ -1,4 +1,4 @@
-"""Loaders with SpeechBrain's defaults, alone and on several ranks."""
+"""Loaders with SpeechBrain's defaults, on one rank and on several."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.data import BatchSampler, IterableDataset, SequentialSampler
 
+from brain_data.batch.padded_batch import PaddedBatch
 from brain_data.loader.loader import SaveableDataLoader
 from brain_data.loader.looped import LoopedLoader
 from brain_data.order.distributed import DistributedSamplerWrapper
@@ -19,34 +20,32 @@ logger = logging.getLogger(__name__)
 def make_dataloader(
     dataset: Any, looped_nominal_epoch: int | None = None, **loader_kwargs: Any
 ) -> Any:
-    """Make a loader with SpeechBrain's defaults.
+    """Return a loader with SpeechBrain's defaults.
 
     Parameters
     ----------
     dataset
-        Any dataset. A `DynamicItemDataset` is collated by `PaddedBatch` unless told otherwise.
+        Any dataset. A `DynamicItemDataset` is collated by `PaddedBatch` by default.
     looped_nominal_epoch
-        Loop without end, and call so many batches an epoch.
+        Iterate the loader repeatedly, with this number of batches in an epoch.
     **loader_kwargs
         As for `SaveableDataLoader`. ``shuffle=True`` means a `ReproducibleRandomSampler`, seeded by
-        SB_GLOBAL_SEED where it is set.
+        SB_GLOBAL_SEED if it is set.
 
     Returns
     -------
     SaveableDataLoader or LoopedLoader
-        The latter where ``looped_nominal_epoch`` is given.
+        The latter if ``looped_nominal_epoch`` is given.
 
     Raises
     ------
     ValueError
-        If ``shuffle=True`` comes with a sampler or a batch sampler.
+        If ``shuffle=True`` is given with a sampler or a batch sampler.
     """
     if "collate_fn" not in loader_kwargs and _is_dynamic_item_dataset(dataset):
-        from brain_data.batch.padded_batch import PaddedBatch  # only such a dataset needs it
-
         loader_kwargs["collate_fn"] = PaddedBatch
     if loader_kwargs.get("shuffle") and not isinstance(dataset, IterableDataset):
-        _refuse_two_orders(loader_kwargs)
+        _check_one_order(loader_kwargs)
         loader_kwargs["sampler"] = ReproducibleRandomSampler(dataset, seed=global_seed())
         del loader_kwargs["shuffle"]
     if _is_webdataset(dataset):
@@ -62,7 +61,8 @@ def distributed_loader_specifics(
 ) -> dict[str, Any]:
     """Return a loader's arguments for one of several ranks.
 
-    ``shuffle`` is obeyed; the order's seed is that of the run; ranks are dealt whole batches.
+    ``shuffle`` is obeyed, the seed of the order is that of the run, and each rank is assigned whole
+    batches.
 
     Parameters
     ----------
@@ -85,12 +85,12 @@ def distributed_loader_specifics(
         return kwargs
     if isinstance(dataset, IterableDataset):
         logger.warning(
-            "an IterableDataset cannot be dealt out to ranks: each rank reads all of it unless the "
-            "dataset itself takes a part by its rank"
+            "An IterableDataset cannot be sharded among ranks: each rank reads all of it unless "
+            "the dataset itself selects a part by its rank"
         )
         return kwargs
     if kwargs.get("shuffle"):
-        _refuse_two_orders(kwargs)
+        _check_one_order(kwargs)
     shuffle = kwargs.pop("shuffle", False)
     batch_sampler = kwargs.get("batch_sampler")
     if batch_sampler is not None:
@@ -117,7 +117,7 @@ def _wrapped(sampler: Any, rank: int, *, drop_last: bool = False) -> Distributed
     return DistributedSamplerWrapper(sampler, rank=rank, drop_last=drop_last)
 
 
-def _refuse_two_orders(loader_kwargs: dict[str, Any]) -> None:
+def _check_one_order(loader_kwargs: dict[str, Any]) -> None:
     for name in ("sampler", "batch_sampler"):
         if loader_kwargs.get(name) is not None:
             raise ValueError(
@@ -127,7 +127,7 @@ def _refuse_two_orders(loader_kwargs: dict[str, Any]) -> None:
 
 
 def _is_dynamic_item_dataset(dataset: Any) -> bool:
-    # By what it has, not by its class: the module of the class costs an import.
+    # By its attributes, not by its class: importing the module of the class takes time.
     return hasattr(dataset, "pipeline") and hasattr(dataset, "output_keys_as")
 
 

@@ -1,4 +1,4 @@
-"""A loader's saved position: what it holds, how it is compared, how it lies on disk."""
+"""The saved position of a loader: its content, how it is compared, and its files."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from brain_data.order.plan import valid_world_sizes
+from brain_data.order.sharding import dividing_world_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 FORMAT = 1
-_SETTINGS_CHARACTERS = 400
+_MAX_SETTINGS_CHARACTERS = 400
 
 Method = TypeVar("Method")
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a pass goes on.
+    """The position at which an epoch pass resumes.
 
     Attributes
     ----------
     epoch
-        None where the state does not say: SpeechBrain's holds a number of batches only.
+        None if the state does not say: SpeechBrain's holds a number of batches only.
     batches
-        Micro-batches of the plan consumed by all ranks.
+        Micro-batches of the plan that all ranks have consumed.
     start
-        Where dealing to ranks began, see `brain_data.order.plan.Deal`.
+        The micro-batch at which sharding began, see `ShardedPlan`.
     finished
-        Whether the pass was over.
+        Whether the pass had ended.
     drawn
         The seed that torch's own RandomSampler drew for the epoch.
     order
@@ -71,9 +71,9 @@ class Position:
 
 
 def compact(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings as they are saved: long ones as a checksum, so that the state stays small."""
+    """Return settings as they are saved: long ones as a checksum, to keep the state small."""
     text = json.dumps(settings, sort_keys=True, default=str)
-    if len(text) <= _SETTINGS_CHARACTERS:
+    if len(text) <= _MAX_SETTINGS_CHARACTERS:
         plain: dict[str, Any] = json.loads(text)
         return plain
     name = str(settings.get("sampler", ""))[:80]
@@ -81,31 +81,32 @@ def compact(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def data_fingerprint(dataset: Any) -> dict[str, Any]:
-    """Return what identifies data: the number of rows and, where rows have ids, their checksum.
+    """Return the number of rows and, if rows have ids, the checksum of the ids.
 
-    A dataset may have a ``fingerprint()`` of its own, a short string or a number.
+    A dataset may define ``fingerprint()``, which returns a short string or a number to use instead
+    of the ids.
     """
     fingerprint: dict[str, Any] = {"rows": len(dataset)}
-    own = getattr(dataset, "fingerprint", None)
+    custom = getattr(dataset, "fingerprint", None)
     ids = getattr(dataset, "data_ids", None)
-    if callable(own):
-        fingerprint["ids"] = own()
+    if callable(custom):
+        fingerprint["ids"] = custom()
     elif ids is not None:
         fingerprint["ids"] = zlib.crc32("\n".join(map(str, ids)).encode())
     return fingerprint
 
 
 def check_format(state: dict[str, Any]) -> None:
-    """Refuse what is not a loader's state."""
+    """Raise ValueError for anything but a loader's state."""
     if state.get("format") != FORMAT:
         raise ValueError(
             f"a loader's state of format {FORMAT} is required, got {state.get('format')!r}: "
-            "it was saved by another version, or is not a loader's"
+            "it was saved by another version, or is not a loader's state"
         )
 
 
-def check_same(kind: str, saved: dict[str, Any], present: dict[str, Any]) -> None:
-    """Refuse a state of other data or another plan, naming what changed."""
+def check_unchanged(kind: str, saved: dict[str, Any], present: dict[str, Any]) -> None:
+    """Raise ValueError if the data or the plan has changed, naming what changed."""
     changed = [
         f"{key} was {saved.get(key)!r} and is {present.get(key)!r}"
         for key in sorted({*saved, *present})
@@ -113,33 +114,33 @@ def check_same(kind: str, saved: dict[str, Any], present: dict[str, Any]) -> Non
     ]
     if changed:
         raise ValueError(
-            f"a position is saved for one {kind} and can be gone back to only in the same, got "
-            f"another: {'; '.join(changed)}. Give the loader what it had, or leave its saved state "
-            "out to begin the epoch anew"
+            f"a position is valid only for the {kind} that it was saved with, got another one: "
+            f"{'; '.join(changed)}. Restore what changed, or do not load the loader's state, which "
+            "starts the epoch again"
         )
 
 
 def check_world_size(position: int, start: int, saved: Any, present: int) -> None:
-    """Refuse a position that the present number of ranks does not reach."""
+    """Raise ValueError if no round of the present number of ranks begins at a position."""
     if (position - start) % present:
         raise ValueError(
             f"a world size that divides the {position - start} micro-batches consumed is required, "
             f"got {present!r} (the state was saved on {saved!r}): use one of "
-            f"{valid_world_sizes(position, start)}, or give the loader elastic=True to deal out "
-            "what is left in other groups"
+            f"{dividing_world_sizes(position, start)}, or pass elastic=True to the loader, which "
+            "shards the remaining micro-batches in other groups"
         )
 
 
-def write(path: Any, number: object, state: dict[str, Any]) -> None:
-    """Write SpeechBrain's text at ``path`` and the whole state in a ``.json`` beside it."""
+def write_position(path: Any, number: object, state: dict[str, Any]) -> None:
+    """Write SpeechBrain's text to ``path`` and the whole state to its JSON file."""
     Path(path).write_text(str(number), encoding="utf-8")
-    beside(path).write_text(json.dumps(state), encoding="utf-8")
+    json_path(path).write_text(json.dumps(state), encoding="utf-8")
 
 
-def read(path: Any) -> dict[str, Any] | int | None:
-    """Read a state, or the number of batches that SpeechBrain wrote; None where it wrote None."""
-    if beside(path).is_file():
-        state: dict[str, Any] = json.loads(beside(path).read_text(encoding="utf-8"))
+def read_position(path: Any) -> dict[str, Any] | int | None:
+    """Read a state, or the number of batches that SpeechBrain wrote; None if it wrote None."""
+    if json_path(path).is_file():
+        state: dict[str, Any] = json.loads(json_path(path).read_text(encoding="utf-8"))
         return state
     text = Path(path).read_text(encoding="utf-8").strip()
     if text == str(None):
@@ -153,19 +154,19 @@ def read(path: Any) -> dict[str, Any] | int | None:
         ) from None
 
 
-def beside(path: Any) -> Path:
-    """Return where the whole state lies, beside SpeechBrain's text."""
+def json_path(path: Any) -> Path:
+    """Return the path of the whole state that belongs to SpeechBrain's text file."""
     text = Path(path)
     return (
         text.with_suffix(".json") if text.suffix == ".ckpt" else text.with_name(f"{text.name}.json")
     )
 
 
-def marked(mark: str) -> Callable[[Method], Method]:
-    """Mark a method as SpeechBrain marks the ones that its checkpointer calls."""
+def mark(name: str) -> Callable[[Method], Method]:
+    """Decorate a method with the attribute by which SpeechBrain's checkpointer finds it."""
 
     def decorate(method: Method) -> Method:
-        setattr(method, mark, True)
+        setattr(method, name, True)
         return method
 
     return decorate

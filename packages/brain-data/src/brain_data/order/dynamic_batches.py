@@ -1,7 +1,7 @@
-"""Batches of varying size: rows of like length together, planned from the lengths.
+"""Batches of varying size: rows of similar length in one batch, planned from the lengths.
 
-The buckets and their fill are those of ``speechbrain.dataio.sampler.DynamicBatchSampler``; the plan
-is made with array operations, once an epoch, and iterating has no side effect.
+Buckets and batches are those of ``speechbrain.dataio.sampler.DynamicBatchSampler``. The plan is
+computed with array operations, once an epoch, and iterating has no side effect.
 """
 
 from __future__ import annotations
@@ -14,6 +14,12 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from brain_data.order.buckets import (
+    batch_size_of_each,
+    check_lengths,
+    place_boundaries,
+    read_lengths,
+)
 from brain_data.order.plan import EpochPlan
 
 if TYPE_CHECKING:
@@ -22,7 +28,7 @@ if TYPE_CHECKING:
     from brain_data.order.plan import Floats, Ints
 
 BALANCE_OVER = 12
-"""Batches of like total length that follow each other: so 2, 3, 4, 6 and 12 ranks share them."""
+"""Consecutive batches of similar total length: a multiple of 2, 3, 4, 6 and 12 ranks."""
 
 _ORDERINGS = ("random", "ascending", "descending")
 _WARPINGS = ("lognormal", "quantile")
@@ -35,46 +41,47 @@ def _duration(row: Any) -> Any:
 
 
 class DynamicBatchSampler(Sampler[list[int]]):
-    """Batches whose padded length stays under a limit, of rows of like length.
+    """Batches of rows of similar length, whose padded length stays below a limit.
 
-    Rows are sorted into buckets by length; each bucket has a batch size, so that a batch padded to
-    the bucket's longest row is at most ``max_batch_length`` long. A new epoch has other batches in
-    another order, both functions of (seed, epoch, lengths, these arguments) only.
+    Rows are sorted into buckets by length. Each bucket has a batch size, so that a batch padded to
+    the bucket's longest row is at most ``max_batch_length`` long. Each epoch has other batches in
+    another order; both are functions of (seed, epoch, lengths, these arguments) only.
 
     Parameters
     ----------
     dataset
         A `DynamicItemDataset`, or any sized dataset when ``lengths_list`` is given.
     max_batch_length
-        The limit of a batch's padded length, in the unit of the lengths.
+        The maximum padded length of a batch, in the unit of the lengths.
     num_buckets
-        How many buckets. Few give more random batches, many less padding.
+        The number of buckets. Fewer buckets give more random batches, more buckets less padding.
     length_func
-        Takes a row's data (a mapping) and returns its length; by default its ``"duration"``.
+        Takes a row's data (a mapping) and returns its length; default: its ``"duration"``.
     shuffle
         Whether rows are shuffled before they are batched.
     batch_ordering
         ``"random"``, or ``"ascending"`` or ``"descending"`` by a batch's longest row.
     max_batch_ex
-        The most rows in a batch.
+        The maximum number of rows in a batch.
     bucket_boundaries
-        The buckets' right edges, ascending; overrides ``num_buckets``.
+        The right edges of the buckets, ascending; overrides ``num_buckets``.
     lengths_list
         The length of each row, in the order of the dataset; overrides ``length_func``.
     seed
         The base seed.
     epoch
-        The epoch to start at.
+        The first epoch.
     drop_last
-        Leave out the rows that are left in part-filled buckets.
+        Whether to drop the rows of batches that are not full.
     verbose
-        Log each batch's statistics in epoch 0, at level DEBUG.
+        Whether to log the statistics of each batch in epoch 0, at level DEBUG.
     warping
-        How ``num_buckets`` boundaries are placed: ``"lognormal"`` as in the reference, or
-        ``"quantile"`` so that each bucket gets equally many rows.
+        How ``num_buckets`` boundaries are placed: ``"lognormal"`` as in SpeechBrain, or
+        ``"quantile"``, which gives each bucket the same number of rows.
     balance_over
-        With random ordering, so many batches of like total length follow each other (the runs are
-        in random order), so that the ranks of a step have like work. 1 gives the reference's order.
+        With random ordering, the number of consecutive batches of similar total length, so that
+        the ranks of a step have similar work. The groups are in random order. 1 gives
+        SpeechBrain's order.
 
     Raises
     ------
@@ -126,15 +133,15 @@ class DynamicBatchSampler(Sampler[list[int]]):
         self._max_batch_ex = max_batch_ex
         self._drop_last = drop_last
         self._verbose = verbose
-        self._balance_over = max(1, balance_over)
+        self._group_size = max(1, balance_over)
         self.seed = int(seed)
         self.epoch = epoch
-        self.lengths = _read_lengths(dataset, length_func, lengths_list)
-        _check_lengths(dataset, self.lengths, max_batch_length)
-        self.bucket_boundaries = _boundaries(
+        self.lengths = read_lengths(dataset, length_func, lengths_list)
+        check_lengths(dataset, self.lengths, max_batch_length)
+        self.bucket_boundaries = place_boundaries(
             self.lengths, max_batch_length, num_buckets, bucket_boundaries, warping
         )
-        self.bucket_sizes = _bucket_sizes(
+        self.bucket_sizes = batch_size_of_each(
             self.bucket_boundaries, max_batch_length, max_batch_ex, len(self.lengths)
         )
         # [rows]: 16 bits, which numpy sorts by radix
@@ -150,14 +157,14 @@ class DynamicBatchSampler(Sampler[list[int]]):
         return lengths
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose batches the next iteration gives."""
+        """Set the epoch whose batches the next iteration yields."""
         self.epoch = epoch
 
     def plan(self) -> EpochPlan:
-        """Return the epoch's batches, kept until the epoch changes."""
+        """Return the epoch's batches; the result is cached until the epoch changes."""
         if self._planned is None or self._planned[0] != self.epoch:
-            self._planned = None  # the old plan's memory is free before the new one is made
-            plan = self._make_plan()
+            self._planned = None  # frees the old plan before the new one is computed
+            plan = self._compute_plan()
             self._planned = (self.epoch, plan)
             if self._verbose and self.epoch == 0:
                 self._log_batches(plan)
@@ -173,7 +180,7 @@ class DynamicBatchSampler(Sampler[list[int]]):
             "max_batch_length": self._max_batch_length,
             "max_batch_ex": self._max_batch_ex,
             "drop_last": self._drop_last,
-            "balance_over": self._balance_over,
+            "balance_over": self._group_size,
             "buckets": zlib.crc32(self.bucket_boundaries.data),
             "lengths": self._lengths_checksum,
         }
@@ -181,17 +188,17 @@ class DynamicBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         """Iterate over the batches of the epoch."""
         plan = self.plan()
-        return (plan.batch(index) for index in range(plan.batches))
+        return (plan.batch(index) for index in range(plan.num_batches))
 
     def __len__(self) -> int:
-        """Return the number of batches, which is the same in every epoch."""
-        whole, rest = np.divmod(self._counts, self.bucket_sizes)
-        return int(whole.sum() if self._drop_last else (whole + (rest > 0)).sum())
+        """Return the number of batches, the same in every epoch."""
+        full, remaining = np.divmod(self._counts, self.bucket_sizes)
+        return int(full.sum() if self._drop_last else (full + (remaining > 0)).sum())
 
-    def _make_plan(self) -> EpochPlan:
+    def _compute_plan(self) -> EpochPlan:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         rows = len(self.lengths)
-        # 32 bits hold any row that fits in memory; the values drawn are the same.
+        # 32 bits are enough for any dataset in memory; the permutation is the same.
         shuffled: Ints = (
             torch.randperm(rows, generator=generator, dtype=torch.int32).numpy()
             if self._shuffle_ex
@@ -200,18 +207,18 @@ class DynamicBatchSampler(Sampler[list[int]]):
         # [rows]: places in `shuffled`, bucket by bucket, each bucket in shuffled order
         places = np.argsort(self._buckets[shuffled], kind="stable")
         shuffled = shuffled[places]
-        starts, ends = self._chunks()
+        starts, ends = self._batch_spans()
         batch_order = self._order_batches(shuffled, places[ends - 1], starts, ends)
         del places
         starts, ends = starts[batch_order], ends[batch_order]
         sizes = ends - starts
         bounds = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes)])
-        # [samples]: for each batch its run of `shuffled`, one after the other
-        runs = np.arange(bounds[-1], dtype=np.int32)
-        runs += np.repeat((starts - bounds[:-1]).astype(np.int32), sizes)
-        return EpochPlan(shuffled[runs], bounds, self.lengths)
+        # [samples]: for each batch its slice of `shuffled`, one after the other
+        slices = np.arange(bounds[-1], dtype=np.int32)
+        slices += np.repeat((starts - bounds[:-1]).astype(np.int32), sizes)
+        return EpochPlan(shuffled[slices], bounds, self.lengths)
 
-    def _chunks(self) -> tuple[Ints, Ints]:
+    def _batch_spans(self) -> tuple[Ints, Ints]:
         """Return where each batch begins and ends, ``[batches]`` each, in rows sorted by bucket."""
         starts, ends = [], []
         begin = 0
@@ -226,29 +233,29 @@ class DynamicBatchSampler(Sampler[list[int]]):
     def _order_batches(self, rows: Ints, last_places: Ints, starts: Ints, ends: Ints) -> Ints:
         """Return the order of the batches, ``[batches]``.
 
-        ``rows`` are sorted by bucket; ``last_places`` says where in shuffled order each batch's
-        last row was.
+        ``rows`` are sorted by bucket; ``last_places`` holds the place of each batch's last row in
+        shuffled order.
         """
         batches = len(starts)
         if batches == 0:
             return starts
-        # As they are filled when rows come one by one: full batches by their last row, then the
-        # part-filled ones by bucket.
-        part_filled = ends - starts < self.bucket_sizes[self._buckets[rows[starts]]]
-        filled_at = np.where(part_filled, len(rows), last_places)
+        # The order in which batches fill up if rows are added one by one: full batches by their
+        # last row, then incomplete ones by bucket.
+        is_incomplete = ends - starts < self.bucket_sizes[self._buckets[rows[starts]]]
+        filled_at = np.where(is_incomplete, len(rows), last_places)
         filled = np.argsort(filled_at, kind="stable")
         if self._batch_ordering == "random":
             generator = torch.Generator().manual_seed(self.seed + self.epoch)
             order: Ints = filled[torch.randperm(batches, generator=generator).numpy()]
-            if self._balance_over == 1:
+            if self._group_size == 1:
                 return order
             sums = np.concatenate([np.zeros(1), np.cumsum(self.lengths[rows])])
             totals = sums[ends] - sums[starts]
-            return _runs_of_like_cost(order, totals, ends - starts, self._balance_over, generator)
-        # Between two batches there may be rows that are left out, so that each batch's end is a
-        # cut too; the sentinel lets the last end be one.
-        cuts = np.stack([starts, ends], axis=1).reshape(-1)
-        longest = np.maximum.reduceat(np.append(self.lengths[rows], 0.0), cuts)[::2][filled]
+            return _group_by_total_length(order, totals, ends - starts, self._group_size, generator)
+        # There may be dropped rows between two batches, so the end of each batch is an edge too;
+        # the sentinel makes the last end a valid one.
+        edges = np.stack([starts, ends], axis=1).reshape(-1)
+        longest = np.maximum.reduceat(np.append(self.lengths[rows], 0.0), edges)[::2][filled]
         sign = -1.0 if self._batch_ordering == "descending" else 1.0
         by_longest: Ints = filled[np.argsort(sign * longest, kind="stable")]
         return by_longest
@@ -264,7 +271,7 @@ class DynamicBatchSampler(Sampler[list[int]]):
             )  # fmt: skip
 
     def _log_batches(self, plan: EpochPlan) -> None:
-        for index in range(plan.batches):
+        for index in range(plan.num_batches):
             durations = self.get_durations(plan.batch(index))
             total, padded = sum(durations), max(durations) * len(durations)
             logger.debug(
@@ -273,125 +280,26 @@ class DynamicBatchSampler(Sampler[list[int]]):
             )  # fmt: skip
 
 
-def _runs_of_like_cost(
-    order: Ints, totals: Floats, sizes: Ints, run: int, generator: torch.Generator
+def _group_by_total_length(
+    order: Ints, totals: Floats, sizes: Ints, group_size: int, generator: torch.Generator
 ) -> Ints:
-    """Reorder batches into runs of like total length, the runs in random order.
+    """Reorder batches into groups of similar total length, the groups in random order.
 
-    What does not fill a run comes last, with the batch of most rows at the very end: where the last
-    round of several ranks is incomplete, that batch can be split.
+    Batches that do not fill a group come last, the one with the most rows at the very end: if the
+    last round of several ranks is incomplete, that batch can be split.
     """
-    left = len(order) % run
-    rest, body = order[:left], order[left:]
+    remainder = len(order) % group_size
+    rest, body = order[:remainder], order[remainder:]
     body = body[np.argsort(totals[body], kind="stable")]
-    runs = torch.randperm(len(body) // run, generator=generator).numpy()
-    body = body.reshape(-1, run)[runs].reshape(-1)
+    groups = torch.randperm(len(body) // group_size, generator=generator).numpy()
+    body = body.reshape(-1, group_size)[groups].reshape(-1)
     rest = rest[np.argsort(totals[rest], kind="stable")]
-    if left:
+    if remainder:
         most = int(np.argmax(sizes[rest]))
         rest = np.concatenate([np.delete(rest, most), rest[most : most + 1]])
     return np.concatenate([body, rest])
 
 
-def _read_lengths(
-    dataset: Any, length_func: Callable[[Any], Any], lengths_list: Sequence[float] | None
-) -> Floats:
-    """Return the length of each row, ``[rows]``, float64."""
-    if lengths_list is not None:
-        lengths = np.asarray(lengths_list, dtype=np.float64)
-        if lengths.ndim != 1 or len(lengths) != len(dataset):
-            raise ValueError(
-                f"lengths_list must hold one length for each of the {len(dataset)} rows, got shape "
-                f"{lengths.shape!r}: give the lengths in the order of the dataset"
-            )
-        return lengths
-    if not (hasattr(dataset, "data_ids") and hasattr(dataset, "data")):
-        raise NotImplementedError(
-            "length_func needs a DynamicItemDataset, got "
-            f"{type(dataset).__name__!r}: give lengths_list instead"
-        )
-    rows = (
-        _length_of(length_func, dataset.data[data_id], row, dataset)
-        for row, data_id in enumerate(dataset.data_ids)
-    )
-    return np.fromiter(rows, dtype=np.float64, count=len(dataset))
-
-
-def _length_of(length_func: Callable[[Any], Any], data: Any, row: int, dataset: Any) -> float:
-    try:
-        return float(length_func(data))
-    except Exception as error:
-        raise ValueError(
-            f"length_func must return a number for every row, got {error!r} for row {row} "
-            f"(id {dataset.data_ids[row]!r}){_of_file(dataset)}: give another length_func, or "
-            "lengths_list"
-        ) from error
-
-
-def _of_file(dataset: Any) -> str:
-    """Name the file that a dataset was read from, for an error."""
-    source = getattr(getattr(dataset, "pipeline", None), "source", None)
-    return "" if source is None else f" of {source}"
-
-
-def _check_lengths(dataset: Any, lengths: Floats, limit: float) -> None:
-    """Refuse lengths that cannot be batched, with the first few rows that have them."""
-    for bad, what in (
-        (~np.isfinite(lengths) | (lengths < 0), "a finite length of at least 0"),
-        (lengths > limit, f"a length of at most max_batch_length={limit!r}"),
-    ):
-        rows = np.flatnonzero(bad)
-        if len(rows) == 0:
-            continue
-        ids = getattr(dataset, "data_ids", None)
-        shown = ", ".join(
-            f"row {row}"
-            + ("" if ids is None else f" (id {ids[row]!r})")
-            + f": {float(lengths[row])!r}"
-            for row in rows[:5].tolist()
-        )
-        raise ValueError(
-            f"each row needs {what}, got {len(rows)}{_of_file(dataset)} that have not ({shown}): "
-            "raise the limit, or filter those rows out"
-        )
-
-
-def _boundaries(
-    lengths: Floats,
-    limit: float,
-    num_buckets: int | None,
-    given: Sequence[float],
-    warping: str,
-) -> Floats:
-    """Return the right edges of the buckets, ``[buckets]``, ascending."""
-    if len(given) > 0:
-        edges = np.asarray(given, dtype=np.float64)
-        if (edges < 0).any() or (np.diff(edges) <= 0).any():
-            raise ValueError(
-                "bucket_boundaries must be non-negative, ascending and without duplicates, got "
-                f"{list(given)!r}: write sorted(set(boundaries))"
-            )
-        return edges
-    if num_buckets is None or num_buckets < 1:
-        raise ValueError(f"num_buckets must be at least 1, got {num_buckets!r}")
-    if warping == "quantile":
-        shares = np.arange(1, num_buckets + 1) / num_buckets
-        quantiles = np.quantile(lengths, shares) if len(lengths) else np.asarray([float(limit)])
-        return np.unique(quantiles)
-    # Quantiles of the standard lognormal distribution at equal steps, stretched so that the last
-    # one is the limit; torch's function saves the requirement of scipy.
-    latent = np.linspace(1 / (num_buckets + 1), num_buckets / (num_buckets + 1), num_buckets)
-    warped = np.exp(torch.special.ndtri(torch.from_numpy(latent)).numpy())
-    return np.sort(warped * limit / warped[-1])
-
-
-def _bucket_sizes(edges: Floats, limit: float, max_rows: int | None, rows: int) -> Ints:
-    """Return the rows in a batch of each bucket, ``[buckets + 1]``; beyond the last edge, one."""
-    most = max(1, rows if max_rows is None else int(max_rows))
-    sizes = [most if edge == 0 else max(1, min(most, int(limit / edge))) for edge in edges.tolist()]
-    return np.asarray([*sizes, 1], dtype=np.int64)
-
-
 def _check_option(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {choices!r}, got {value!r}")
+        raise ValueError(f"{name} must be one of {choices!r}, got {value!r}: use one of these")

@@ -1,8 +1,8 @@
-"""Randomness of a batch, seeded by where the batch stands in the plan.
+"""Random draws of a batch, seeded by the place of the batch in the plan.
 
 What a dataset or a collate function draws from torch, numpy or random depends on (seed, epoch,
-position) only, so it is the same in any worker, in no worker, and after a restart, and nothing of
-it is saved. With no workers the code runs in the main process, whose generators are put back.
+place) only. It is therefore the same in any worker, without workers, and after a restart, and none
+of it is saved. Without workers the code runs in the main process, whose generators are restored.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DEFAULT_SEED = 563375142
-"""SpeechBrain's, used when neither a seed nor SB_GLOBAL_SEED is given."""
+"""SpeechBrain's, used if neither a seed nor SB_GLOBAL_SEED is given."""
 
 _MASK64 = (1 << 64) - 1
 _MT19937_BYTES = 2500  # 624 words and a position: what numpy documents at `state_address`
 
 
 def global_seed() -> int:
-    """Return the seed of the run: SB_GLOBAL_SEED where it is set, else SpeechBrain's default."""
+    """Return the seed of the run: SB_GLOBAL_SEED if it is set, else SpeechBrain's default."""
     text = os.environ.get("SB_GLOBAL_SEED")
     if text is None:
         return DEFAULT_SEED
@@ -40,8 +40,8 @@ def global_seed() -> int:
         ) from None
 
 
-def mix(*numbers: int) -> int:
-    """Hash integers into 64 bits (splitmix64's finaliser after each), the same on any machine."""
+def hash_integers(*numbers: int) -> int:
+    """Hash integers into 64 bits, the same on any machine (splitmix64's finaliser after each)."""
     state = 0x9E3779B97F4A7C15
     for number in numbers:
         state = (state + (number & _MASK64) * 0xD1342543DE82EF95 + 0x9E3779B97F4A7C15) & _MASK64
@@ -52,10 +52,10 @@ def mix(*numbers: int) -> int:
 
 
 def seed_generators(seed: int) -> None:
-    """Seed torch's CPU generator, random, and numpy where it is loaded; for a worker process.
+    """Seed torch's CPU generator, random, and numpy if it is loaded; for a worker process.
 
-    `torch.manual_seed` is not called: it also visits every accelerator, which takes a hundred
-    times as long and starts CUDA in a process that was forked.
+    `torch.manual_seed` is not called: it also seeds every accelerator, which takes a hundred
+    times as long and initializes CUDA in a forked process.
     """
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
@@ -65,63 +65,64 @@ def seed_generators(seed: int) -> None:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the main process's generators for a block and put them back after it.
+def temporary_seed(seed: int) -> Iterator[None]:
+    """Seed the generators of the main process for a block, and restore them after it.
 
-    About 30 µs where the block's end is reached with numpy's own generator untouched by the
-    training loop, and 170 µs where the loop draws from it.
+    Takes about 30 µs if the training loop has not drawn from numpy's global generator since the
+    last call, and 170 µs if it has.
     """
     torch_state = torch.default_generator.get_state()
     random_state = random.getstate()
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     numpy = sys.modules.get("numpy")
-    restore = None if numpy is None else _numpy_swap.enter(numpy, seed & 0xFFFFFFFF)
+    saved = None if numpy is None else _numpy_swap.install(numpy, seed & 0xFFFFFFFF)
     try:
         yield
     finally:
         torch.default_generator.set_state(torch_state)
         random.setstate(random_state)
-        if restore is not None:
-            _numpy_swap.leave(numpy, restore)
+        if saved is not None:
+            _numpy_swap.restore(numpy, saved)
 
 
 @dataclass
 class _NumpySwap:
-    """Numpy's global generator, exchanged for one of ours at the cost of a pointer.
+    """Replaces numpy's global generator by swapping a pointer.
 
-    ``numpy.random.get_state`` takes 70 µs, ``set_bit_generator`` less than one, but it forgets the
-    second value of a pair of normal numbers that numpy keeps back. So the whole state is read and
-    put back unless the generator is seen not to have moved since it was last known to keep nothing.
+    ``numpy.random.get_state`` takes 70 µs and ``set_bit_generator`` less than one, but the latter
+    loses the second value of a pair of normal numbers, which numpy keeps for the next call. The
+    whole state is therefore read and restored unless the generator's memory is unchanged since the
+    last time that it had no such value.
     """
 
-    ours: Any = None
-    seen: tuple[int, bytes] | None = None
+    replacement: Any = None
+    known: tuple[int, bytes] | None = None
 
-    def enter(self, numpy: Any, seed: int) -> tuple[Any, Any]:
-        """Exchange and seed; returns what `leave` needs."""
-        theirs = numpy.random.get_bit_generator()
+    def install(self, numpy: Any, seed: int) -> tuple[Any, Any]:
+        """Install a seeded generator; return what `restore` needs."""
+        original = numpy.random.get_bit_generator()
         state = None
-        now = _fingerprint(numpy, theirs)
-        if now is None or now != self.seen:
+        memory = _memory_of(numpy, original)
+        if memory is None or memory != self.known:
             state = numpy.random.get_state(legacy=False)
-            self.seen = None if state.get("has_gauss") else now
-        if self.ours is None:
-            self.ours = numpy.random.MT19937(0)
-        numpy.random.set_bit_generator(self.ours)
+            self.known = None if state.get("has_gauss") else memory
+        if self.replacement is None:
+            self.replacement = numpy.random.MT19937(0)
+        numpy.random.set_bit_generator(self.replacement)
         numpy.random.seed(seed)
-        return theirs, state if state is not None and state.get("has_gauss") else None
+        return original, state if state is not None and state.get("has_gauss") else None
 
-    def leave(self, numpy: Any, restore: tuple[Any, Any]) -> None:
-        """Give numpy its own generator back."""
-        theirs, state = restore
-        numpy.random.set_bit_generator(theirs)
+    def restore(self, numpy: Any, saved: tuple[Any, Any]) -> None:
+        """Install the original generator again."""
+        original, state = saved
+        numpy.random.set_bit_generator(original)
         if state is not None:
             numpy.random.set_state(state)
 
 
-def _fingerprint(numpy: Any, generator: Any) -> tuple[int, bytes] | None:
-    """Read the generator's memory, to see later whether it has moved; None for other kinds."""
+def _memory_of(numpy: Any, generator: Any) -> tuple[int, bytes] | None:
+    """Return address and content of the generator's state; None unless it is an MT19937."""
     if type(generator) is not numpy.random.MT19937:
         return None
     address = generator.ctypes.state_address
