@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         ManifestError,
         ManifestKeyError,
         PaddingError,
+        ResumeError,
         UnknownKeyError,
     )
     from brain_data.experiment.directory import ExperimentDirectory, create_experiment_directory
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from brain_data.loader.loader import SaveableDataLoader
     from brain_data.loader.looped import LoopedLoader
     from brain_data.loader.make import distributed_loader_specifics, make_dataloader
+    from brain_data.loader.resumable import ResumableLoader
     from brain_data.order.concatenation import ConcatDatasetBatchSampler
     from brain_data.order.distributed import DistributedSamplerWrapper
     from brain_data.order.dynamic_batches import DynamicBatchSampler
@@ -73,6 +75,8 @@ __all__ = [
     "PaddingError",
     "ReproducibleRandomSampler",
     "ReproducibleWeightedRandomSampler",
+    "ResumableLoader",
+    "ResumeError",
     "SaveableDataLoader",
     "StaticItem",
     "TqdmCompatibleStreamHandler",
@@ -106,13 +110,14 @@ _HOMES = {
     ".dataset.manifest_json": "load_data_json",
     ".dataset.pipeline": "DataPipeline",
     ".errors": "CircularDependencyError DataItemError ManifestError "
-    "ManifestKeyError PaddingError UnknownKeyError",
+    "ManifestKeyError PaddingError ResumeError UnknownKeyError",
     ".experiment.directory": "ExperimentDirectory create_experiment_directory",
     ".experiment.environment": "get_environment_description",
     ".experiment.logging": "TqdmCompatibleStreamHandler",
     ".loader.loader": "SaveableDataLoader",
     ".loader.looped": "LoopedLoader",
     ".loader.make": "distributed_loader_specifics make_dataloader",
+    ".loader.resumable": "ResumableLoader",
     ".order.concatenation": "ConcatDatasetBatchSampler",
     ".order.distributed": "DistributedSamplerWrapper",
     ".order.dynamic_batches": "DynamicBatchSampler",

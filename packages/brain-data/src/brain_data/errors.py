@@ -46,6 +46,10 @@ class PaddingError(ValueError):
     """Raised if rows cannot be one batch; the message names the key and the shapes."""
 
 
+class ResumeError(ValueError):
+    """Raised before the first batch if the batches that remain of a pass cannot be found again."""
+
+
 def nearest(name: object, names: Iterable[object]) -> str:
     """Return `` (did you mean 'x'?)`` for the nearest of ``names``, or an empty string."""
     near = get_close_matches(str(name), [str(other) for other in names], n=1)

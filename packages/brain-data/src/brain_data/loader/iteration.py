@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from brain_data.loader.fingerprint import fingerprint
 from brain_data.loader.position import Position, check_unchanged
 from brain_data.loader.worker import FetchRequest, WorkerProgress, explain_worker_failure
 from brain_data.order.seeding import hash_integers
@@ -18,6 +19,31 @@ if TYPE_CHECKING:
     from brain_data.order.sharding import ShardedPlan
 
 logger = logging.getLogger(__name__)
+
+CHECKED_BATCHES = 8
+"""Batches before a position, and after it, whose rows are part of its fingerprint."""
+
+
+class IndexedPass(Protocol):
+    """A pass over a map-style dataset: which rows each batch has, and how many were yielded."""
+
+    num_yielded: int
+    ended: bool
+    is_batched: bool
+    order_is_known: bool
+
+    def prepare(self) -> None:
+        """Compute the order and seek the position in it; a second call does nothing."""
+
+    def requests(self) -> Iterator[FetchRequest]:
+        """Yield what the workers fetch, from the position on."""
+
+    def rows_of(self, number: int) -> list[Any]:
+        """Return the rows of a batch, if they are known."""
+
+    @property
+    def num_rounds(self) -> int:
+        """The number of batches in the epoch, on this rank."""
 
 
 class EpochPass:
@@ -35,6 +61,8 @@ class EpochPass:
         The seed of random draws while rows are fetched; None if nothing is drawn.
     elastic
         Whether to shard the remaining batches in new groups if no round begins at the position.
+    saves_checksum
+        Whether the position holds a checksum of an order that only its sampler knows.
     """
 
     def __init__(
@@ -45,18 +73,32 @@ class EpochPass:
         *,
         seed: int | None,
         elastic: bool = False,
+        saves_checksum: bool = True,
     ) -> None:
         self.samplers = samplers
+        self.is_batched = samplers.batched
+        self.order_is_known = samplers.order_is_known
         self.epoch = epoch
         self.num_yielded = 0
+        self.ended = False
         self._first = 0
         self._resume = resume
         self._seed = seed
         self._elastic = elastic
+        self._saves_checksum = saves_checksum and samplers.needs_checksum
         self._drawn: int | None = None
         self._order: int | None = None
         self._shards: ShardedPlan | None = None
         self._is_prepared = False
+        self._is_over = False  # without a plan
+        self.expected: tuple[int, int] | None = None  # what `fingerprint` has returned
+
+    @property
+    def matches(self) -> bool | None:
+        """Whether the rows around the position are the expected ones; None if none are."""
+        if self.expected is None:
+            return None
+        return self.fingerprint(checked_to=self.expected[1]) == self.expected
 
     def prepare(self) -> None:
         """Compute the plan and seek the position in it; a second call does nothing."""
@@ -66,13 +108,14 @@ class EpochPass:
         samplers, resume = self.samplers, self._resume
         if not samplers.has_length:
             self.num_yielded = 0 if resume is None else resume.batches
+            self._is_over = resume is not None and resume.finished
             return
         # Drawn even if a saved seed is used, so that as much is drawn as without a restart.
         self._drawn = samplers.draw_seed()
         if self._drawn is not None and resume is not None and resume.drawn is not None:
             self._drawn = resume.drawn
         plan = samplers.plan(self._drawn)
-        if samplers.needs_checksum:
+        if self._saves_checksum:
             self._order = plan.checksum()
             if resume is not None and resume.order is not None:
                 check_unchanged(
@@ -88,6 +131,8 @@ class EpochPass:
         """Yield what the workers fetch, from the position on."""
         self.prepare()
         if self._shards is None:
+            if self._is_over:
+                return
             items = islice(iter(self.samplers.sampler), self.num_yielded, None)
             for number, item in enumerate(items, self.num_yielded):
                 rows = list(item) if self.samplers.batched else [item]
@@ -102,12 +147,13 @@ class EpochPass:
         """Return the position after the batches yielded so far."""
         shards = self._shards
         if shards is None:
-            return Position(self.epoch, self.num_yielded)
+            return Position(self.epoch, self.num_yielded, finished=self.ended, ended=self.ended)
         return Position(
             epoch=self.epoch,
             batches=shards.position_after(self.num_yielded),
             start=shards.start,
             finished=self.num_yielded >= shards.num_rounds,
+            ended=self.ended,
             drawn=self._drawn,
             order=self._order,
         )
@@ -142,6 +188,17 @@ class EpochPass:
         """Return the rows of a batch of this rank."""
         return [] if self._shards is None else self._shards.rows(number, self.samplers.rank)[1]
 
+    def fingerprint(self, checked_to: int | None = None) -> tuple[int, int]:
+        """Return a checksum of the rows around the position, and the batch before which it ends."""
+        assert self._shards is not None  # only with a plan
+        plan, position = self._shards.plan, self._shards.position_after(self.num_yielded)
+        high = position + CHECKED_BATCHES if checked_to is None else checked_to
+        high = min(plan.num_batches, high)
+        crc = 0
+        for index in range(max(0, position - CHECKED_BATCHES), high):
+            crc = fingerprint(plan.batch(index), crc)
+        return crc, high
+
     def _seek(self, plan: EpochPlan) -> ShardedPlan:
         """Return the sharded plan, and count the batches before the position as yielded."""
         samplers, resume = self.samplers, self._resume
@@ -174,7 +231,7 @@ class CountingIterator:
     __slots__ = ("_batches", "_pass", "_progress")
 
     def __init__(
-        self, epoch_pass: EpochPass, batches: Iterator[Any], progress: WorkerProgress | None
+        self, epoch_pass: IndexedPass, batches: Iterator[Any], progress: WorkerProgress | None
     ) -> None:
         self._pass = epoch_pass
         self._batches = batches
@@ -189,6 +246,9 @@ class CountingIterator:
         message = None
         try:
             batch = next(self._batches)
+        except StopIteration:
+            self._pass.ended = True
+            raise
         except RuntimeError as error:
             message = explain_worker_failure(str(error), self._progress, self._pass.rows_of)
             if message is None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
+import types
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from brain_data.batch.device import prefetch_to_device
-from brain_data.loader.iteration import CountingIterator, EpochPass
+from brain_data.loader.generator_search import GeneratorSearch
+from brain_data.loader.inner import RowLoader
+from brain_data.loader.iteration import EpochPass
 from brain_data.loader.position import (
     FORMAT,
     Position,
@@ -18,41 +19,23 @@ from brain_data.loader.position import (
     check_unchanged,
     check_world_size,
     data_fingerprint,
+    length_of,
     mark,
     read_position,
     write_position,
 )
 from brain_data.loader.sampler_chain import SamplerChain
-from brain_data.loader.streams import StreamFetcher, StreamPass, StreamPosition
-from brain_data.loader.worker import (
-    BatchFetcher,
-    RequestSampler,
-    WorkerInit,
-    WorkerProgress,
-    draws_no_random_numbers,
-    identity,
-)
+from brain_data.loader.stream_loader import StreamLoader, StreamPass, initial_position
+from brain_data.loader.stream_position import StreamPosition
+from brain_data.loader.worker import draws_no_random_numbers
 from brain_data.order.seeding import global_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from brain_data.loader.worker import FetchRequest
     from brain_data.order.sharding import LastRound
 
 logger = logging.getLogger(__name__)
-
-_FORWARDED_OPTIONS = (
-    "num_workers",
-    "pin_memory",
-    "pin_memory_device",
-    "timeout",
-    "worker_init_fn",
-    "multiprocessing_context",
-    "generator",
-    "prefetch_factor",
-    "persistent_workers",
-)
 
 
 class SaveableDataLoader(DataLoader[Any]):
@@ -62,10 +45,14 @@ class SaveableDataLoader(DataLoader[Any]):
     is an index into the epoch's plan, so resuming reads no batch again; ``num_workers``,
     ``prefetch_factor`` and ``persistent_workers`` may differ after a restart. What a dataset or a
     collate function draws from torch, numpy or random is seeded by (seed, epoch, position). It is
-    the same for any number of workers, 0 included; the main process's generators are restored.
+    the same for any number of workers, 0 included; the main process's generators are restored. What
+    a ``worker_init_fn`` seeds is therefore replaced for each batch.
 
-    Call `set_epoch` before each epoch, as for the samplers. An unfinished pass that is started
-    again begins at its first batch; only a loaded state resumes in the middle.
+    Call `set_epoch` before each epoch, as for the samplers. Without it, a pass that follows a
+    finished one is the next epoch, unless the sampler has an epoch of its own. An unfinished pass
+    that is started again begins at its first batch; only a loaded state resumes in the middle. A
+    state that was saved after the last batch has no batch left; one that was saved after the end of
+    the pass belongs to the beginning of the next pass, unless `set_epoch` sets its epoch again.
 
     Parameters
     ----------
@@ -88,11 +75,21 @@ class SaveableDataLoader(DataLoader[Any]):
         batch. `is_padding` is true for it, and its loss must be given zero weight. Only then is the
         grouping into steps always independent of the number of ranks. It may be set later; it
         applies from the next ``iter()`` on.
+    resume_anyway
+        If an IterableDataset is read again and yields other batches than before, warn and keep the
+        position, at which rows may be repeated or missing, instead of raising.
+
+    Attributes
+    ----------
+    counts_passes : bool
+        Whether a pass that follows a finished one is the next epoch, if `set_epoch` is not called.
 
     Raises
     ------
     ValueError
         If arguments exclude each other, or a loaded state belongs to other data or another plan.
+    ResumeError
+        From ``iter()``, if an IterableDataset does not yield the same batches again.
 
     Examples
     --------
@@ -113,6 +110,7 @@ class SaveableDataLoader(DataLoader[Any]):
         device: torch.device | str | None = None,
         elastic: bool = False,
         last_round: LastRound = "split",
+        resume_anyway: bool = False,
         **kwargs: Any,
     ) -> None:
         if kwargs.get("in_order") is False:
@@ -125,12 +123,22 @@ class SaveableDataLoader(DataLoader[Any]):
         self.device = None if device is None else torch.device(device)
         self.elastic = elastic
         self.last_round = last_round
+        self.resume_anyway = resume_anyway
+        self.counts_passes = True
         self._epoch = 0
+        self._epoch_is_set = False  # by `set_epoch`, for the next pass
         self._resume: Position | StreamPosition | None = None
         self._pass: EpochPass | StreamPass | None = None
-        self._inner: DataLoader[Any] | None = None
-        self._progress: WorkerProgress | None = None
+        self._rows = RowLoader()
+        self._streams = StreamLoader()
+        self._reported_length: int | None = None
         self._fingerprint: dict[str, Any] = {}
+        self._generators: dict[str, Any] | None = None  # as they were when the pass began
+        self._saved_generators: dict[str, Any] | None = None
+
+    def __class_getitem__(cls, item: Any) -> types.GenericAlias:
+        """Return the class with the type of its rows, for annotations."""
+        return types.GenericAlias(cls, item)
 
     @property
     def last_round(self) -> LastRound:
@@ -167,57 +175,51 @@ class SaveableDataLoader(DataLoader[Any]):
 
         A loaded position is kept if its epoch is this one, and dropped if it is another.
         """
-        self._epoch = epoch
-        self._samplers.set_epoch(epoch)
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)
+        self._set_epoch(epoch)
+        self._epoch_is_set = True
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its private class
         """Begin a pass, at the loaded position or at the first batch."""
-        resume, self._resume = self._pending(), None
+        resume = self._next_position()
         if isinstance(self.dataset, IterableDataset):
             assert not isinstance(resume, Position)  # checked by load_state_dict
             return self._iterate_stream(resume)
         assert not isinstance(resume, StreamPosition)
-        is_seeded = not draws_no_random_numbers(self.dataset, self.collate_fn)
-        self._pass = epoch_pass = EpochPass(
-            self._samplers,
-            self.epoch,
-            resume,
-            seed=self.seed if is_seeded else None,
-            elastic=self.elastic,
-        )
-        if self._samplers.order_is_known:
-            epoch_pass.prepare()  # an unreachable position raises before workers start
-        batches = self._prefetched(iter(self._request_loader()))
-        # Otherwise after torch's own draw from the global generator, as in torch's loader.
-        epoch_pass.prepare()
-        return CountingIterator(epoch_pass, batches, self._progress)
+        return self._iterate_rows(resume)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, on this rank."""
-        return super().__len__() if self._samplers.wrapper is None else self._samplers.num_rounds()
+        if self._samplers.wrapper is not None:
+            return self._samplers.num_rounds()
+        self._reported_length = super().__len__()
+        return self._reported_length
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position: plain JSON below 1 kB, the same on all ranks.
 
         It counts the batches yielded so far in the present pass, and holds fingerprints of the data
-        and of the plan. The state of an IterableDataset, if it has one, is added to it.
+        and of the plan. The state of an IterableDataset, if it has one, is added to it, and that of
+        a ``generator`` of torch's samplers.
         """
         state: dict[str, Any] = {"format": FORMAT, "seed": self.seed}
         resume, epoch_pass = self._pending(), self._pass
-        if isinstance(self.dataset, IterableDataset):
-            position: Position | StreamPosition = StreamPosition(self.epoch, self.num_workers)
-        else:
-            position = Position(self.epoch)
+        is_stream = isinstance(self.dataset, IterableDataset)
+        if not is_stream:
             state["world_size"] = self._samplers.world_size
             state["data"] = self._data_fingerprint()
             state["plan"] = self._samplers.settings()
         if resume is not None:
-            position = resume
-        elif epoch_pass is not None and epoch_pass.epoch == self.epoch:
-            position = epoch_pass.position()
-        return state | position.fields()
+            if self._saved_generators is not None:
+                state["generators"] = self._saved_generators
+            return state | resume.fields()
+        if epoch_pass is not None and epoch_pass.epoch == self.epoch:
+            if self._generators is not None:
+                present = self._generator_search().capture()
+                state["generators"] = {"begin": self._generators, "present": present}
+            return state | epoch_pass.position().fields()
+        if is_stream:
+            return state | initial_position(self.dataset, self.epoch, self.num_workers).fields()
+        return state | Position(self.epoch).fields()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from a saved position at the next ``iter()``.
@@ -242,8 +244,10 @@ class SaveableDataLoader(DataLoader[Any]):
         else:
             resume = self._checked(state)
         self._pass = None
-        self.set_epoch(state["epoch"])
+        self._set_epoch(state["epoch"])
+        self._epoch_is_set = False
         self._resume = resume
+        self._saved_generators = state.get("generators")
 
     @mark("_speechbrain_saver")
     def _speechbrain_save(self, path: Any) -> None:
@@ -273,14 +277,34 @@ class SaveableDataLoader(DataLoader[Any]):
 
     def _data_fingerprint(self) -> dict[str, Any]:
         """Return the data's fingerprint, computed once: it takes a while for millions of ids."""
-        if self._fingerprint.get("rows") != len(self.dataset):  # type: ignore[arg-type]  # Sized
+        if not self._fingerprint or self._fingerprint.get("rows") != length_of(self.dataset):
             self._fingerprint = data_fingerprint(self.dataset)
         return self._fingerprint
+
+    def _set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        self._samplers.set_epoch(epoch)
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
 
     def _pending(self) -> Position | StreamPosition | None:
         """Return the loaded position, unless it is of another epoch."""
         resume = self._resume
         return None if resume is None or resume.epoch not in {None, self.epoch} else resume
+
+    def _next_position(self) -> Position | StreamPosition | None:
+        """Return the position at which the next pass begins, and set its epoch."""
+        resume, self._resume = self._pending(), None
+        former = self._pass if resume is None else resume
+        if isinstance(former, StreamPass) and former.was_finished:
+            resume = former.position().next_pass()  # nothing was left: the stream is at its end
+        if former is not None and former.ended and not self._epoch_is_set:
+            if self.counts_passes and self._samplers.epoch is None:
+                self._set_epoch(self._epoch + 1)
+            if isinstance(former, (Position, StreamPosition)):
+                resume = former.next_pass()
+        self._epoch_is_set = False
+        return resume
 
     def _checked(self, state: dict[str, Any]) -> Position:
         """Return a saved position; raise ValueError if this loader cannot resume from it."""
@@ -297,50 +321,38 @@ class SaveableDataLoader(DataLoader[Any]):
             )
         return Position.from_fields(state)
 
-    def _iterate_stream(self, resume: StreamPosition | None) -> Iterator[Any]:
-        self._pass = stream_pass = StreamPass(resume, self.epoch, self.num_workers)
-        stream_pass.log_resumption(self.dataset)
-        # Persistent workers keep their position; only new ones can be given another.
-        if self._inner is None or resume is not None or not self.persistent_workers:
-            self._inner = self._inner_loader(
-                StreamFetcher(
-                    self.dataset,
-                    self.collate_fn,
-                    self.batch_size,
-                    drop_last=bool(self.drop_last),
-                    seed=self.seed,
-                    resume=resume,
-                )
-            )
-        assert isinstance(self._inner.dataset, StreamFetcher)
-        self._inner.dataset.set_epoch_of_next_pass(self.epoch)
-        return stream_pass.count(self._prefetched(stream_pass.unwrap(iter(self._inner))))
-
-    def _request_loader(self) -> DataLoader[Any]:
-        if self._inner is not None and self.persistent_workers:
-            return self._inner
-        self._progress = WorkerProgress(self.num_workers) if self.num_workers else None
-        fetcher = BatchFetcher(
-            self.dataset, self.collate_fn, batched=self._samplers.batched, progress=self._progress
+    def _iterate_rows(self, resume: Position | None) -> Iterator[Any]:
+        is_seeded = not draws_no_random_numbers(self.dataset, self.collate_fn)
+        self._pass = epoch_pass = EpochPass(
+            self._samplers,
+            self.epoch,
+            resume,
+            seed=self.seed if is_seeded else None,
+            elastic=self.elastic,
         )
-        sampler = RequestSampler(self._begin_requests, self.__len__)
-        self._inner = self._inner_loader(fetcher, sampler=sampler)
-        return self._inner
+        search = None if self._samplers.order_is_known else self._generator_search()
+        saved, self._saved_generators = self._saved_generators, None
+        if search is not None:
+            if saved is not None and resume is not None:
+                search.restore(saved["present" if resume.is_start else "begin"])
+            self._generators = search.capture()
+        batches = self._rows.iterate(epoch_pass, self, device=self.device)
+        if search is not None and saved is not None and resume is not None and not resume.is_start:
+            search.restore(saved["present"])
+        return batches
 
-    def _begin_requests(self) -> Iterator[FetchRequest]:
-        assert isinstance(self._pass, EpochPass)  # made before the inner loader is iterated
-        return self._pass.requests()
+    def _iterate_stream(self, resume: StreamPosition | None) -> Iterator[Any]:
+        self._pass = stream_pass = self._streams.begin(
+            self,
+            resume,
+            epoch=self.epoch,
+            seed=self.seed,
+            expected_length=self._reported_length,
+        )
+        if resume is not None:
+            stream_pass.wait_for_start(resume_anyway=self.resume_anyway)
+        return stream_pass.batches(self.device)
 
-    def _inner_loader(self, dataset: Any, **kwargs: Any) -> DataLoader[Any]:
-        """Return a loader of torch's, which knows nothing of positions."""
-        options = {name: getattr(self, name) for name in _FORWARDED_OPTIONS if hasattr(self, name)}
-        if not options.get("pin_memory_device"):
-            options.pop("pin_memory_device", None)  # torch warns if it is given
-        if self.num_workers:
-            context = self.multiprocessing_context or multiprocessing
-            is_child = context.get_start_method() != "forkserver"
-            options["worker_init_fn"] = WorkerInit(self.worker_init_fn, is_child=is_child)
-        return DataLoader(dataset, batch_size=None, collate_fn=identity, **kwargs, **options)
-
-    def _prefetched(self, batches: Iterator[Any]) -> Iterator[Any]:
-        return batches if self.device is None else prefetch_to_device(batches, self.device)
+    def _generator_search(self) -> GeneratorSearch:
+        """Return a search of the generators that decide the order."""
+        return GeneratorSearch([self.generator, *self._samplers.samplers])

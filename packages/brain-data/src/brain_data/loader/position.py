@@ -32,7 +32,9 @@ class Position:
     start
         The micro-batch at which sharding began, see `ShardedPlan`.
     finished
-        Whether the pass had ended.
+        Whether all batches had been yielded.
+    ended
+        Whether the end of the pass had been seen, too.
     drawn
         The seed that torch's own RandomSampler drew for the epoch.
     order
@@ -43,8 +45,18 @@ class Position:
     batches: int = 0
     start: int = 0
     finished: bool = False
+    ended: bool = False
     drawn: int | None = None
     order: int | None = None
+
+    @property
+    def is_start(self) -> bool:
+        """Whether it is the beginning of a pass."""
+        return not (self.batches or self.finished)
+
+    def next_pass(self) -> Position:
+        """Return the position of the first batch of the pass after one that has ended."""
+        return Position(self.epoch)
 
     def fields(self) -> dict[str, Any]:
         """Return the position as it is saved."""
@@ -53,6 +65,7 @@ class Position:
             "position": self.batches,
             "start": self.start,
             "finished": self.finished,
+            "ended": self.ended,
         }
         optional = {"drawn": self.drawn, "order": self.order}
         return fields | {key: value for key, value in optional.items() if value is not None}
@@ -65,6 +78,7 @@ class Position:
             batches=state["position"],
             start=state["start"],
             finished=state["finished"],
+            ended=state.get("ended", False),
             drawn=state.get("drawn"),
             order=state.get("order"),
         )
@@ -81,12 +95,13 @@ def compact(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def data_fingerprint(dataset: Any) -> dict[str, Any]:
-    """Return the number of rows and, if rows have ids, the checksum of the ids.
+    """Return the number of rows, if it is known, and the checksum of their ids, if they have ids.
 
     A dataset may define ``fingerprint()``, which returns a short string or a number to use instead
     of the ids.
     """
-    fingerprint: dict[str, Any] = {"rows": len(dataset)}
+    rows = length_of(dataset)
+    fingerprint: dict[str, Any] = {} if rows is None else {"rows": rows}
     custom = getattr(dataset, "fingerprint", None)
     ids = getattr(dataset, "data_ids", None)
     if callable(custom):
@@ -94,6 +109,14 @@ def data_fingerprint(dataset: Any) -> dict[str, Any]:
     elif ids is not None:
         fingerprint["ids"] = zlib.crc32("\n".join(map(str, ids)).encode())
     return fingerprint
+
+
+def length_of(dataset: Any) -> int | None:
+    """Return the number of rows of a dataset; None if it has no length."""
+    try:
+        return len(dataset)
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def check_format(state: dict[str, Any]) -> None:

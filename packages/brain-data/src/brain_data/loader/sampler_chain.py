@@ -41,7 +41,7 @@ class SamplerChain:
         self.sampler = sampler
         self.last_round: LastRound = last_round
         self.batched = batched
-        self.samplers = _chain(sampler)
+        self.samplers = self.of(sampler)
         wrappers = [part for part in self.samplers if _shards(part)]
         self.wrapper: DistributedSamplerWrapper | None = wrappers[0] if wrappers else None
         self.rank, self.world_size = 0, 1
@@ -51,6 +51,16 @@ class SamplerChain:
             # Padded rounds need not be dropped: as in one process, only the incomplete micro-batch
             # is dropped, and that by the batch sampler.
             self.drop_round = last_round == "split" and (self.wrapper.drop_last or drop_last)
+
+    @staticmethod
+    def of(sampler: Any) -> list[Any]:
+        """Return a sampler and those inside it, as far as they are of known types."""
+        samplers = [sampler]
+        while type(samplers[-1]) is BatchSampler or isinstance(
+            samplers[-1], DistributedSamplerWrapper
+        ):
+            samplers.append(samplers[-1].sampler)
+        return samplers
 
     @property
     def epoch(self) -> int | None:
@@ -125,13 +135,6 @@ class SamplerChain:
             return False
         # Without a wrapper each rank may have its own order, and the state is one for all ranks.
         return self.wrapper is not None or get_world_size() == 1
-
-
-def _chain(sampler: Any) -> list[Any]:
-    samplers = [sampler]
-    while type(samplers[-1]) is BatchSampler or isinstance(samplers[-1], DistributedSamplerWrapper):
-        samplers.append(samplers[-1].sampler)
-    return samplers
 
 
 def _shards(sampler: Any) -> bool:

@@ -24,6 +24,7 @@ DEFAULT_SEED = 563375142
 """SpeechBrain's, used if neither a seed nor SB_GLOBAL_SEED is given."""
 
 _MASK64 = (1 << 64) - 1
+_MASK63 = (1 << 63) - 1  # of seeds: torch.initial_seed() then fits into an int64 tensor
 _MT19937_BYTES = 2500  # 624 words and a position: what numpy documents at `state_address`
 
 
@@ -57,6 +58,7 @@ def seed_generators(seed: int) -> None:
     `torch.manual_seed` is not called: it also seeds every accelerator, which takes a hundred
     times as long and initializes CUDA in a forked process.
     """
+    seed &= _MASK63
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     numpy = sys.modules.get("numpy")
@@ -71,6 +73,7 @@ def temporary_seed(seed: int) -> Iterator[None]:
     Takes about 30 µs if the training loop has not drawn from numpy's global generator since the
     last call, and 170 µs if it has.
     """
+    seed &= _MASK63
     torch_state = torch.default_generator.get_state()
     random_state = random.getstate()
     torch.default_generator.manual_seed(seed)
