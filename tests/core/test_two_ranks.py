@@ -44,7 +44,7 @@ class Run(Brain):
         return loss + math.nan if self.disturb == "nan" and self.step in (1, 2) else loss
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        self.rows.append([] if self.is_filler else batch[2].tolist())
+        self.rows.append([] if self.is_padding else batch[2].tolist())
         self.draws.append(torch.rand(()).item())
         if self.disturb == "stop" and len(self.rows) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
