@@ -139,8 +139,6 @@ class Brain(SetupMethods, BatchMethods):
 
         self._overrides = find_overrides(type(self), Brain)
         self._fit_state = FitState()
-        self._nonfinite_losses = 0
-        self._bucket_order = None
         self._stop_control = StopControl()
         self._evaluation_epoch = EvaluationEpoch()
         if checkpointer is not None:
@@ -287,17 +285,6 @@ class Brain(SetupMethods, BatchMethods):
         """
         self._stop_control.request(reason)
 
-    @property
-    def avg_train_loss(self) -> float:
-        """Mean of the epoch's finite losses on this rank; a recipe may assign its own value."""
-        return self._run.mean.mean()
-
-    @avg_train_loss.setter
-    def avg_train_loss(self, value: float) -> None:
-        self._run.mean.assign(value)
-
-    # -------------------------------------------------------------------- passes
-
     def _fit_train(self, train_set: Any, epoch: int, enable: bool) -> None:
         self.on_stage_start(Stage.TRAIN, epoch)
         self.modules.train()
@@ -362,8 +349,6 @@ class Brain(SetupMethods, BatchMethods):
             limit=self._batch_limit(),
         )
 
-    # ----------------------------------------------------------------- contexts
-
     @contextmanager
     def _own_fit_state(self) -> Iterator[None]:
         """Give a fit that a hook of another fit calls, as GAN recipes do, a state of its own.
@@ -404,9 +389,6 @@ class Brain(SetupMethods, BatchMethods):
             self._fit_state.boundary = None
             if self.profiler is not None:
                 self.profiler.stop()
-
-    def _user_average(self) -> Any:
-        return self.update_average if "update_average" in self._overrides else None
 
     def _shows_bars(self, progressbar: bool | None) -> bool:
         return if_main_process() and should_show(progressbar, forbidden=self.noprogressbar)

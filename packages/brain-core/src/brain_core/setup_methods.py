@@ -65,8 +65,9 @@ class SetupMethods:
         _run: RunState
         _fit_state: FitState
         _overrides: frozenset[str]
-        _bucket_order: GradientOrder | None
         _evaluation_epoch: EvaluationEpoch
+
+    _bucket_order: GradientOrder | None = None  # of DDP; None before modules are wrapped
 
     def on_fit_start(self) -> None:
         """Compile, wrap for several ranks, make optimizers, and recover the newest checkpoint.
