@@ -99,6 +99,7 @@ def test_modules_are_evaluated_in_evaluation_mode_and_back_after_an_error():
             seen.append(modules["model"].training)
             raise ZeroDivisionError
 
-    pytest.raises(ZeroDivisionError, evaluate)
+    with pytest.raises(ZeroDivisionError):
+        evaluate()
     assert (seen, modules["model"].training) == ([False], True)
     assert not frozen.training

@@ -24,6 +24,7 @@ from brain_core.resume.environment import record_environment
 from brain_core.resume.evaluation_epoch import EvaluationEpoch
 from brain_core.resume.position import open_training_pass
 from brain_core.resume.recovery import save_to_temporary_directory
+from brain_core.resume.report import nothing_to_train
 from brain_core.resume.run_state import RunState
 from brain_core.setup_methods import SetupMethods
 from brain_core.stage import Stage
@@ -226,12 +227,16 @@ class Brain(SetupMethods, BatchMethods):
                 self._begin_fit(train_set, epoch_counter)
             enable = self._shows_bars(progressbar)
             with self._saving_and_stopping():
+                epoch = None
                 for epoch in self._epochs_left(epoch_counter):
                     self._fit_train(train_set=train_set, epoch=epoch, enable=enable)
                     self._fit_valid(valid_set=valid_set, epoch=epoch, enable=enable)
                     if self._reached_step_limit():
                         logger.info("Reached the limit of %d optimizer steps.", self.optimizer_step)
                         break
+                if epoch is None and not self._run.is_skipped:
+                    logger.info("%s", nothing_to_train(self._run.epoch))
+            self._run.end_fit()
 
     def evaluate(
         self,
@@ -302,6 +307,7 @@ class Brain(SetupMethods, BatchMethods):
         ) as epoch_pass:
             for batch in epoch_pass:
                 self._run.step += 1
+                self._run.batches_trained += 1
                 self._train_batch(batch, epoch_pass)
                 epoch_pass.batch_done()
                 if boundary is not None:

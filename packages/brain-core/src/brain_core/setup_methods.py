@@ -126,6 +126,8 @@ class SetupMethods:
                 max_key=max_key, min_key=min_key, only=lambda _, obj: is_of_the_model(obj)
             )
             self._evaluation_epoch.show(self.checkpointer, checkpoint)
+            if checkpoint is not None and self._run.starts_from == "memory":
+                self._run.starts_from = "evaluated modules"
 
     def make_dataloader(
         self,
@@ -210,8 +212,10 @@ class SetupMethods:
         self.on_fit_start()
         if self._bucket_order is not None:
             self._bucket_order.replay()
-        if not self._run.rank_state.holds_rng and not fit_state.is_nested:
-            seed_per_rank(get_rank())  # until here all drew the same, to build the same model
+        if not fit_state.is_nested and not self._run.has_seeded_ranks:
+            self._run.has_seeded_ranks = True
+            if not self._run.rank_state.holds_rng:
+                seed_per_rank(get_rank())  # until here all drew the same, to build the same model
 
     def _begin_epoch(self, train_set: Any, epoch: int) -> None:
         self._run.begin_epoch(epoch)
@@ -223,10 +227,17 @@ class SetupMethods:
 
     def _epochs_left(self, epochs: Iterable[int]) -> Iterator[int]:
         """Return the epochs to train: a counter that was recovered knows them by itself."""
-        recovery = self._fit_state.recovery
+        recovery, run = self._fit_state.recovery, self._run
+        if run.is_skipped:
+            return iter(())
         is_recovered = recovery is not None and recovery.restores(epochs)
-        at_most = self.debug_epochs if self.debug and self.debug_epochs > 0 else None
-        return epochs_left(epochs, None if is_recovered else self._run.epochs_done, at_most)
+        return epochs_left(
+            epochs,
+            None if is_recovered else run.epoch,
+            begun=run.epochs_begun,
+            repeats_last=run.resumes_epoch,
+            at_most=self.debug_epochs if self.debug and self.debug_epochs > 0 else None,
+        )
 
     def _recover_newest(self) -> None:
         recovery = self._fit_state.recovery

@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Resumption", "samples_in"]
+__all__ = ["Resumption", "nothing_to_train", "samples_in"]
 
 
 @dataclass(kw_only=True)
@@ -66,6 +66,15 @@ class Resumption:
         if self.passed_over:
             line += f" Skipped as damaged: {'; '.join(self.passed_over)}."
         return line
+
+
+def nothing_to_train(epoch: int | None) -> str:
+    """Return the line of a call of fit that has no epoch to train."""
+    done = "its iterable gives no epoch" if epoch is None else f"all epochs up to {epoch} are done"
+    return (
+        f"Nothing to train: {done}. To train longer, give fit more epochs or raise the limit of the "
+        "EpochCounter; to train anew, use another directory for the checkpoints."
+    )
 
 
 def samples_in(loader: Any, batches: int) -> int | None:
