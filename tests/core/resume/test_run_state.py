@@ -42,7 +42,7 @@ def test_a_run_inside_an_epoch_continues_there(saved):
         run.mean.add(loss)
     again = saved(run, end_of_epoch=False)
     assert (again.step, again.optimizer_step, again.nonfinite_count) == (5, 25, 1)
-    assert (again.epoch, again.epochs_done, again.resumes_epoch) == (3, 2, True)
+    assert (again.epoch, again.epochs_begun, again.resumes_epoch) == (3, 1, True)
     assert again.mean.total == run.mean.total
     again.begin_epoch(3)
     assert again.step == 5
@@ -57,7 +57,7 @@ def test_a_run_at_an_epochs_end_begins_the_next_one(saved):
     run.step, run.optimizer_step = 5, 25
     run.mean.add(1.0)
     again = saved(run, end_of_epoch=True)
-    assert (again.step, again.optimizer_step, again.epochs_done) == (0, 25, 3)
+    assert (again.step, again.optimizer_step, again.epoch) == (0, 25, 3)
     assert (again.resumes_epoch, again.mean.count) == (False, 0)
 
 

@@ -42,7 +42,7 @@ def test_without_an_interval_nothing_is_saved():
     boundary, saved = make_boundary(schedule)
     schedule.steps_done += 1
     boundary.reached()
-    boundary.data_ended(validates=True)
+    boundary.data_ended()
     assert saved == []
 
 
@@ -52,8 +52,8 @@ def test_the_end_of_the_data_is_saved_once():
     boundary, saved = make_boundary(schedule)
     schedule.steps_done += 2
     boundary.reached()
-    boundary.data_ended(validates=True)
+    boundary.data_ended()
     assert len(saved) == 1
     schedule.steps_done += 1
-    boundary.data_ended(validates=True)
+    boundary.data_ended()
     assert len(saved) == 2

@@ -223,7 +223,6 @@ class Brain(SetupMethods, BatchMethods):
                 if valid_set is not None:
                     kwargs = {"ckpt_prefix": None, **valid_loader_kwargs}
                     valid_set = self._as_loader(valid_set, Stage.VALID, kwargs)
-                self._fit_state.validates = valid_set is not None
                 self._begin_fit(train_set, epoch_counter)
             enable = self._shows_bars(progressbar)
             with self._saving_and_stopping():
@@ -317,7 +316,7 @@ class Brain(SetupMethods, BatchMethods):
                 if self._reached_step_limit():
                     break
             if boundary is not None:
-                boundary.data_ended(validates=self._fit_state.validates)
+                boundary.data_ended()
         self.zero_grad(set_to_none=True)
         self.on_stage_end(Stage.TRAIN, self._run.mean.mean_over_ranks(), epoch)
         self._run.end_epoch()
@@ -389,8 +388,8 @@ class Brain(SetupMethods, BatchMethods):
                 self.checkpointer, schedule, save, stop_after_minutes=self.stop_after_minutes
             ) as self._fit_state.boundary:
                 yield
-                if recovery is not None and schedule.is_on:
-                    recovery.delete_superseded()
+                if recovery is not None and schedule.is_on and not self._run.is_skipped:
+                    recovery.save_at_end(self._run)
         finally:
             self._fit_state.boundary = None
             if self.profiler is not None:

@@ -144,12 +144,23 @@ class Recovery:
             verbosity=logging.DEBUG,
         )
 
-    def delete_superseded(self) -> None:
-        """Delete the last checkpoint within an epoch if one of an epoch's end is newer.
+    def save_at_end(self, run: RunState) -> None:
+        """Save the end of the fit, unless the recipe did, and delete what that replaces.
 
-        A recipe that averages its last checkpoints would count that epoch's weights twice.
+        A recipe that averages its last checkpoints would otherwise count the weights of the last
+        epoch twice.
         """
         self._checkpointer.close()  # the list lacks a save that is pending
+        newest = self._checkpointer.find_checkpoint()
+        is_saved = newest is not None and is_end_of_epoch(newest) and run.is_saved
+        if not ddp_broadcast(is_saved):
+            self._checkpointer.save_and_keep_only(
+                meta={INTRA_EPOCH_CKPT_FLAG: True},
+                num_to_keep=1,
+                ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG in c.meta,
+                verbosity=logging.DEBUG,
+            )
+            self._checkpointer.close()
         ends = [c for c in self._checkpointer.list_checkpoints() if is_end_of_epoch(c)]
         newest = max(map(ckpt_recency, ends), default=0.0)
         self._checkpointer.delete_checkpoints(
@@ -201,7 +212,7 @@ class Recovery:
             )
         except CheckpointMismatchError as error:
             logger.warning(
-                "The modules of fit %d are not those of fit %d: %s", run.fit, saved_fit, error
+                "The modules of fit %d do not fit those of fit %d: %s", saved_fit, run.fit, error
             )
 
     def _restore_trained_modules(self, run: RunState) -> None:

@@ -72,8 +72,8 @@ def nothing_to_train(epoch: int | None) -> str:
     """Return the line of a call of fit that has no epoch to train."""
     done = "its iterable gives no epoch" if epoch is None else f"all epochs up to {epoch} are done"
     return (
-        f"Nothing to train: {done}. To train longer, give fit more epochs or raise the limit of the "
-        "EpochCounter; to train anew, use another directory for the checkpoints."
+        f"Nothing to train: {done}. To train longer, give fit more epochs or raise the limit of "
+        "the EpochCounter; to train anew, use another directory for the checkpoints."
     )
 
 

@@ -274,6 +274,11 @@ class RunState:
             self.starts_from = "memory"
         self.fit += 1
 
+    @property
+    def is_saved(self) -> bool:
+        """Whether a checkpoint was saved or loaded since the last batch."""
+        return self.batches_saved == self.batches_trained
+
     def nested(self) -> RunState:
         """Return the state of a fit that a hook of this one calls."""
         state = RunState(self._step_size, self._options)

@@ -136,11 +136,11 @@ class StepBoundary:
         if requests & _STOP:
             self._stop()
 
-    def data_ended(self, *, validates: bool) -> None:
+    def data_ended(self) -> None:
         """Save or stop at the end of the epoch's data.
 
-        With an interval, and with a validation to follow, save in any case: a run that is killed
-        during the validation then need not train the epoch again.
+        With an interval, save in any case: a run that is killed before the next save, for instance
+        during the validation, then need not train the epoch again.
 
         Raises
         ------
@@ -148,7 +148,7 @@ class StepBoundary:
             As from `reached`; here every rank waits for the others' requests.
         """
         requests = self._vote.settle(self._requests())
-        if self.schedule.steps_done and (requests or (validates and self.schedule.is_on)):
+        if self.schedule.steps_done and (requests or self.schedule.is_on):
             self.save()
         if requests & _STOP:
             self._stop()
