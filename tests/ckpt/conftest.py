@@ -146,10 +146,10 @@ def one_thread_of_torch():
 @pytest.fixture(autouse=True)
 def no_failpoint_is_left():
     """A failpoint is put back by who set it."""
-    from brain_ckpt import _fs
+    from brain_ckpt.storage import filesystem
 
     yield
-    left, _fs.failpoint = _fs.failpoint, None
+    left, filesystem.failpoint = filesystem.failpoint, None
     assert left is None
 
 
@@ -162,10 +162,11 @@ def fast_dir():
 
 
 def load_helper(name):
-    """Imports an underscore module of this folder."""
-    full = f"ckpt_tests{name}"
+    """Import a module of tests/ckpt/helpers."""
+    full = f"ckpt_test_helpers_{name}"
     if full not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full, HERE / f"{name}.py")
+        path = HERE / "helpers" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(full, path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[full] = module
         spec.loader.exec_module(module)
@@ -173,21 +174,33 @@ def load_helper(name):
 
 
 @pytest.fixture(scope="session")
-def work():
-    """The little training whose checkpoints are put to the test."""
-    return load_helper("_work")
+def workloads():
+    """Runs whose state is a number, and what they save."""
+    return load_helper("workloads")
 
 
 @pytest.fixture(scope="session")
 def power():
     """The simulated file system."""
-    return load_helper("_power")
+    return load_helper("power")
 
 
 @pytest.fixture(scope="session")
 def processes():
-    """Children that are forked, watched and killed."""
-    return load_helper("_processes")
+    """Forked children that are watched and killed."""
+    return load_helper("processes")
+
+
+@pytest.fixture(scope="session")
+def rank_programs():
+    """What each rank of a test runs."""
+    return load_helper("ranks")
+
+
+@pytest.fixture(scope="session")
+def training():
+    """A training loop that can be killed anywhere."""
+    return load_helper("training")
 
 
 @pytest.fixture(scope="session")

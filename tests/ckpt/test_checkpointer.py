@@ -176,7 +176,7 @@ def test_a_named_checkpoint_is_replaced_as_a_whole(checkpointer, model):
 def test_a_clock_set_back_hides_nothing(checkpointer, monkeypatch):
     """A save is newer than the newest, whatever the clock says."""
     checkpointer.save_checkpoint(meta={"loss": 1.0})
-    monkeypatch.setattr("brain_ckpt._writer.time.time", lambda: 1_000_000.0)
+    monkeypatch.setattr("brain_ckpt.saving.writer.time.time", lambda: 1_000_000.0)
     checkpointer.save_checkpoint(meta={"loss": 2.0})
     checkpointer.save_checkpoint(meta={"loss": 3.0})
     assert [one.meta["loss"] for one in checkpointer.find_checkpoints()] == [3.0, 2.0, 1.0]
@@ -320,14 +320,14 @@ def test_random_numbers_go_on_where_they_were(checkpointer):
     assert draw() == expected
 
 
-def test_a_second_process_may_read_but_not_write(tmp_path, work, processes):
+def test_a_second_process_may_read_but_not_write(tmp_path, workloads, processes):
     """It hears who writes."""
-    run = work.Run(tmp_path)
+    run = workloads.Run(tmp_path)
     run.set(1)
     run.checkpointer.save_checkpoint()
 
     def other(report):
-        second = work.Run(tmp_path)
+        second = workloads.Run(tmp_path)
         assert second.recover() == 1
         with pytest.raises(CheckpointLockedError, match='"pid": '):
             second.checkpointer.save_checkpoint()
@@ -339,35 +339,35 @@ def test_a_second_process_may_read_but_not_write(tmp_path, work, processes):
     run.checkpointer.close()
 
     def later(report):
-        work.Run(tmp_path).checkpointer.save_checkpoint()
+        workloads.Run(tmp_path).checkpointer.save_checkpoint()
 
     assert processes.Child(later).wait() == processes.FINISHED
 
 
-def test_a_reader_beside_a_writer_always_finds_a_whole_checkpoint(tmp_path, work, processes):
+def test_a_reader_beside_a_writer_always_finds_a_whole_checkpoint(tmp_path, workloads, processes):
     """Retention deletes what the reader has just listed; it looks again."""
-    start = work.Run(tmp_path)
+    start = workloads.Run(tmp_path)
     start.set(1)
     start.checkpointer.save_checkpoint()
     start.checkpointer.close()
 
     def write(report):
-        run = work.Run(tmp_path)
+        run = workloads.Run(tmp_path)
         for number in range(2, 60):
             run.set(number)
             run.checkpointer.save_and_keep_only()
 
     child = processes.Child(write)
-    reader, numbers = work.Run(tmp_path), [1]
+    reader, numbers = workloads.Run(tmp_path), [1]
     for _ in range(25):
         numbers += [reader.recover()]
     assert child.wait() == processes.FINISHED
     assert numbers == sorted(numbers)
 
 
-def test_a_reader_finds_the_next_one_where_the_one_it_saw_is_gone(tmp_path, work):
+def test_a_reader_finds_the_next_one_where_the_one_it_saw_is_gone(tmp_path, workloads):
     """Between the look at the names and the look into the directories."""
-    writer = work.Run(tmp_path)
+    writer = workloads.Run(tmp_path)
     writer.set(1)
     writer.checkpointer.save_checkpoint()
     replaced = []
@@ -375,12 +375,12 @@ def test_a_reader_finds_the_next_one_where_the_one_it_saw_is_gone(tmp_path, work
     def replace(operation, path, detail):
         if operation == "open" and path.endswith("CKPT.yaml") and not replaced:
             replaced.append(path)
-            with work.failpoint(None):
+            with workloads.failpoint(None):
                 writer.set(2)
                 writer.checkpointer.save_and_keep_only()
 
-    reader = work.Run(tmp_path)
-    with work.failpoint(replace):
+    reader = workloads.Run(tmp_path)
+    with workloads.failpoint(replace):
         assert reader.recover() == 2
     assert replaced
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import brain_ckpt
-from brain_ckpt import _fs
-from brain_ckpt._cli import main
+from brain_ckpt.cli.main import main
+from brain_ckpt.storage import filesystem
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "packages" / "brain-ckpt" / "README.md"
@@ -64,7 +64,7 @@ def test_the_loop_of_the_readme_survives_a_kill(loop, processes, tmp_path):
         torch.manual_seed(operation)  # a new process starts from other random numbers
 
         def killed(report, operation=operation):
-            _fs.failpoint = processes.KillAt(operation)
+            filesystem.failpoint = processes.KillAt(operation)
             loop(tmp_path / "stormy")
 
         assert processes.Child(killed).wait() == processes.KILLED

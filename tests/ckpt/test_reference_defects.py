@@ -20,7 +20,7 @@ from brain_ckpt import (
     register_checkpoint_hooks,
     torch_recovery,
 )
-from brain_ckpt import _writer as writer
+from brain_ckpt.saving import writer
 
 
 def model():
@@ -155,7 +155,7 @@ def test_the_first_rank_chooses_for_all(tmp_path, monkeypatch):
         assert depth
         return listing()
 
-    monkeypatch.setattr("brain_ckpt._reader.decide", decide)
+    monkeypatch.setattr("brain_ckpt.loading.reader.decide", decide)
     monkeypatch.setattr(checkpointer._writer.store, "listing", list_in_a_decision)
     assert checkpointer.recover_if_possible() == saved
     assert decided[0].checkpoints == [saved]

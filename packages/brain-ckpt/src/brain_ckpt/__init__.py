@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 from brain_dist.lazy import load_on_first_use
 
 if TYPE_CHECKING:
-    from brain_ckpt._average import average_checkpoints, average_state_dicts
-    from brain_ckpt._checkpointer import Checkpointer
-    from brain_ckpt._errors import (
+    from brain_ckpt.checkpointer import Checkpointer
+    from brain_ckpt.errors import (
         CheckpointDamagedError,
         CheckpointDeleteError,
         CheckpointError,
@@ -19,14 +18,15 @@ if TYPE_CHECKING:
         NoIntactCheckpointError,
         UnsafeCheckpointError,
     )
-    from brain_ckpt._hooks import HookRegistry, torch_recovery, torch_save
-    from brain_ckpt._marks import (
+    from brain_ckpt.recoverables.hooks import HookRegistry, torch_recovery, torch_save
+    from brain_ckpt.recoverables.marks import (
         mark_as_loader,
         mark_as_saver,
         mark_as_transfer,
         register_checkpoint_hooks,
     )
-    from brain_ckpt._retention import (
+    from brain_ckpt.recoverables.rng import RNGState
+    from brain_ckpt.retention.policies import (
         DAY_S,
         HOUR_S,
         Checkpoint,
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
         any_of,
         ckpt_recency,
     )
-    from brain_ckpt._rng import RNGState
-    from brain_ckpt._transfer import Pretrainer, torch_parameter_transfer
+    from brain_ckpt.transfer.average import average_checkpoints, average_state_dicts
+    from brain_ckpt.transfer.pretrainer import Pretrainer, torch_parameter_transfer
 
 __all__ = [
     "DAY_S",
@@ -83,16 +83,16 @@ __version__ = "0.1.0"
 
 # Where each public name is; a module is imported when a name of it is first used.
 _HOMES = {
-    "._average": "average_checkpoints average_state_dicts",
-    "._checkpointer": "Checkpointer",
-    "._errors": "CheckpointDamagedError CheckpointDeleteError CheckpointError "
+    ".transfer.average": "average_checkpoints average_state_dicts",
+    ".checkpointer": "Checkpointer",
+    ".errors": "CheckpointDamagedError CheckpointDeleteError CheckpointError "
     "CheckpointLockedError CheckpointMismatchError CheckpointSaveError "
     "NoIntactCheckpointError UnsafeCheckpointError",
-    "._hooks": "HookRegistry torch_recovery torch_save",
-    "._marks": "mark_as_loader mark_as_saver mark_as_transfer register_checkpoint_hooks",
-    "._retention": "DAY_S HOUR_S Checkpoint KeepBest KeepEvery KeepLast KeepMostImportant "
+    ".recoverables.hooks": "HookRegistry torch_recovery torch_save",
+    ".recoverables.marks": "mark_as_loader mark_as_saver mark_as_transfer register_checkpoint_hooks",
+    ".retention.policies": "DAY_S HOUR_S Checkpoint KeepBest KeepEvery KeepLast KeepMostImportant "
     "KeepPinned KeepWithinBytes Policy any_of ckpt_recency",
-    "._rng": "RNGState",
-    "._transfer": "Pretrainer torch_parameter_transfer",
+    ".recoverables.rng": "RNGState",
+    ".transfer.pretrainer": "Pretrainer torch_parameter_transfer",
 }
 __getattr__, __dir__ = load_on_first_use(__name__, _HOMES)

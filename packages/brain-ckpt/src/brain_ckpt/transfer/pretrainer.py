@@ -1,0 +1,354 @@
+"""Parameters from elsewhere: a model that was trained before, in whole or in part."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from brain_ckpt.errors import CheckpointMismatchError
+from brain_ckpt.loading.shards import assemble
+from brain_ckpt.recoverables.hooks import HookRegistry, find_loader, find_transfer, torch_recovery
+from brain_ckpt.recoverables.serialization import read_state
+from brain_ckpt.recoverables.states import bare_module, fit_keys
+from brain_ckpt.storage.layout import PARAMFILE_EXT, SHARDS_DIRECTORY, check_name
+from brain_ckpt.storage.manifest import MANIFEST_NAME
+from brain_ckpt.storage.verify_file import check_file
+from brain_dist import ddp_barrier, main_process_only
+
+logger = logging.getLogger(__name__)
+
+_STRATEGIES = {
+    "symlink": "symlink", "copy": "copy", "copy_skip_cache": "copy", "no_link": "no_link",
+}  # fmt: skip
+
+
+def torch_parameter_transfer(obj: torch.nn.Module, path: str | Path) -> None:
+    """Load the parameters that fit by name, and warn of each one that does not.
+
+    Parameters
+    ----------
+    obj : torch.nn.Module
+        The module.
+    path : str or Path
+        A state dict that torch.save wrote, or one in a checkpoint.
+
+    Raises
+    ------
+    CheckpointDamagedError, UnsafeCheckpointError
+        If the file is not what was written, or would run code.
+    CheckpointMismatchError
+        If a parameter has the name of one of the module's, and another shape.
+    """
+    file = Path(path).resolve()
+    check_file(file)
+    module = bare_module(obj)
+    state = read_state(file)
+    state = assemble(module, state, file.parent / SHARDS_DIRECTORY, file.stem)
+    if not isinstance(state, Mapping):
+        raise CheckpointMismatchError(
+            f"{path} has to hold a state dict, got a {type(state).__name__}; save "
+            f"module.state_dict() there"
+        )
+    try:
+        result = module.load_state_dict(fit_keys(module, state), strict=False)
+    except RuntimeError as error:
+        raise CheckpointMismatchError(
+            f"parameters taken over have the shapes of the module's, got from {path}: {error}; "
+            f"build the module alike, or load the file with a custom hook"
+        ) from error
+    for key in result.missing_keys:
+        logger.warning("%s has no parameters for %r of %s", path, key, type(module).__name__)
+    for key in result.unexpected_keys:
+        logger.warning("%s of %s knows no %r", path, type(module).__name__, key)
+
+
+class Pretrainer:
+    """Collects files with pretrained parameters, then loads each into its object.
+
+    Parameters
+    ----------
+    collect_in : str or Path, optional
+        The directory to collect in; None uses files where they are.
+    loadables : mapping of str to object
+        The objects.
+    paths : mapping of str to str
+        Where the file of each object is: a path, or a URL that fsspec knows (an extra), such as
+        "https://...", "s3://..." or "hf://user/repository/model.ckpt".
+    custom_hooks : mapping of str to callable
+        ``hook(obj, path)`` for those that are not loaded as usual.
+    conditions : mapping of str to bool or callable
+        Objects whose condition is false are left alone.
+
+    Notes
+    -----
+    An object is loaded by its custom hook; else by its method marked as transfer; else by its
+    marked loader; else, if it is a module, by `torch_parameter_transfer`, and by its
+    `load_state_dict` if it is anything else.  A tokenizer of sentencepiece loads itself.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> folder = tempfile.mkdtemp()
+    >>> torch.save(torch.nn.Linear(2, 1).state_dict(), folder + "/old.ckpt")
+    >>> model = torch.nn.Linear(2, 1)
+    >>> pretrainer = Pretrainer(loadables={"model": model}, paths={"model": folder + "/old.ckpt"})
+    >>> sorted(pretrainer.collect_files())
+    ['model']
+    >>> pretrainer.load_collected()
+    """
+
+    def __init__(
+        self,
+        collect_in: str | Path | None = None,
+        loadables: Mapping[str, Any] | None = None,
+        paths: Mapping[str, str] | None = None,
+        custom_hooks: Mapping[str, Callable[[Any, Path], Any]] | None = None,
+        conditions: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.loadables: dict[str, Any] = {}
+        self.paths: dict[str, str] = dict(paths or {})
+        self.custom_hooks = dict(custom_hooks or {})
+        self.conditions = dict(conditions or {})
+        self.collect_in: Path | None = None
+        self._collected: dict[str, Path] = {}
+        self.set_collect_in(collect_in)
+        self.add_loadables(loadables or {})
+
+    def set_collect_in(self, path: str | Path | None) -> None:
+        """Change the directory to collect in."""
+        self.collect_in = None if path is None else Path(path)
+
+    def add_loadables(self, loadables: Mapping[str, Any]) -> None:
+        """Add objects by name."""
+        for name in loadables:
+            check_name(name, "the name of a loadable")
+        self.loadables.update(loadables)
+
+    def add_paths(self, paths: Mapping[str, str]) -> None:
+        """Add where files are, by the names of their objects."""
+        self.paths.update(paths)
+
+    def add_custom_hooks(self, custom_hooks: Mapping[str, Callable[[Any, Path], Any]]) -> None:
+        """Add hooks by the names of their objects."""
+        self.custom_hooks.update(custom_hooks)
+
+    def add_conditions(self, conditions: Mapping[str, Any]) -> None:
+        """Add conditions by the names of their objects."""
+        self.conditions.update(conditions)
+
+    @staticmethod
+    def split_path(path: str) -> tuple[str, str]:
+        """Return the source and the file's name of a path."""
+        source, separator, name = path.rpartition("/")
+        return (source, name) if separator else ("./", name)
+
+    def is_loadable(self, name: str) -> bool:
+        """Say whether an object's condition holds; one without a condition is always loaded."""
+        condition = self.conditions.get(name, True)
+        return bool(condition() if callable(condition) else condition)
+
+    def collect_files(
+        self,
+        default_source: str | Path | None = None,
+        local_strategy: Any = "symlink",
+    ) -> dict[str, Path]:
+        """Bring the file of each object into the directory, as ``<name>.ckpt``.
+
+        Every rank may call it, or only the first: it is the first that brings the files, and all
+        get the same error if it cannot.  A file that was downloaded before is not again.
+
+        Parameters
+        ----------
+        default_source : str or Path, optional
+            Where ``<name>.ckpt`` is for objects without a path; a directory or a URL.
+        local_strategy : str
+            For files on this machine: "symlink", "copy", or "no_link", which uses them where they
+            are.  SpeechBrain's LocalStrategy will do.
+
+        Returns
+        -------
+        dict of str to Path
+            Where each file is now.
+
+        Raises
+        ------
+        ValueError
+            If an object has no path, or a URL or a strategy is not known.
+        FileNotFoundError
+            If a file is not there.
+        CheckpointDamagedError
+            If a file lies in a checkpoint, and is not what was written there.
+        """
+        strategy = _strategy(local_strategy)
+        for name in filter(self.is_loadable, self.loadables):
+            source = self._source(name, default_source)
+            found = main_process_only(self._fetch)(name, source, strategy)
+            if found is not None:  # another rank, before there is a group, goes on without it
+                self._collected[name] = found
+        ddp_barrier()
+        return dict(self._collected)
+
+    def load_collected(self) -> None:
+        """Load the collected files into their objects, on every rank.
+
+        Raises
+        ------
+        ValueError
+            If an object's file was never collected.
+        FileNotFoundError
+            If it is gone.
+        """
+        places = {name: self._place(name) for name in filter(self.is_loadable, self.loadables)}
+        for name, path in places.items():
+            self._load(name, self.loadables[name], path)
+
+    def _source(self, name: str, default_source: str | Path | None) -> str:
+        if name in self.paths:
+            return os.fspath(self.paths[name])
+        if default_source is None:
+            raise ValueError(
+                f"every loadable needs a path or a default_source, got neither for {name!r}; add "
+                f"paths={{{name!r}: ...}}"
+            )
+        return f"{os.fspath(default_source)}/{name}{PARAMFILE_EXT}"
+
+    def _place(self, name: str) -> Path:
+        if name in self._collected:
+            return _existing(self._collected[name], name)
+        if self.collect_in is not None:
+            # Collected by the first rank alone, or by an earlier run.
+            return _existing(self.collect_in / f"{name}{PARAMFILE_EXT}", name)
+        path = self.paths.get(name)
+        if path is not None and not _is_url(os.fspath(path)):
+            return _existing(Path(path), name)
+        raise ValueError(
+            f"a file is collected before it is loaded, got none for {name!r}; call "
+            f"collect_files(), or say collect_in=..."
+        )
+
+    def _fetch(self, name: str, source: str, strategy: str) -> Path:
+        if not _is_url(source):
+            path = _existing(Path(source), name)
+            if (path.resolve().parent / MANIFEST_NAME).exists():
+                check_file(path.resolve())
+            if self.collect_in is None or strategy == "no_link":
+                return path
+        elif self.collect_in is None:
+            raise ValueError(
+                f"a URL is collected into a directory, got {source!r} and collect_in=None; say "
+                f"collect_in=..."
+            )
+        self.collect_in.mkdir(parents=True, exist_ok=True)
+        target = self.collect_in / f"{name}{PARAMFILE_EXT}"
+        if target.exists() and _is_same(target, source):
+            return target
+        # Beside it first: a run that is killed meanwhile leaves no half of a file under its name.
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        partial.unlink(missing_ok=True)
+        try:
+            if _is_url(source):
+                _download(source, partial, name)
+            elif strategy == "copy":
+                shutil.copyfile(source, partial)
+            else:
+                partial.symlink_to(Path(source).resolve())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        origin = _origin(target)
+        if _is_url(source):
+            origin.write_text(source, encoding="utf-8")
+        else:
+            origin.unlink(missing_ok=True)
+        return target
+
+    def _load(self, name: str, obj: Any, path: Path) -> None:
+        custom = self.custom_hooks.get(name)
+        transfer = find_transfer(obj)
+        if custom is not None:
+            custom(obj, path)
+        elif transfer is not None:
+            transfer(path)
+        elif _is_tokenizer(obj):
+            obj.load(str(path))
+        elif (loader := find_loader(obj, None, HookRegistry())) is not None:
+            loader.call(path, False)  # noqa: FBT003 - positional, as marked loaders are called
+        elif isinstance(obj, torch.nn.Module):
+            torch_parameter_transfer(obj, path)
+        else:
+            file = path.resolve()
+            check_file(file)
+            torch_recovery(obj, file, False)  # noqa: FBT003 - positional, as loaders are called
+
+
+def _strategy(given: Any) -> str:
+    # SpeechBrain's LocalStrategy is an enum with these names.
+    name = str(getattr(given, "name", given)).lower()
+    if name not in _STRATEGIES:
+        raise ValueError(
+            f"local_strategy is 'symlink', 'copy' or 'no_link', got {given!r}; use one of those"
+        )
+    return _STRATEGIES[name]
+
+
+def _existing(path: Path, name: str) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"the file for {name!r} has to be there, got {os.fspath(path)!r}; correct its path (a "
+            f"file on a server is named by a URL, such as hf://user/repository/{name}.ckpt)"
+        )
+    return path
+
+
+def _is_url(source: str) -> bool:
+    return "://" in source
+
+
+def _is_tokenizer(obj: Any) -> bool:
+    return any(
+        cls.__module__.partition(".")[0] == "sentencepiece"
+        and cls.__name__ == "SentencePieceProcessor"
+        for cls in type(obj).__mro__
+    )
+
+
+def _is_same(target: Path, source: str) -> bool:
+    if not _is_url(source):
+        return target.resolve() == Path(source).resolve()
+    try:
+        return _origin(target).read_text(encoding="utf-8") == source
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _origin(target: Path) -> Path:
+    """Return the file that says which URL a collected file is from."""
+    return target.with_name(f".{target.name}.source")
+
+
+def _download(source: str, target: Path, name: str) -> None:
+    try:
+        import fsspec
+    except ImportError as error:
+        raise ImportError(
+            f"URLs such as {source!r} are read with fsspec, which is not installed; run "
+            f"pip install 'brain-ckpt[fsspec]'"
+        ) from error
+    try:
+        with fsspec.open(source, "rb") as content, target.open("wb") as file:
+            shutil.copyfileobj(content, file)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"the file for {name!r} has to be there, got {source!r}; correct its path"
+        ) from error
+    except (ValueError, ImportError) as error:
+        raise ValueError(
+            f"a URL is one that fsspec can read, got {source!r} for {name!r}: {error}; correct "
+            f"it, or install what its protocol needs"
+        ) from error

@@ -1,0 +1,190 @@
+"""What the command's parts find out, without the command."""
+
+import math
+
+import pytest
+import torch
+
+from brain_ckpt import Checkpointer
+from brain_ckpt.cli.diff import compare, distance
+from brain_ckpt.cli.inspect import WrongUseError, check_files, find, open_checkpoint, step_of
+from brain_ckpt.cli.output import age, moment, number, size
+from brain_ckpt.loading.contents import entries, plain
+from brain_ckpt.storage.checksum import CHUNK_BYTES
+from brain_ckpt.storage.verify_file import check_file
+
+
+class State:
+    """Has whatever state it is given."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Saves a state and returns its checkpoint."""
+
+    def saves(state, name="one", **meta):
+        checkpointer = Checkpointer(tmp_path / "save", {"state": State(state)})
+        checkpoint = checkpointer.save_checkpoint(meta, name=name)
+        checkpointer.close()
+        return checkpoint
+
+    return saves
+
+
+def changes(comparison):
+    """Return the differences by key, without their file."""
+    return {one.key: (one.change, one.max_abs, one.relative) for one in comparison.differences}
+
+
+def test_states_are_flattened_by_keys_and_numbers():
+    """A list of plain values stays one value."""
+    state = {"a": {"b": torch.ones(2)}, "groups": [{"lr": 0.1, "params": [0, 1]}], "empty": {}}
+    assert [entry.key for entry in entries(state)] == [
+        "a.b",
+        "groups.0.lr",
+        "groups.0.params",
+        "empty",
+    ]
+    assert [entry.value for entry in entries("text")] == ["text"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]), (0.5, 0.1)),
+        (torch.tensor([1, 2]), torch.tensor([1, 4]), (2.0, 2 / math.sqrt(5))),
+        (torch.tensor(2.0), torch.tensor(2.5), (0.5, 0.25)),
+        (torch.zeros(2), torch.ones(2), (1.0, math.inf)),
+        (torch.tensor([3 + 4j]), torch.tensor([3 + 1j]), (3.0, 0.6)),
+        (torch.tensor([1.0], dtype=torch.bfloat16), torch.tensor([1.5]), (0.5, 0.5)),
+        (torch.tensor([False, True]), torch.tensor([True, True]), (1.0, 1.0)),
+        (torch.ones(0), torch.ones(0), (0.0, 0.0)),
+        (torch.ones(2).to_sparse(), torch.tensor([1.0, 2.0]).to_sparse(), (1.0, 1 / math.sqrt(2))),
+    ],
+)
+def test_a_distance_is_the_largest_change_and_its_relative_norm(before, after, expected):
+    """In float64, of any dtype."""
+    from brain_ckpt.cli.diff import _dense
+
+    assert distance(_dense(before), _dense(after)) == pytest.approx(expected)
+
+
+def test_a_nan_is_equal_to_itself_and_far_from_any_number(saved):
+    """Bits are compared, not numbers."""
+    nan = torch.tensor([1.0, math.nan])
+    same = compare(saved({"w": nan}), saved({"w": nan.clone()}, "two"))
+    assert (same.differences, same.equal) == ([], 1)
+    found = changes(compare(saved({"w": nan}), saved({"w": torch.ones(2)}, "two")))
+    assert math.isnan(found["w"][1])
+
+
+def test_what_is_on_one_side_only_or_of_another_shape_has_no_distance(saved):
+    """A dtype that changed does have one."""
+    before = saved({"gone": 1, "shape": torch.ones(2), "dtype": torch.ones(2), "lr": 0.5, "t": "a"})
+    after = saved(
+        {"new": 1, "shape": torch.ones(3), "dtype": torch.ones(2).half(), "lr": 0.25, "t": "b"},
+        "two",
+    )
+    assert changes(compare(before, after)) == {
+        "gone": ("only in A", None, None),
+        "new": ("only in B", None, None),
+        "shape": ("changed", None, None),
+        "dtype": ("changed", 0.0, 0.0),
+        "lr": ("changed", 0.25, 0.5),
+        "t": ("changed", None, None),
+    }
+
+
+def test_a_recoverable_that_one_side_lacks_is_one_difference(saved, tmp_path):
+    """Named by its file."""
+    before = saved({"w": 1})
+    other = Checkpointer(tmp_path / "other", {"state": State({"w": 1}), "lm": State({"x": 1})})
+    found = compare(before, other.save_checkpoint())
+    assert [(one.file, one.key, one.change) for one in found.differences] == [
+        ("lm.ckpt", "", "only in B")
+    ]
+
+
+def test_damage_in_a_later_chunk_is_placed(saved):
+    """Which of the file's chunks, since a file can be long."""
+    checkpoint = saved({"w": torch.zeros(CHUNK_BYTES // 4 + 1000)})
+    file = checkpoint.paramfiles["state"]
+    with file.open("r+b") as content:
+        content.seek(CHUNK_BYTES + 5)
+        content.write(b"\xff")
+    read = []
+    problems = [check.problem for check in check_files(checkpoint, read.append) if check.problem]
+    assert problems == ["state.ckpt is damaged: the crc32 of chunk 2 of 2 is wrong"]
+    assert sum(read) >= file.stat().st_size
+
+
+def test_a_damaged_manifest_is_the_damage(saved):
+    """Nothing can be compared with it."""
+    checkpoint = saved({"w": 1})
+    manifest = checkpoint.path / "MANIFEST.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b'"seq": 1', b'"seq": 2'))
+    (check,) = check_files(checkpoint)
+    assert "does not match its own checksum" in check.problem
+
+
+def test_a_file_alone_is_compared_with_the_manifest_beside_it(saved):
+    """For averages and pretrained parameters, which need no other file."""
+    checkpoint = saved({"w": torch.ones(100)})
+    file = checkpoint.paramfiles["state"]
+    check_file(file)
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(RuntimeError, match=r"has to be intact, got damage: state\.ckpt is damaged"):
+        check_file(file)
+
+
+def test_the_step_is_that_of_the_manifest_the_meta_or_the_brain(saved, speechbrain_run):
+    """SpeechBrain's Brain writes it as YAML."""
+    assert step_of(saved({"w": 1})) is None
+    assert step_of(saved({"w": 1}, step=7)) == 7
+    newest = next((speechbrain_run / "stopped").glob("*+00"))
+    assert step_of(open_checkpoint(newest)) == 72
+
+
+def test_a_checkpoint_is_found_by_its_path_under_any_name(saved, tmp_path):
+    """One that was renamed, or copied elsewhere, is still one."""
+    checkpoint = saved({"w": 1})
+    kept = checkpoint.path.rename(tmp_path / "best")
+    assert open_checkpoint(kept).meta == checkpoint.meta
+    assert [one.path for one in find(kept).checkpoints] == [kept]
+    with pytest.raises(WrongUseError, match=r"a directory without CKPT\.yaml"):
+        open_checkpoint(tmp_path)
+    with pytest.raises(WrongUseError, match="which is a file"):
+        find(kept / "CKPT.yaml")
+
+
+def test_numbers_sizes_and_ages_are_short():
+    """And what JSON cannot say is text."""
+    assert [number(value) for value in (0.1234567, 3, "a")] == ["0.123457", "3", "a"]
+    assert [size(value) for value in (0, 999, 1500, 2.5e9, 1e18)] == [
+        "0 B",
+        "999 B",
+        "1.5 kB",
+        "2.5 GB",
+        "1000.0 PB",
+    ]
+    assert [age(value) for value in (0.1, 5, 90, 7200, 200000, -60)] == [
+        "now",
+        "5 s",
+        "2 min",
+        "2 h",
+        "2 d",
+        "in the future",
+    ]
+    assert moment("unixtime", 86400.5).endswith(" (86400.5)")
+    assert plain({1: (math.nan, torch.float32)}) == {"1": ["nan", "torch.float32"]}

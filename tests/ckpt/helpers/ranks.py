@@ -1,0 +1,232 @@
+"""Several ranks on gloo, one of which fails in a phase of a save."""
+
+import os
+import signal
+import threading
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed.checkpoint
+import torch.distributed.device_mesh
+import torch.distributed.tensor  # before the ranks are forked: each would take a second for it
+from torch import distributed
+
+from brain_ckpt import Checkpointer
+from brain_ckpt.storage import filesystem
+from brain_dist import set_control_timeout
+
+# What the first rank is doing when its n-th save reaches a phase.
+PHASES = {"begin": "mkdir", "write": "write", "publish": "rename", "retention": "unlink"}
+# Each rank is in these by itself.
+OWN_PHASES = ("take", "shards")
+# Only a rank that stops is noticed by it; that one is killed, at once.
+STOPPED_TIMEOUT_S, TIMEOUT_S = 5, 60
+
+
+class PerRank:
+    """Each rank's own state; one rank may fail while it is taken."""
+
+    def __init__(self, rank, fail):
+        self.value, self.fail = torch.full((2,), float(rank)), fail
+
+    def state_dict(self):
+        self.fail()
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+
+def join(directory, rank, world, timeout_s=TIMEOUT_S):
+    """Make the group."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{directory}/store",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=60),
+    )
+    set_control_timeout(timeout_s)
+
+
+def sharded(model, world):
+    """Have each rank hold a part of a model."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (world,))
+    for key, parameter in list(model.named_parameters()):
+        part = distribute_tensor(parameter.detach(), mesh, [Shard(0)])
+        setattr(model, key, torch.nn.Parameter(part))
+
+
+def strikes_at(rank, target, phase):
+    """Return at which file operation a rank strikes; None where it does not."""
+    if phase == "shards" and rank == target:
+        return lambda operation, path: operation == "create" and "/shards/__" in path
+    if phase in PHASES and rank == 0:
+        return lambda operation, path: operation == PHASES[phase]
+    return None
+
+
+def rank_main(directory, rank, world, case, report):
+    """Save once, then once more with the fault; write down how each ended."""
+    way, phase, target, how = case.way, case.phase, case.target, case.how
+    join(directory, rank, world, STOPPED_TIMEOUT_S if way == "stop" else TIMEOUT_S)
+    (directory / f"pid-{rank}").write_text(str(os.getpid()))
+    armed = []
+
+    def strike():
+        if not armed:
+            return
+        armed.clear()
+        if way == "raise":
+            raise ZeroDivisionError("in take") if phase == "take" else OSError(5, f"in {phase}")
+        pid = int((directory / f"pid-{target}").read_text())
+        os.kill(pid, signal.SIGKILL if way == "kill" else signal.SIGSTOP)
+        time.sleep(0.2)
+
+    model = torch.nn.Linear(4, 8)
+    if "sharded" in how:
+        sharded(model, world)
+    checkpointer = Checkpointer(
+        directory / "save", {"model": model}, asynchronous="asynchronous" in how
+    )
+    taking = phase == "take" and rank == target
+    checkpointer.add_recoverable(
+        "own", PerRank(rank, strike if taking else lambda: None), per_rank=True
+    )
+    strikes = strikes_at(rank, target, phase)
+    if strikes is not None:
+        filesystem.failpoint = lambda operation, path, detail: (
+            strike() if strikes(operation, path) else None
+        )
+    torch.nn.init.constant_(model.weight, 1.0)
+    checkpointer.save_and_keep_only(meta={"number": 1})
+    checkpointer.poll()
+    checkpointer._writer.wait()
+    distributed.barrier()
+    if taking or strikes is not None:
+        armed.append(True)
+    torch.nn.init.constant_(model.weight, 2.0)
+    started = time.monotonic()
+    outcome = "saved"
+    try:
+        checkpointer.save_and_keep_only(meta={"number": 2})
+        checkpointer._writer.wait()
+    except Exception as error:  # noqa: BLE001 - its type is what is compared
+        outcome = f"{type(error).__name__}: {error}"
+    (directory / f"seconds-{rank}").write_text(str(time.monotonic() - started))
+    (directory / f"outcome-{rank}").write_text(outcome)
+    if way == "raise":
+        # nobody is lost: the ranks go on together
+        checkpointer.save_and_keep_only(meta={"number": 3})
+        checkpointer._writer.wait()
+        report(3)
+    report(9)
+
+
+def elastic_main(directory, rank, world, number, report):
+    """Recover what is there, each rank its own part, and save the next."""
+    join(directory, rank, world)
+    own = PerRank(100 + rank, lambda: None)
+    model = torch.nn.Linear(2, 2)
+    checkpointer = Checkpointer(directory / "save", {"model": model})
+    checkpointer.add_recoverable("own", own, per_rank=True)
+    found = checkpointer.recover_if_possible()
+    report(int(own.value[0]) if found else 255)
+    if number:
+        torch.nn.init.constant_(model.weight, float(number))
+        saved = checkpointer.save_checkpoint(meta={"number": number})
+        assert (saved is None) == (rank != 0)
+    distributed.barrier()
+
+
+def sharded_objects(world, directory, **options):
+    """Make a model of which each rank holds a part, its optimizer and a checkpointer."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.Linear(10, 5))
+    for layer in model:
+        sharded(layer, world)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    recoverables = {"model": model, "optimizer": optimizer}
+    return model, optimizer, Checkpointer(directory / "save", recoverables, **options)
+
+
+def whole_tensors(model, optimizer):
+    """Put the parts of all ranks together."""
+    from torch.distributed.tensor import DTensor
+
+    assert all(isinstance(value, DTensor) for value in model.state_dict().values())
+    full = {key: value.full_tensor() for key, value in model.state_dict().items()}
+    moments = [
+        optimizer.state[parameter]["exp_avg"].full_tensor() for parameter in model.parameters()
+    ]
+    return {"full": full, "moments": moments}
+
+
+def sharded_save_main(directory, rank, world, asynchronous, report):
+    """Save a sharded model, and write down what it was; it changes before it is written."""
+    join(directory, rank, world)
+    model, optimizer, checkpointer = sharded_objects(world, directory, asynchronous=asynchronous)
+    for number, parameter in enumerate(model.parameters()):
+        parameter.grad = torch.full_like(parameter, number + 1.0)
+    optimizer.step()
+    expected = whole_tensors(model, optimizer)
+    if rank == 0:
+        torch.save(expected, directory / "expected.pt")
+    changed = threading.Event()
+    if asynchronous:
+        filesystem.failpoint = lambda operation, path, detail: (
+            changed.wait(30) and None if operation == "write" else None
+        )
+    checkpointer.save_checkpoint()
+    if asynchronous:
+        checkpointer.poll()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0)
+            optimizer.state[parameter]["exp_avg"].mul_(0)
+    changed.set()
+    while checkpointer._writer._flight is not None:
+        checkpointer.poll()
+    report(1)
+    distributed.barrier()
+
+
+def sharded_load_main(directory, rank, world, report):
+    """Load it on another number of ranks, and compare."""
+    join(directory, rank, world)
+    model, optimizer, checkpointer = sharded_objects(world, directory)
+    assert checkpointer.recover_if_possible() is not None
+    found, expected = whole_tensors(model, optimizer), torch.load(directory / "expected.pt")
+    assert all(torch.equal(found["full"][key], expected["full"][key]) for key in expected["full"])
+    assert all(map(torch.equal, found["moments"], expected["moments"]))
+    report(1)
+    distributed.barrier()
+
+
+def nodes_main(directory, rank, world, number, fatal, report):
+    """Save on nodes of which each has a directory of its own; two ranks a node."""
+    join(directory, rank, world)
+    model = torch.nn.Linear(2, 2)
+    checkpointer = Checkpointer(directory / f"node-{rank // 2}", {"model": model})
+    checkpointer.add_recoverable("own", PerRank(rank, lambda: None), per_rank=True)
+    found = checkpointer.recover_if_possible()
+    report(found.meta["number"] if found else 0)
+    assert not checkpointer._writer.nodes().shared
+    if fatal is not None and rank == 2:
+
+        def strike(operation, path, detail):
+            if operation == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        filesystem.failpoint = strike
+    try:
+        checkpointer.save_and_keep_only(meta={"number": number})
+        outcome = "saved"
+    except Exception as error:  # noqa: BLE001 - its type is what is compared
+        outcome = type(error).__name__
+    (directory / f"outcome-{rank}").write_text(outcome)
