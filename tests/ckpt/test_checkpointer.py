@@ -176,7 +176,7 @@ def test_a_named_checkpoint_is_replaced_as_a_whole(checkpointer, model):
 def test_a_clock_set_back_hides_nothing(checkpointer, monkeypatch):
     """A save is newer than the newest, whatever the clock says."""
     checkpointer.save_checkpoint(meta={"loss": 1.0})
-    monkeypatch.setattr("brain_ckpt.saving.writer.time.time", lambda: 1_000_000.0)
+    monkeypatch.setattr("brain_ckpt.saving.plan.time.time", lambda: 1_000_000.0)
     checkpointer.save_checkpoint(meta={"loss": 2.0})
     checkpointer.save_checkpoint(meta={"loss": 3.0})
     assert [one.meta["loss"] for one in checkpointer.find_checkpoints()] == [3.0, 2.0, 1.0]

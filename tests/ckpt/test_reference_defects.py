@@ -20,7 +20,7 @@ from brain_ckpt import (
     register_checkpoint_hooks,
     torch_recovery,
 )
-from brain_ckpt.saving import writer
+from brain_ckpt.ranks import agreement
 
 
 def model():
@@ -143,11 +143,11 @@ def test_the_first_rank_chooses_for_all(tmp_path, monkeypatch):
     checkpointer = Checkpointer(tmp_path, {"model": model()})
     saved = checkpointer.save_checkpoint()
     depth, decided = [], []
-    listing = checkpointer._writer.store.listing
+    listing = checkpointer._directory.store.listing
 
     def decide(action):
         depth.append(1)
-        decided.append(writer.decide(action))
+        decided.append(agreement.run_on_first_rank(action))
         depth.pop()
         return decided[-1]
 
@@ -155,8 +155,8 @@ def test_the_first_rank_chooses_for_all(tmp_path, monkeypatch):
         assert depth
         return listing()
 
-    monkeypatch.setattr("brain_ckpt.loading.reader.decide", decide)
-    monkeypatch.setattr(checkpointer._writer.store, "listing", list_in_a_decision)
+    monkeypatch.setattr("brain_ckpt.loading.reader.run_on_first_rank", decide)
+    monkeypatch.setattr(checkpointer._directory.store, "listing", list_in_a_decision)
     assert checkpointer.recover_if_possible() == saved
     assert decided[0].checkpoints == [saved]
 

@@ -7,11 +7,19 @@ import torch
 
 from brain_ckpt import Checkpointer
 from brain_ckpt.cli.diff import compare, distance
-from brain_ckpt.cli.inspect import WrongUseError, check_files, find, open_checkpoint, step_of
-from brain_ckpt.cli.output import age, moment, number, size
-from brain_ckpt.loading.contents import entries, plain
+from brain_ckpt.cli.file_checks import check_files
+from brain_ckpt.cli.inspect import open_checkpoint, read_directory, step_of
+from brain_ckpt.cli.output import (
+    format_age,
+    format_meta_value,
+    format_number,
+    format_size,
+    to_json_value,
+)
+from brain_ckpt.errors import UsageError
+from brain_ckpt.loading.contents import entries
 from brain_ckpt.storage.checksum import CHUNK_BYTES
-from brain_ckpt.storage.verify_file import check_file
+from brain_ckpt.storage.verify import verify_file
 
 
 class State:
@@ -140,12 +148,12 @@ def test_a_file_alone_is_compared_with_the_manifest_beside_it(saved):
     """For averages and pretrained parameters, which need no other file."""
     checkpoint = saved({"w": torch.ones(100)})
     file = checkpoint.paramfiles["state"]
-    check_file(file)
+    verify_file(file)
     content = bytearray(file.read_bytes())
     content[-20] ^= 1
     file.write_bytes(content)
-    with pytest.raises(RuntimeError, match=r"has to be intact, got damage: state\.ckpt is damaged"):
-        check_file(file)
+    with pytest.raises(RuntimeError, match=r"must be intact, got damage: state\.ckpt is damaged"):
+        verify_file(file)
 
 
 def test_the_step_is_that_of_the_manifest_the_meta_or_the_brain(saved, speechbrain_run):
@@ -161,24 +169,24 @@ def test_a_checkpoint_is_found_by_its_path_under_any_name(saved, tmp_path):
     checkpoint = saved({"w": 1})
     kept = checkpoint.path.rename(tmp_path / "best")
     assert open_checkpoint(kept).meta == checkpoint.meta
-    assert [one.path for one in find(kept).checkpoints] == [kept]
-    with pytest.raises(WrongUseError, match=r"a directory without CKPT\.yaml"):
+    assert [one.path for one in read_directory(kept).checkpoints] == [kept]
+    with pytest.raises(UsageError, match=r"a directory without CKPT\.yaml"):
         open_checkpoint(tmp_path)
-    with pytest.raises(WrongUseError, match="which is a file"):
-        find(kept / "CKPT.yaml")
+    with pytest.raises(UsageError, match="which is a file"):
+        read_directory(kept / "CKPT.yaml")
 
 
 def test_numbers_sizes_and_ages_are_short():
     """And what JSON cannot say is text."""
-    assert [number(value) for value in (0.1234567, 3, "a")] == ["0.123457", "3", "a"]
-    assert [size(value) for value in (0, 999, 1500, 2.5e9, 1e18)] == [
+    assert [format_number(value) for value in (0.1234567, 3, "a")] == ["0.123457", "3", "a"]
+    assert [format_size(value) for value in (0, 999, 1500, 2.5e9, 1e18)] == [
         "0 B",
         "999 B",
         "1.5 kB",
         "2.5 GB",
         "1000.0 PB",
     ]
-    assert [age(value) for value in (0.1, 5, 90, 7200, 200000, -60)] == [
+    assert [format_age(value) for value in (0.1, 5, 90, 7200, 200000, -60)] == [
         "now",
         "5 s",
         "2 min",
@@ -186,5 +194,5 @@ def test_numbers_sizes_and_ages_are_short():
         "2 d",
         "in the future",
     ]
-    assert moment("unixtime", 86400.5).endswith(" (86400.5)")
-    assert plain({1: (math.nan, torch.float32)}) == {"1": ["nan", "torch.float32"]}
+    assert format_meta_value("unixtime", 86400.5).endswith(" (86400.5)")
+    assert to_json_value({1: (math.nan, torch.float32)}) == {"1": ["nan", "torch.float32"]}

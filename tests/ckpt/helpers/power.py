@@ -53,7 +53,7 @@ class Recorder:
         name = str(Path(path).relative_to(self.root))
         if operation == "write":
             detail = bytes(detail)
-        elif operation == "adopt":
+        elif operation == "external_write":
             detail = Path(path).read_bytes()
         elif operation == "rename":
             detail = str(Path(detail).relative_to(self.root))
@@ -91,7 +91,7 @@ class Disk:
     def write(self, name, data):
         self._find(name).content += data
 
-    def adopt(self, name, content):
+    def external_write(self, name, content):
         parent, leaf = self._parent(name)
         parent.change("add", leaf, File(content=content))
 

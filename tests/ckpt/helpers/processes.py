@@ -10,7 +10,7 @@ WRITING = (
     "mkdir",
     "create",
     "write",
-    "adopt",
+    "external_write",
     "fsync",
     "fsync_directory",
     "rename",

@@ -190,7 +190,7 @@ def sharded_save_main(directory, rank, world, asynchronous, report):
             parameter.mul_(0)
             optimizer.state[parameter]["exp_avg"].mul_(0)
     changed.set()
-    while checkpointer._writer._flight is not None:
+    while checkpointer._writer._pending is not None:
         checkpointer.poll()
     report(1)
     distributed.barrier()
@@ -216,7 +216,7 @@ def nodes_main(directory, rank, world, number, fatal, report):
     checkpointer.add_recoverable("own", PerRank(rank, lambda: None), per_rank=True)
     found = checkpointer.recover_if_possible()
     report(found.meta["number"] if found else 0)
-    assert not checkpointer._writer.nodes().shared
+    assert not checkpointer._directory.nodes().shared
     if fatal is not None and rank == 2:
 
         def strike(operation, path, detail):

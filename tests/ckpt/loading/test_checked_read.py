@@ -7,7 +7,7 @@ import torch
 
 from brain_ckpt import CheckpointDamagedError, Checkpointer, UnsafeCheckpointError
 from brain_ckpt.loading.checked_read import read_checked
-from brain_ckpt.recoverables.hooks import write_state
+from brain_ckpt.recoverables.serialization import write_state
 from brain_ckpt.storage.checksum import digest_file
 from brain_ckpt.storage.stream import write_file
 

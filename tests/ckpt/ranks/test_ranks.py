@@ -133,7 +133,7 @@ def test_each_rank_gets_its_own_part_back_and_a_new_rank_keeps_its_own(
 def commits_of(directory):
     from brain_ckpt.storage.store import Store
 
-    return [set(Store(directory / f"node-{node}", "reader").commits()) for node in (0, 1)]
+    return [set(Store(directory / f"node-{node}", "reader").published_commits()) for node in (0, 1)]
 
 
 def test_nodes_without_a_shared_file_system_each_keep_a_whole_copy(

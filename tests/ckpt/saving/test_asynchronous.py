@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from brain_ckpt import Checkpointer, CheckpointSaveError
-from brain_ckpt.saving.buffers import Snapshots
+from brain_ckpt.saving.buffers import SnapshotBuffers
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_an_error_is_raised_in_the_loop(tmp_path, workloads):
 
     with workloads.failpoint(point):
         run.checkpointer.save_checkpoint()
-        run.checkpointer._writer._flight._thread.join()
+        run.checkpointer._writer._pending._thread.join()
         with pytest.raises(CheckpointSaveError, match="No space left"):
             run.checkpointer.poll()
     assert [path.name for path in tmp_path.iterdir()] == [".brain.lock"]
@@ -128,7 +128,7 @@ def test_copies_share_memory_where_the_originals_do():
     """Tied weights are one tensor in the file, and views stay views."""
     base = torch.arange(12.0)
     state = {"a": base, "b": base[3:6], "c": {"d": [base.view(3, 4).t(), 1, "x"]}, "e": (base,)}
-    snapshots = Snapshots()
+    snapshots = SnapshotBuffers()
     snapshots.begin()
     copied = snapshots.copy(state)
     snapshots.end()
@@ -141,7 +141,7 @@ def test_copies_share_memory_where_the_originals_do():
 
 def test_buffers_are_kept_from_save_to_save():
     """The second copy lies where the first did."""
-    snapshots = Snapshots()
+    snapshots = SnapshotBuffers()
     places = []
     for _ in range(2):
         snapshots.begin()

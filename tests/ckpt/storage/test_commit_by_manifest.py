@@ -133,7 +133,7 @@ def test_asynchronous_saves_appear_by_their_manifest(workloads, fast_dir):
     run = workloads.Run(fast_dir, atomic_rename=False, asynchronous=True)
     run.set(4)
     run.checkpointer.save_checkpoint()
-    run.checkpointer._writer._flight.join()
+    run.checkpointer._writer._pending.join()
     assert run.checkpointer.list_checkpoints() == []
     run.checkpointer.close()
     assert workloads.Run(fast_dir).recover() == 4

@@ -142,7 +142,7 @@ def test_a_damaged_file_is_not_averaged(saved):
     content = bytearray(found[1].paramfiles["model"].read_bytes())
     content[-1000] ^= 1
     found[1].paramfiles["model"].write_bytes(content)
-    with pytest.raises(CheckpointDamagedError, match=r"model\.ckpt has to be intact"):
+    with pytest.raises(CheckpointDamagedError, match=r"model\.ckpt must be intact"):
         average_checkpoints(found, "model")
 
 

@@ -205,9 +205,9 @@ def test_a_file_in_a_checkpoint_is_compared_with_its_manifest(tmp_path):
     pretrainer.load_collected()
     assert is_ones(model)
     flip(saved.paramfiles["model"])
-    with pytest.raises(CheckpointDamagedError, match=r"model\.ckpt has to be intact"):
+    with pytest.raises(CheckpointDamagedError, match=r"model\.ckpt must be intact"):
         pretrainer.load_collected()
-    with pytest.raises(CheckpointDamagedError, match=r"model\.ckpt has to be intact"):
+    with pytest.raises(CheckpointDamagedError, match=r"model\.ckpt must be intact"):
         Pretrainer(tmp_path / "copies", {"model": model}).collect_files(
             saved.path, local_strategy="copy"
         )

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
         register_checkpoint_hooks,
     )
     from brain_ckpt.recoverables.rng import RNGState
+    from brain_ckpt.retention.checkpoint import Checkpoint, ckpt_recency
     from brain_ckpt.retention.policies import (
         DAY_S,
         HOUR_S,
-        Checkpoint,
         KeepBest,
         KeepEvery,
         KeepLast,
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
         KeepWithinBytes,
         Policy,
         any_of,
-        ckpt_recency,
     )
     from brain_ckpt.transfer.average import average_checkpoints, average_state_dicts
-    from brain_ckpt.transfer.pretrainer import Pretrainer, torch_parameter_transfer
+    from brain_ckpt.transfer.parameters import torch_parameter_transfer
+    from brain_ckpt.transfer.pretrainer import Pretrainer
 
 __all__ = [
     "DAY_S",
@@ -81,18 +81,21 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# Where each public name is; a module is imported when a name of it is first used.
+# The module of each public name; a module is imported when a name of it is first used.
 _HOMES = {
-    ".transfer.average": "average_checkpoints average_state_dicts",
     ".checkpointer": "Checkpointer",
     ".errors": "CheckpointDamagedError CheckpointDeleteError CheckpointError "
     "CheckpointLockedError CheckpointMismatchError CheckpointSaveError "
     "NoIntactCheckpointError UnsafeCheckpointError",
     ".recoverables.hooks": "HookRegistry torch_recovery torch_save",
-    ".recoverables.marks": "mark_as_loader mark_as_saver mark_as_transfer register_checkpoint_hooks",
-    ".retention.policies": "DAY_S HOUR_S Checkpoint KeepBest KeepEvery KeepLast KeepMostImportant "
-    "KeepPinned KeepWithinBytes Policy any_of ckpt_recency",
+    ".recoverables.marks": "mark_as_loader mark_as_saver mark_as_transfer "
+    "register_checkpoint_hooks",
     ".recoverables.rng": "RNGState",
-    ".transfer.pretrainer": "Pretrainer torch_parameter_transfer",
+    ".retention.checkpoint": "Checkpoint ckpt_recency",
+    ".retention.policies": "DAY_S HOUR_S KeepBest KeepEvery KeepLast KeepMostImportant "
+    "KeepPinned KeepWithinBytes Policy any_of",
+    ".transfer.average": "average_checkpoints average_state_dicts",
+    ".transfer.parameters": "torch_parameter_transfer",
+    ".transfer.pretrainer": "Pretrainer",
 }
 __getattr__, __dir__ = load_on_first_use(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""The checkpointer."""
+"""The checkpointer: the public methods, in terms of a writer, a reader and a deleter."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brain_ckpt.deletion import Deleter, check_spare
-from brain_ckpt.loading.reader import Reader, Wanted
-from brain_ckpt.ranks.agreement import together
-from brain_ckpt.recoverables.registry import Only, Recoverables
-from brain_ckpt.retention.policies import Checkpoint, Key, Policy, ckpt_recency
-from brain_ckpt.retention.selection import Predicate, Retention
-from brain_ckpt.saving.plan import Request
-from brain_ckpt.saving.writer import Writer, make_directory
+from brain_ckpt.loading.reader import Reader
+from brain_ckpt.ranks.agreement import gather_results
+from brain_ckpt.ranks.shared_directory import SharedDirectory
+from brain_ckpt.recoverables.registry import RecoverableRegistry
+from brain_ckpt.retention.checkpoint import Checkpoint, Key, ckpt_recency
+from brain_ckpt.retention.selection import CheckpointQuery, Predicate, Retention
+from brain_ckpt.saving.plan import SaveRequest
+from brain_ckpt.saving.writer import Writer
 from brain_ckpt.storage.checksum import check_checksum
+from brain_ckpt.storage.filesystem import make_directories
 from brain_ckpt.storage.layout import check_name
 from brain_ckpt.storage.meta import plain_meta
 from brain_dist import get_rank
@@ -23,30 +25,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from brain_ckpt.recoverables.hooks import HookRegistry
-    from brain_ckpt.saving.files import Item
+    from brain_ckpt.recoverables.registry import Recoverable, RecoverableFilter
+    from brain_ckpt.retention.policies import Policy
     from brain_ckpt.storage.checksum import Algorithm
 
 
-class Checkpointer(Recoverables):
-    """Saves checkpoints that nothing can break, and recovers from them.
+class Checkpointer(RecoverableRegistry):
+    """Saves crash-safe checkpoints and restores objects from them.
 
     Parameters
     ----------
     checkpoints_dir : str or Path
-        Where; it is made if it is not there.
+        The directory; it is made if it does not exist.
     recoverables : mapping of str to object, optional
-        What to save, by name.  Anything with `state_dict` and `load_state_dict`, with marked
-        methods, or a dataclass.
+        The objects to save, by name: anything with `state_dict` and `load_state_dict` or with
+        marked methods, and dataclasses.
     custom_load_hooks : mapping of str to callable, optional
         ``hook(obj, path, end_of_epoch)``, or without the flag, by name.
     custom_save_hooks : mapping of str to callable, optional
         ``hook(obj, path)``, by name.
     allow_partial_load : bool
-        Whether a recoverable that a checkpoint does not hold is left as it is.
+        Whether recoverables that a checkpoint does not hold keep their state.
     asynchronous : bool
-        True copies the state and writes it while training goes on; `poll` it at each step.
+        True copies the state and writes it during training; call `poll` after each step.
     spare : int
-        How many intact checkpoints to keep beyond those that are asked for.
+        How many intact checkpoints to keep beyond those asked for.
     keep : Policy, optional
         What never to delete, such as ``KeepEvery(DAY_S)``.
     checksum : str
@@ -54,9 +57,9 @@ class Checkpointer(Recoverables):
     hooks : HookRegistry, optional
         Hooks by type.
     atomic_rename : bool
-        Whether the file system renames a directory in one step.  False for one that does not (an
-        object store that is mounted): none is renamed then, and a checkpoint counts from when
-        its manifest, written last, is there.
+        Whether the file system renames a directory atomically.  If False, as for a mounted object
+        store, no directory is renamed, and a checkpoint exists once its manifest, written last,
+        is complete.
 
     Examples
     --------
@@ -100,26 +103,28 @@ class Checkpointer(Recoverables):
 
     @property
     def checkpoints_dir(self) -> Path:
-        """Where checkpoints are; assigning another one closes this one first."""
-        return self._writer.store.root
+        """The directory of checkpoints; assigning another one closes the current one first."""
+        return self._directory.root
 
     @checkpoints_dir.setter
     def checkpoints_dir(self, directory: str | Path) -> None:
         path = Path(directory)
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(
-                f"checkpoints_dir is a directory, got {str(path)!r}, which is a file; name another"
+                f"checkpoints_dir must be a directory, got {str(path)!r}, which is a file; name "
+                f"another"
             )
         if hasattr(self, "_writer"):
             self._writer.close()
-        make_directory(path)
-        self._writer = Writer(path, self._checksum, renames=self._atomic_rename)
-        self._reader = Reader(self._writer)
-        self._deleter = Deleter(self._writer, self._reader)
+        make_directories(path)
+        self._directory = SharedDirectory(path, self._checksum, renames=self._atomic_rename)
+        self._writer = Writer(self._directory)
+        self._reader = Reader(self._directory)
+        self._deleter = Deleter(self._directory, self._reader)
 
     @property
     def passed_over(self) -> list[str]:
-        """What was damaged in checkpoints that the last recovery had to leave out, each by file."""
+        """The damage in newer checkpoints that the last recovery passed over, with file names."""
         return self._reader.passed_over
 
     def save_checkpoint(
@@ -136,25 +141,26 @@ class Checkpointer(Recoverables):
         meta : mapping, optional
             Plain values to find the checkpoint by, such as a loss.
         end_of_epoch : bool
-            Whether the epoch is complete; told to every loader.
+            Whether the epoch is complete; passed to every loader.
         name : str, optional
-            A name; a checkpoint that has it is replaced.  By default made from the time.
+            The name; a checkpoint of the same name is replaced.  By default made from the time.
         verbosity : int
             The level to log at.
 
         Returns
         -------
         Checkpoint or None
-            It is on the disk, unless saves are asynchronous.  None on ranks other than the first.
+            The checkpoint, which is durable unless saves are asynchronous.  None on ranks other
+            than the first.
 
         Raises
         ------
         CheckpointSaveError
-            If it was not saved; the same on every rank.  What was there before is untouched.
+            If it was not saved; raised on every rank.  Existing checkpoints are unchanged.
         CheckpointLockedError
-            If another process writes to this directory.
+            If another process writes to the directory.
         TypeError, ValueError
-            If meta or a name cannot be used; nothing was written.
+            If meta or a name is not valid; nothing is written.
         """
         return self._save(meta, end_of_epoch, name, verbosity, lambda: None)
 
@@ -171,28 +177,27 @@ class Checkpointer(Recoverables):
         ckpt_predicate: Predicate | None = None,
         verbosity: int = logging.INFO,
     ) -> None:
-        """Save a checkpoint; once it is on the disk, delete the least important others.
+        """Save a checkpoint, then delete the least important others.
 
         Parameters
         ----------
         meta, end_of_epoch, name, verbosity
             As in `save_checkpoint`.
         num_to_keep : int
-            How many to keep by each key.
+            How many to keep for each key.
         keep_recent : bool
-            Whether the newest are kept, beside those kept by a key.
+            Whether to keep the newest ones, besides those kept for a key.
         importance_keys : sequence of callable
             Each takes a checkpoint; those with the highest values are kept.
         max_keys, min_keys : sequence of str
             Names in meta; those with the highest, or lowest, values are kept.
         ckpt_predicate : callable, optional
-            Only checkpoints that it is true of may be deleted.
+            Only checkpoints for which it is true may be deleted.
 
         Raises
         ------
         CheckpointSaveError
-            As in `save_checkpoint`.  A checkpoint that cannot be deleted is only logged: the next
-            save tries again.
+            As in `save_checkpoint`.  A failed deletion is logged, and the next save tries again.
         """
         retention = Retention(
             num_to_keep=num_to_keep,
@@ -207,7 +212,7 @@ class Checkpointer(Recoverables):
             end_of_epoch,
             name,
             verbosity,
-            lambda: self._deleter.retain(retention, self.keep, self.spare, verbosity),
+            lambda: self._deleter.delete_after_save(retention, self.keep, self.spare, verbosity),
         )
 
     def find_checkpoint(
@@ -218,8 +223,8 @@ class Checkpointer(Recoverables):
         ckpt_predicate: Predicate | None = None,
     ) -> Checkpoint | None:
         """Return the best checkpoint, or None; the arguments are those of `find_checkpoints`."""
-        found = self.find_checkpoints(importance_key, max_key, min_key, ckpt_predicate)
-        return found[0] if found else None
+        checkpoints = self.find_checkpoints(importance_key, max_key, min_key, ckpt_predicate)
+        return checkpoints[0] if checkpoints else None
 
     def find_checkpoints(
         self,
@@ -238,20 +243,20 @@ class Checkpointer(Recoverables):
         max_key, min_key : str, optional
             A name in meta; only checkpoints that have it are returned.  A NaN is never the best.
         ckpt_predicate : callable, optional
-            Only those that it is true of are returned.
+            Only checkpoints for which it is true are returned.
         max_num_checkpoints : int, optional
-            How many to return at most.
+            The largest number to return.
 
         Raises
         ------
         ValueError
             If more than one key is given.
         """
-        wanted = Wanted(importance_key, max_key, min_key, ckpt_predicate)
-        return wanted.best_first(self.list_checkpoints())[:max_num_checkpoints]
+        query = CheckpointQuery(importance_key, max_key, min_key, ckpt_predicate)
+        return query.best_first(self.list_checkpoints())[:max_num_checkpoints]
 
     def list_checkpoints(self) -> list[Checkpoint]:
-        """Return all checkpoints, the oldest first; one that cannot be read is warned of."""
+        """Return all checkpoints, the oldest first; log a warning for an unreadable one."""
         return self._reader.listing().checkpoints
 
     def recover_if_possible(
@@ -261,23 +266,23 @@ class Checkpointer(Recoverables):
         min_key: str | None = None,
         ckpt_predicate: Predicate | None = None,
         *,
-        only: Only | None = None,
+        only: RecoverableFilter | None = None,
         trusted: bool = False,
     ) -> Checkpoint | None:
-        """Load the best checkpoint, if there is one; every rank calls it and loads the same.
+        """Load the best checkpoint, if there is one; every rank calls it and loads the same one.
 
         Parameters
         ----------
         importance_key, max_key, min_key, ckpt_predicate
-            As in `find_checkpoints`.  Without a key a damaged newest checkpoint is reported, and
-            the next older one is loaded.
+            As in `find_checkpoints`.  Without a key, if the newest checkpoint is damaged, the
+            damage is logged and the next older one is loaded.
         only, trusted
             As in `load_checkpoint`.
 
         Returns
         -------
         Checkpoint or None
-            What was loaded; None if there is none.
+            The loaded checkpoint; None if there is none.
 
         Raises
         ------
@@ -288,37 +293,42 @@ class Checkpointer(Recoverables):
         CheckpointMismatchError
             If an intact checkpoint does not fit.
         """
-        wanted = Wanted(importance_key, max_key, min_key, ckpt_predicate)
+        self._writer.wait()
+        query = CheckpointQuery(importance_key, max_key, min_key, ckpt_predicate)
         return self._reader.recover(
-            wanted, self._chosen(only), partial=self.allow_partial_load, trusted=trusted
+            query, self._select(only), partial=self.allow_partial_load, trusted=trusted
         )
 
     def load_checkpoint(
-        self, checkpoint: Checkpoint, *, only: Only | None = None, trusted: bool = False
+        self,
+        checkpoint: Checkpoint,
+        *,
+        only: RecoverableFilter | None = None,
+        trusted: bool = False,
     ) -> None:
         """Load a checkpoint; every rank calls it.
 
         Parameters
         ----------
         checkpoint : Checkpoint
-            Which one.
+            The checkpoint.
         only : callable, optional
-            ``only(name, obj)`` says whether to restore a recoverable; all of them by default.
+            ``only(name, obj)`` returns whether to restore a recoverable; by default all are.
         trusted : bool
-            True unpickles whatever a file holds, which can run any code.
+            True unpickles any object, which runs the code that a file names.
 
         Raises
         ------
         CheckpointDamagedError
-            If a file is not what was written; no object was touched.
+            If a file differs from what was written; no object is changed.
         CheckpointMismatchError
-            If something is missing or does not fit.
+            If a file is missing or does not fit.
         UnsafeCheckpointError
-            If a file would run code.
+            If a file names code to run.
         """
         self._writer.wait()
         self._reader.load(
-            checkpoint, self._chosen(only), partial=self.allow_partial_load, trusted=trusted
+            checkpoint, self._select(only), partial=self.allow_partial_load, trusted=trusted
         )
 
     def delete_checkpoints(
@@ -331,7 +341,7 @@ class Checkpointer(Recoverables):
         ckpt_predicate: Predicate | None = None,
         verbosity: int = logging.INFO,
     ) -> None:
-        """Delete the least important checkpoints; every rank calls it, the first one deletes.
+        """Delete the least important checkpoints; every rank calls it, the first rank deletes.
 
         Parameters
         ----------
@@ -341,9 +351,9 @@ class Checkpointer(Recoverables):
         Raises
         ------
         CheckpointDeleteError
-            If one could not be deleted.
+            If a checkpoint could not be deleted.
         CheckpointLockedError
-            If another process writes to this directory.
+            If another process writes to the directory.
         """
         retention = Retention(
             num_to_keep=num_to_keep,
@@ -356,7 +366,7 @@ class Checkpointer(Recoverables):
         self._deleter.delete(retention, self.keep, self.spare, verbosity)
 
     def poll(self) -> None:
-        """Publish an asynchronous save that is written; for every rank, at each step's end.
+        """Publish an asynchronous save that is written; every rank calls it after each step.
 
         Raises
         ------
@@ -366,7 +376,7 @@ class Checkpointer(Recoverables):
         self._writer.poll()
 
     def close(self) -> None:
-        """Wait for an asynchronous save, publish it, and give the directory's lock back.
+        """Wait for an asynchronous save, publish it and release the lock of the directory.
 
         Raises
         ------
@@ -383,17 +393,17 @@ class Checkpointer(Recoverables):
         verbosity: int,
         after: Callable[[], None],
     ) -> Checkpoint | None:
-        items: list[Item] = []
+        recoverables: list[Recoverable] = []
 
-        def check() -> Request:
-            items.extend(self._chosen())
+        def check() -> SaveRequest:
+            recoverables.extend(self._select())
             if name is not None:
                 check_name(name, "the name of a checkpoint")
-            return Request(plain_meta(meta or {}), bool(end_of_epoch), name, verbosity)
+            return SaveRequest(plain_meta(meta or {}), bool(end_of_epoch), name, verbosity)
 
-        request = together(check)[0]
-        saved = self._writer.save(request, items, after, asynchronous=self.asynchronous)
+        request = gather_results(check)[0]
+        saved = self._writer.save(request, recoverables, after, asynchronous=self.asynchronous)
         if get_rank() != 0:
             return None
-        self._deleter.trust(saved)
+        self._deleter.mark_intact(saved)
         return saved

@@ -1,4 +1,4 @@
-"""What differs between the versions of torch that are supported."""
+"""Differences between the supported versions of torch."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _crc_before = True
 
 
 def load_distributed(targets: dict[str, Any], reader: Any) -> None:
-    """Fill tensors from a distributed checkpoint, without communication."""
+    """Fill tensors from a distributed checkpoint without communication between ranks."""
     from torch.distributed.checkpoint import state_dict_loader
 
     if "no_dist" in inspect.signature(state_dict_loader.load).parameters:
         state_dict_loader.load(targets, storage_reader=reader, no_dist=True)
     else:  # before torch 2.7
-        state_dict_loader._load_state_dict(  # noqa: SLF001 - the public one asks the ranks
+        state_dict_loader._load_state_dict(  # noqa: SLF001 - the public function communicates
             state_dict=targets, storage_reader=reader, no_dist=True
         )
 
 
 @contextlib.contextmanager
 def without_torch_crc() -> Iterator[None]:
-    """Have torch.save compute no checksum of its own: torch.load never checks it.
+    """Turn off the CRC-32 of torch.save, which torch.load never checks.
 
-    The setting is the process's; the first to come turns it off and the last one puts it back.
+    The setting is global to the process: the first user turns it off, the last restores it.
     """
-    global _crc_users, _crc_before  # noqa: PLW0603 - mirrors a setting of torch's
+    global _crc_users, _crc_before  # noqa: PLW0603 - mirrors a global setting of torch
     with _crc_lock:
         if _crc_users == 0:
             _crc_before = torch.serialization.get_crc32_options()

@@ -1,4 +1,4 @@
-"""Who deletes checkpoints: what is not to be kept, and never the last that is intact."""
+"""Delete checkpoints that no policy keeps."""
 
 from __future__ import annotations
 
@@ -6,103 +6,111 @@ import logging
 from typing import TYPE_CHECKING
 
 from brain_ckpt.errors import CheckpointDeleteError, CheckpointError
-from brain_ckpt.ranks.agreement import decide
-from brain_ckpt.retention.policies import Checkpoint, Policy, newest_first
-from brain_ckpt.retention.selection import Retention, choose_doomed
+from brain_ckpt.ranks.agreement import run_on_first_rank
+from brain_ckpt.retention.policies import Policy, newest_first
+from brain_ckpt.retention.selection import Retention, choose_deletions
 from brain_ckpt.storage.verify import verify
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from brain_ckpt.loading.reader import Reader
-    from brain_ckpt.saving.writer import Writer
+    from brain_ckpt.ranks.shared_directory import SharedDirectory
+    from brain_ckpt.retention.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
 
 def check_spare(spare: object) -> None:
-    """Check how many intact checkpoints are to be kept beyond those that are asked for."""
+    """Check the number of intact checkpoints to keep beyond those asked for."""
     if isinstance(spare, bool) or not isinstance(spare, int) or spare < 0:
-        raise ValueError(f"spare is a number of checkpoints, 0 or more, got {spare!r}; use 1")
+        raise ValueError(f"spare must be a number of checkpoints, 0 or more, got {spare!r}; use 1")
 
 
 class Deleter:
-    """Deletes from one directory.
+    """Deletes checkpoints from one directory.
 
     Parameters
     ----------
-    writer : Writer
-        Who writes there.
+    directory : SharedDirectory
+        The directory.
     reader : Reader
-        Who lists it.
+        Lists its checkpoints.
     """
 
-    def __init__(self, writer: Writer, reader: Reader) -> None:
-        self._writer = writer
+    def __init__(self, directory: SharedDirectory, reader: Reader) -> None:
+        self._directory = directory
         self._reader = reader
-        self._root = writer.store.root
         self._intact: set[Path] = set()
 
-    def trust(self, checkpoint: Checkpoint) -> None:
-        """Count a checkpoint that was just written as intact, unread."""
+    def mark_intact(self, checkpoint: Checkpoint) -> None:
+        """Count a checkpoint that was just written as intact, without reading it."""
         self._intact.add(checkpoint.path)
 
-    def delete(self, retention: Retention, keep: Policy | None, spare: int, verbosity: int) -> None:
-        """Delete what is not to be kept; every rank calls it.
+    def delete(
+        self, retention: Retention, also_keep: Policy | None, spare: int, verbosity: int
+    ) -> None:
+        """Delete the checkpoints that are not kept; every rank calls it.
 
         Parameters
         ----------
         retention : Retention
             What to keep.
-        keep : Policy, optional
-            What to keep as well.
+        also_keep : Policy, optional
+            What else to keep.
         spare : int
-            How many intact ones to keep beyond that.
+            How many intact checkpoints to keep beyond that.
         verbosity : int
             The level to log at.
 
         Raises
         ------
         CheckpointDeleteError
-            If one could not be deleted.
+            If a checkpoint could not be deleted.
         """
-        nodes = self._writer.nodes()
+        nodes = self._directory.nodes()
+
+        def choose() -> list[str]:
+            return self._choose(retention, also_keep, spare)
+
         if nodes.shared:
-            nodes.on_leaders(lambda: self._delete(self._doomed(retention, keep, spare), verbosity))
+            nodes.run_on_leaders(lambda: self._delete(choose(), verbosity))
         else:
-            names = decide(lambda: self._doomed(retention, keep, spare))
-            nodes.on_leaders(lambda: self._delete(names, verbosity))
+            names = run_on_first_rank(choose)
+            nodes.run_on_leaders(lambda: self._delete(names, verbosity))
 
-    def retain(self, retention: Retention, keep: Policy | None, spare: int, verbosity: int) -> None:
-        """As `delete`, after a save, whose success does not depend on it: a failure is logged."""
+    def delete_after_save(
+        self, retention: Retention, also_keep: Policy | None, spare: int, verbosity: int
+    ) -> None:
+        """Call `delete` and log its failure, because the save has succeeded."""
         try:
-            self.delete(retention, keep, spare, verbosity)
+            self.delete(retention, also_keep, spare, verbosity)
         except CheckpointDeleteError:
-            logger.exception("checkpoints that should have gone are still there")
+            logger.exception("Old checkpoints could not be deleted")
 
-    def _doomed(self, retention: Retention, keep: Policy | None, spare: int) -> list[str]:
-        doomed = choose_doomed(self._reader.listing().checkpoints, retention, keep)
+    def _choose(self, retention: Retention, also_keep: Policy | None, spare: int) -> list[str]:
+        candidates = choose_deletions(self._reader.listing().checkpoints, retention, also_keep)
         spares: list[Checkpoint] = []
-        for one in newest_first(doomed):
+        for one in newest_first(candidates):
             if len(spares) < spare and self._is_intact(one):
                 spares.append(one)
-        return [one.path.name for one in doomed if one not in spares]
+        return [one.path.name for one in candidates if one not in spares]
 
     def _delete(self, names: list[str], verbosity: int) -> None:
-        paths = [path for name in names if (path := self._root / name).is_dir()]
+        root = self._directory.root
+        paths = [path for name in names if (path := root / name).is_dir()]
         if not paths:
             return
         try:
-            self._writer.lock()
-            self._writer.store.delete(paths)
+            self._directory.lock()
+            self._directory.store.delete(paths)
         except OSError as error:
             raise CheckpointDeleteError(
-                f"checkpoints in {self._root} could not be deleted: {error}; the next save tries "
-                f"again"
+                f"checkpoints in {root} could not be deleted: {error}; the next save tries again"
             ) from error
         for path in paths:
             self._intact.discard(path)
-            logger.log(verbosity, "deleted %s", path)
+            logger.log(verbosity, "Deleted checkpoint %s", path)
 
     def _is_intact(self, checkpoint: Checkpoint) -> bool:
         if checkpoint.path not in self._intact:

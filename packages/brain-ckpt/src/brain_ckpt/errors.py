@@ -1,18 +1,18 @@
-"""What a checkpointer raises.
+"""The errors of a checkpointer.
 
-All of them are RuntimeErrors, as the reference's are, and take one string, so that they can be
-raised again, with the ranks named, on every rank.
+Those of checkpoints are RuntimeErrors, as in SpeechBrain, and take one string, so that the same
+error can be raised on every rank with the ranks named.
 """
 
 from __future__ import annotations
 
 
 class CheckpointError(RuntimeError):
-    """Anything that went wrong with checkpoints; the base of the others."""
+    """Base class of all errors about checkpoints."""
 
 
 class CheckpointSaveError(CheckpointError):
-    """A checkpoint was not saved; those that were there before are untouched."""
+    """A checkpoint was not saved; existing checkpoints are unchanged."""
 
 
 class CheckpointDeleteError(CheckpointError):
@@ -24,16 +24,20 @@ class CheckpointLockedError(CheckpointError):
 
 
 class CheckpointDamagedError(CheckpointError):
-    """A file of a checkpoint is not what was written; the text says which."""
+    """A file of a checkpoint differs from what was written; the text names the file."""
 
 
 class NoIntactCheckpointError(CheckpointDamagedError):
-    """There are checkpoints, but not one that can be trusted."""
+    """There are checkpoints, and none of them is intact."""
 
 
 class CheckpointMismatchError(CheckpointError):
-    """An intact checkpoint does not fit the objects that are to be restored."""
+    """An intact checkpoint does not fit the objects to restore."""
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """A file would run code, or reach outside its directory, if it were loaded."""
+    """Loading a file would run code or reach outside its directory."""
+
+
+class UsageError(Exception):
+    """A command or export cannot be carried out as asked; the text says what to do instead."""

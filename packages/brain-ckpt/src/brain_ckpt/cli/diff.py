@@ -1,4 +1,4 @@
-"""What differs between two checkpoints, and by how much."""
+"""Compare the states of two checkpoints."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from brain_ckpt.retention.policies import Checkpoint
+    from brain_ckpt.retention.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One value that two checkpoints do not have alike.
+    """One value that differs between two checkpoints.
 
     Parameters
     ----------
     file : str
-        Its file's name.
+        The name of its file.
     key : str
-        Where it is in the file; empty for the file as a whole.
+        Its path in the state; empty for a whole file.
     change : str
         "changed", "only in A" or "only in B".
     before, after : str
-        The value, or shape and dtype of a tensor.
+        The value, or the shape and dtype of a tensor.
     max_abs : float or None
-        The largest difference between two elements; None where the shapes differ, or for text.
+        The largest difference between two elements; None if the shapes differ, or for text.
     relative : float or None
-        The Euclidean norm of the difference, divided by that of the first.
+        The Euclidean norm of the difference, divided by that of the first value.
     """
 
     file: str
@@ -47,14 +47,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found.
+    """The result of a comparison.
 
     Parameters
     ----------
     differences : list of Difference
         In the order of the files.
     equal : int
-        How many values are equal, bit by bit.
+        The number of bit-equal values.
     """
 
     differences: list[Difference]
@@ -62,12 +62,12 @@ class Comparison:
 
 
 def compare(first: Checkpoint, second: Checkpoint) -> Comparison:
-    """Compare the states in two checkpoints; their metas are not states.
+    """Compare the states in two checkpoints, not their metas.
 
     Raises
     ------
     CheckpointDamagedError, UnsafeCheckpointError
-        If a file cannot be read, or would run code.
+        If a file cannot be read, or names code to run.
     """
     sides = state_files(first), state_files(second)
     differences: list[Difference] = []
@@ -78,9 +78,9 @@ def compare(first: Checkpoint, second: Checkpoint) -> Comparison:
             differences.append(Difference(name, "", _only(files[0]), "", ""))
             continue
         before, after = (_by_key(file) for file in (files[0], files[1]))
-        found = list(_differences(name, before, after))
-        differences.extend(found)
-        equal += len({*before} | {*after}) - len(found)
+        changed = list(_differences(name, before, after))
+        differences.extend(changed)
+        equal += len({*before} | {*after}) - len(changed)
     return Comparison(differences, equal)
 
 
@@ -90,13 +90,13 @@ def distance(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float]:
     Parameters
     ----------
     before, after : torch.Tensor
-        Of one shape.
+        Tensors of the same shape.
 
     Returns
     -------
     max_abs, relative : float
-        In float64.  The relative norm is infinite where the first tensor is zero; both are NaN
-        where either tensor has a NaN.
+        Computed in float64.  The relative norm is infinite if the first tensor is zero; both are
+        NaN if either tensor has a NaN.
     """
     if before.numel() == 0:
         return 0.0, 0.0
@@ -119,12 +119,12 @@ def _differences(
         if left is None or right is None:
             yield Difference(name, key, _only(left), _text(left), _text(right))
         elif not _is_equal(left.value, right.value):
-            far: tuple[float, float] | tuple[None, None] = (None, None)
+            sizes: tuple[float, float] | tuple[None, None] = (None, None)
             if left.shape is not None and left.shape == right.shape:
-                far = distance(_dense(left.value), _dense(right.value))
+                sizes = distance(_dense(left.value), _dense(right.value))
             elif _is_number(left.value) and _is_number(right.value):
-                far = distance(torch.tensor(float(left.value)), torch.tensor(float(right.value)))
-            yield Difference(name, key, "changed", _text(left), _text(right), *far)
+                sizes = distance(torch.tensor(float(left.value)), torch.tensor(float(right.value)))
+            yield Difference(name, key, "changed", _text(left), _text(right), *sizes)
 
 
 def _only(left: object) -> str:
@@ -135,7 +135,7 @@ def _text(entry: Entry | None) -> str:
     if entry is None:
         return ""
     if entry.shape is None or entry.shape == ():
-        return repr(entry.shown)
+        return repr(entry.single_value)
     return f"{entry.dtype}{list(entry.shape)}"
 
 
@@ -144,7 +144,7 @@ def _is_equal(left: Any, right: Any) -> bool:
         return type(left) is type(right) and repr(left) == repr(right)
     if left.dtype != right.dtype or left.shape != right.shape:
         return False
-    return bool(torch.equal(_bits(left), _bits(right)))  # NaNs with the same bits are equal
+    return bool(torch.equal(_bits(left), _bits(right)))  # equal NaNs count as equal
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""Reading a state so that each byte is checked on its way into the memory of its tensor.
+"""Read a state and compare its checksums in one pass, directly into the memory of its tensors.
 
-What an optimizer keeps is read once, by all cores, instead of once for the checksum and once
-more for the tensors.  Nothing of it is used before the whole file has been found intact.
+A state that is kept, such as an optimizer's, is read once by several threads, instead of once for
+the checksum and once for the tensors.  No tensor is used before the whole file is verified.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-# Below it there is nothing to be gained.
-LEAST_BYTES = 2**20
-# Stays in a core's cache from the reading to the checksum.
+# Smaller files gain nothing.
+MIN_BYTES = 2**20
+# Fits into the cache of a core between the read and the checksum.
 _BATCH_BYTES = 2**20
 _BATCH_BUFFERS = 512
 _LOCAL_HEADER = struct.Struct("<26x2H")
@@ -42,59 +42,59 @@ class _Segment(NamedTuple):
 
 
 class _UnusualFileError(Exception):
-    """Not laid out as torch.save does it; to be read in the usual way."""
+    """The file does not have the layout of torch.save."""
 
 
 def read_checked(path: Path, digest: FileDigest, algorithm: Algorithm) -> tuple[Any] | None:
-    """Read a state that torch.save wrote, if its file is what was written.
+    """Read a state that torch.save wrote, if its file is intact.
 
     Parameters
     ----------
     path : Path
         The file.
     digest : FileDigest
-        What it should be.
+        Its expected digest.
     algorithm : str
-        How that was taken.
+        The algorithm of the digest.
 
     Returns
     -------
     tuple of one object, or None
-        The state, on the CPU.  None if the file is damaged, or not of the usual layout: the usual
-        way then finds out which, and says so.
+        The state, on the CPU.  None if the file is damaged or has another layout; the usual way
+        of reading then reports which.
     """
     try:
         with filesystem.opened(path) as (descriptor, size):
             if size != digest.size:
                 return None
-            state, mapped, fresh = _without_content(path)
-            segments = _cover(size, _places(descriptor, mapped), fresh)
+            state, mapped, empty = _load_structure(path)
+            segments = _segments(size, _offsets(descriptor, mapped), empty)
             checks = _checks(descriptor, segments, digest, algorithm)
             intact = all(in_parallel(checks))
-    except Exception:  # noqa: BLE001 - a damaged file can make its readers raise anything
+    except Exception:  # noqa: BLE001 - a damaged file can raise anything
         return None
     return (state,) if intact else None
 
 
-def _without_content(
+def _load_structure(
     path: Path,
 ) -> tuple[Any, list[torch.UntypedStorage], list[torch.UntypedStorage]]:
-    # torch.load maps the file and reads none of it; each storage is exchanged for a fresh one.
+    # torch.load maps the file without reading it; each storage is replaced with an empty one.
     mapped: list[torch.UntypedStorage] = []
-    fresh: list[torch.UntypedStorage] = []
+    empty: list[torch.UntypedStorage] = []
 
-    def exchange(storage: Any, location: str) -> Any:
+    def replace(storage: Any, location: str) -> Any:
         del location
         mapped.append(storage)
-        fresh.append(torch.empty(storage.nbytes(), dtype=torch.uint8).untyped_storage())
-        return fresh[-1]
+        empty.append(torch.empty(storage.nbytes(), dtype=torch.uint8).untyped_storage())
+        return empty[-1]
 
-    state = torch.load(path, map_location=exchange, weights_only=True, mmap=True)
-    return state, mapped, fresh
+    state = torch.load(path, map_location=replace, weights_only=True, mmap=True)
+    return state, mapped, empty
 
 
-def _places(descriptor: int, mapped: Sequence[torch.UntypedStorage]) -> list[int]:
-    """Return where in the file each storage is: in the zip's order, as their addresses are."""
+def _offsets(descriptor: int, mapped: Sequence[torch.UntypedStorage]) -> list[int]:
+    """Return the offset of each storage in the file, from the addresses of the mapped storages."""
     with zipfile.ZipFile(cast("Any", open(descriptor, "rb", closefd=False))) as archive:
         entries = archive.infolist()
     starts = []
@@ -118,23 +118,23 @@ def _start(descriptor: int, entry: zipfile.ZipInfo) -> int:
     return entry.header_offset + _LOCAL_HEADER.size + sum(lengths)
 
 
-def _cover(
-    size: int, places: Sequence[int], fresh: Sequence[torch.UntypedStorage]
+def _segments(
+    size: int, offsets: Sequence[int], empty: Sequence[torch.UntypedStorage]
 ) -> list[_Segment]:
-    """Return buffers for the whole file: those of the storages, and some for what lies between."""
-    found: list[_Segment] = []
+    """Return buffers that cover the file: the storages, and buffers for the bytes between them."""
+    segments: list[_Segment] = []
     end = 0
-    for place, storage in sorted(zip(places, fresh, strict=True), key=lambda pair: pair[0]):
+    for offset, storage in sorted(zip(offsets, empty, strict=True), key=lambda pair: pair[0]):
         if not storage.nbytes():
             continue
-        if place > end:
-            found.append(_Segment(end, memoryview(bytearray(place - end))))
+        if offset > end:
+            segments.append(_Segment(end, memoryview(bytearray(offset - end))))
         as_bytes = torch.empty(0, dtype=torch.uint8).set_(storage)
-        found.append(_Segment(place, memoryview(cast("Any", as_bytes.numpy()))))
-        end = place + storage.nbytes()
+        segments.append(_Segment(offset, memoryview(cast("Any", as_bytes.numpy()))))
+        end = offset + storage.nbytes()
     if end < size:
-        found.append(_Segment(end, memoryview(bytearray(size - end))))
-    return found
+        segments.append(_Segment(end, memoryview(bytearray(size - end))))
+    return segments
 
 
 def _checks(
@@ -151,7 +151,7 @@ def _checks(
         return running.hexdigest() == expected
 
     return [
-        lambda number=number, expected=expected: check(number, expected)  # type: ignore[misc]  # a lambda's defaults have no types
+        lambda number=number, expected=expected: check(number, expected)  # type: ignore[misc]  # default arguments of a lambda
         for number, expected in enumerate(digest.chunks)
     ]
 
@@ -159,21 +159,21 @@ def _checks(
 def _batches(
     segments: Sequence[_Segment], start: int, end: int
 ) -> Iterator[tuple[int, list[memoryview]]]:
-    """Yield the buffers of a stretch of the file, a few at a time, with their place."""
+    """Yield the buffers of a range of the file in batches, with the offset of each batch."""
     number = bisect.bisect_right(segments, start, key=lambda one: one.start) - 1
-    place, batch, held = start, list[memoryview](), 0
+    offset, batch, batch_bytes = start, list[memoryview](), 0
     while start < end:
         segment = segments[number]
         inner = start - segment.start
-        room = min(end - start, _BATCH_BYTES - held)
+        room = min(end - start, _BATCH_BYTES - batch_bytes)
         part = segment.buffer[inner : inner + room]
         batch.append(part)
         start += len(part)
-        held += len(part)
+        batch_bytes += len(part)
         if inner + len(part) == len(segment.buffer):
             number += 1
-        if held == _BATCH_BYTES or len(batch) == _BATCH_BUFFERS:
-            yield place, batch
-            place, batch, held = start, [], 0
+        if batch_bytes == _BATCH_BYTES or len(batch) == _BATCH_BUFFERS:
+            yield offset, batch
+            offset, batch, batch_bytes = start, [], 0
     if batch:
-        yield place, batch
+        yield offset, batch

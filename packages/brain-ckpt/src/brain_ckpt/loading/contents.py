@@ -1,8 +1,7 @@
-"""What is inside the files of a checkpoint, tensor by tensor; never running code."""
+"""Read the values in the state files of a checkpoint, one by one, without running code."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from brain_ckpt.cli.inspect import WrongUseError
-from brain_ckpt.errors import CheckpointDamagedError
+from brain_ckpt.errors import CheckpointDamagedError, UsageError
 from brain_ckpt.loading.shards import assemble
 from brain_ckpt.recoverables.serialization import read_state
 from brain_ckpt.storage import filesystem
+from brain_ckpt.storage.file_format import file_format
 from brain_ckpt.storage.layout import PARAMFILE_EXT, SHARDS_DIRECTORY
 
 if TYPE_CHECKING:
-    from brain_ckpt.retention.policies import Checkpoint
+    from brain_ckpt.retention.checkpoint import Checkpoint
 
 _STATE_SUFFIXES = (PARAMFILE_EXT, ".pt", ".pth")
 _TEXT_SUFFIXES = (".json", ".yaml", ".yml", ".txt")
 _TEXT_LIMIT_BYTES = 2**20
-_TENSOR_MAGICS = (b"PK\x03\x04", b"\x80")
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,9 @@ class Entry:
     Parameters
     ----------
     key : str
-        Where it is, with a dot between levels.
+        Its path in the state, with dots between levels.
     value : object
-        A tensor, or a plain value.
+        A tensor or a plain value.
     """
 
     key: str
@@ -55,20 +53,20 @@ class Entry:
 
     @property
     def size_bytes(self) -> int:
-        """The bytes of a tensor's values; 0 for anything else."""
+        """The size of a tensor in bytes; 0 for anything else."""
         is_tensor = isinstance(self.value, torch.Tensor)
         return self.value.numel() * self.value.element_size() if is_tensor else 0
 
     @property
-    def shown(self) -> Any:
-        """The value, where it is a single one."""
+    def single_value(self) -> Any:
+        """The value, or that of a tensor of one element; None for other tensors."""
         if not isinstance(self.value, torch.Tensor):
             return self.value
         return self.value.item() if self.value.numel() == 1 else None
 
 
 def state_files(checkpoint: Checkpoint) -> dict[str, Path]:
-    """Return the files that hold states, by their names below the directory."""
+    """Return the files with states, by their names below the directory."""
     path = checkpoint.path
     names = (name for name, directory in filesystem.walk(path) if not directory)
     return {
@@ -79,43 +77,41 @@ def state_files(checkpoint: Checkpoint) -> dict[str, Path]:
     }
 
 
-def choose_file(checkpoint: Checkpoint, wanted: str) -> tuple[str, Path]:
-    """Return the file that a name means: that of a recoverable, or of a file.
+def choose_file(checkpoint: Checkpoint, requested: str) -> tuple[str, Path]:
+    """Return the file of a recoverable, or of a file name.
 
     Raises
     ------
-    WrongUseError
+    UsageError
         If there is none.
     """
     files = state_files(checkpoint)
-    for name in (wanted, wanted + PARAMFILE_EXT):
+    for name in (requested, requested + PARAMFILE_EXT):
         if name in files:
             return name, files[name]
-    raise WrongUseError(
-        f"FILE is one that {checkpoint.path.name} holds, got {wanted!r}; it holds "
+    raise UsageError(
+        f"FILE must be in {checkpoint.path.name}, got {requested!r}; it holds "
         f"{', '.join(files) or 'none'}"
     )
 
 
 def read_file(file: Path, name: str) -> Any:
-    """Read a state: text as it is, tensors where only a look is wanted from the page cache.
+    """Read a state; text is returned as it is, and tensors are mapped.
 
     Parameters
     ----------
     file : Path
-        The file; in a checkpoint, so that the shards it names are found.
+        The file, in its checkpoint if it names shards.
     name : str
-        That of its recoverable.
+        The name of its recoverable.
 
     Raises
     ------
     CheckpointDamagedError, UnsafeCheckpointError
-        If it cannot be read, or would run code.
+        If it cannot be read, or names code to run.
     """
     try:
-        with filesystem.opened(file) as (descriptor, _):
-            magic = filesystem.read_at(descriptor, 4, 0)
-        if not magic.startswith(_TENSOR_MAGICS):
+        if file_format(file) in ("text", "empty"):
             return filesystem.read(file, _TEXT_LIMIT_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointDamagedError(f"{file} cannot be read: {error}") from error
@@ -124,21 +120,8 @@ def read_file(file: Path, name: str) -> Any:
 
 
 def entries(state: Any) -> list[Entry]:
-    """Return the values of a state, nested as it may be, in its order."""
+    """Return all values of a nested state, in its order."""
     return [Entry(key, value) for key, value in _flat(state, "")]
-
-
-def plain(value: Any) -> Any:
-    """Return a value as JSON can hold it; what is no number is the text "nan", "inf" or "-inf"."""
-    if isinstance(value, bool | int | str) or value is None:
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    return str(value)
 
 
 def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -1,15 +1,19 @@
-"""Who reads a directory of checkpoints: chooses on one rank, verifies and restores on all."""
+"""Choose a checkpoint on one rank; verify and restore it on all ranks."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from brain_ckpt.errors import CheckpointDamagedError, CheckpointError, NoIntactCheckpointError
-from brain_ckpt.loading.restore import Step, prepare, read_whole, required_names
-from brain_ckpt.ranks.agreement import decide, together
-from brain_ckpt.retention.policies import Checkpoint, Key, newest_first
-from brain_ckpt.retention.selection import Predicate, choose
+from brain_ckpt.loading.restore import (
+    RestoreStep,
+    prepare_restore,
+    read_checked_states,
+    required_names,
+)
+from brain_ckpt.ranks.agreement import gather_results, run_on_first_rank
+from brain_ckpt.retention.checkpoint import Checkpoint
 from brain_ckpt.storage.listing import Listing
 from brain_ckpt.storage.verify import verify
 from brain_dist import get_rank, raise_together
@@ -17,176 +21,173 @@ from brain_dist import get_rank, raise_together
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from brain_ckpt.saving.files import Item
-    from brain_ckpt.saving.writer import Writer
+    from brain_ckpt.ranks.shared_directory import SharedDirectory
+    from brain_ckpt.recoverables.registry import Recoverable
+    from brain_ckpt.retention.selection import CheckpointQuery
 
 logger = logging.getLogger(__name__)
 
-# How often a reader looks again when a living run deletes what it is about to read.
-_LOOKS = 5
-
-
-class Wanted(NamedTuple):
-    """Which checkpoint is wanted; the fields are arguments of `find_checkpoints`."""
-
-    importance_key: Key | None = None
-    max_key: str | None = None
-    min_key: str | None = None
-    ckpt_predicate: Predicate | None = None
-
-    @property
-    def newest(self) -> bool:
-        """Whether it is the newest, which an older one can stand in for."""
-        return not (self.importance_key or self.max_key or self.min_key)
-
-    def best_first(self, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-        """Return those that are meant, the best first."""
-        found = choose(checkpoints, *self)
-        return newest_first(found) if self.newest else found
+# How often to list again after a running training has deleted the chosen checkpoint.
+_MAX_ATTEMPTS = 5
 
 
 class Reader:
-    """Restores from one directory.
+    """Restores checkpoints from one directory.
 
     Parameters
     ----------
-    writer : Writer
-        Who writes there, or would.
+    directory : SharedDirectory
+        The directory.
 
     Attributes
     ----------
     passed_over : list of str
-        What was wrong with those that the last recovery tried, or could not list, before the one
-        that it restored.
+        The damage in newer checkpoints that the last recovery tried or could not list.
     """
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, directory: SharedDirectory) -> None:
         self.passed_over: list[str] = []
-        self._writer = writer
-        self._root = writer.store.root
+        self._directory = directory
+        self._root = directory.root
 
     def listing(self) -> Listing:
-        """List what is there, with a warning for each that cannot be read."""
-        listing = self._writer.store.listing()
+        """List the checkpoints; log a warning for each unreadable one."""
+        listing = self._directory.store.listing()
         for path, reason in listing.unreadable.items():
-            logger.warning("%s is left out: %s", path, reason)
+            logger.warning("Skipped %s: %s", path, reason)
         return listing
 
     def recover(
-        self, wanted: Wanted, items: Sequence[Item], *, partial: bool, trusted: bool
+        self,
+        query: CheckpointQuery,
+        recoverables: Sequence[Recoverable],
+        *,
+        partial: bool,
+        trusted: bool,
     ) -> Checkpoint | None:
         """Restore the best intact checkpoint; every rank calls it.
 
         Parameters
         ----------
-        wanted : Wanted
-            Which one.
-        items : sequence of Item
-            What to restore.
+        query : CheckpointQuery
+            Which checkpoints to consider, and which is best.
+        recoverables : sequence of Recoverable
+            The objects to restore.
         partial, trusted : bool
-            As in `prepare`.
+            As in `prepare_restore`.
 
         Returns
         -------
         Checkpoint or None
-            What was restored; None if there is none.
+            The restored checkpoint; None if there is none.
         """
-        self._writer.wait()
         self.passed_over = []
-        for _ in range(_LOOKS):
-            listing = self._look(wanted)
+        for _ in range(_MAX_ATTEMPTS):
+            listing = self._matching(query)
             if not listing.checkpoints and not listing.unreadable:
-                logger.info("no checkpoint in %s yet", self._root)
+                logger.info("No checkpoint found in %s", self._root)
                 return None
             problems = list(listing.unreadable.values())
             for candidate in listing.checkpoints:
                 try:
-                    self.load(candidate, items, partial=partial, trusted=trusted)
+                    self.load(candidate, recoverables, partial=partial, trusted=trusted)
                 except (CheckpointDamagedError, FileNotFoundError) as error:  # noqa: PERF203 - few
                     if self._is_gone(candidate):
                         break
-                    if not wanted.newest or isinstance(error, FileNotFoundError):
+                    if not query.is_by_time or isinstance(error, FileNotFoundError):
                         raise
-                    logger.error("%s; trying the next older checkpoint", error)  # noqa: TRY400 - no traceback wanted
+                    logger.error("%s; trying the next older checkpoint", error)  # noqa: TRY400 - no traceback
                     problems.append(str(error))
                 else:
                     self.passed_over = problems
                     return candidate
             else:
                 raise NoIntactCheckpointError(
-                    f"{self._root} has to hold an intact checkpoint, got only damaged ones: "
-                    f"{'; '.join(problems)}; put a copy back, or empty the directory to start "
-                    f"afresh"
+                    f"{self._root} must hold an intact checkpoint, got only damaged ones: "
+                    f"{'; '.join(problems)}; restore a copy, or empty the directory to start "
+                    f"from the beginning"
                 )
         raise CheckpointError(
-            f"{self._root} has to hold still while it is read, got checkpoints that were deleted "
-            f"{_LOOKS} times; keep more of them in the run that writes there"
+            f"checkpoints must not be deleted while they are read, got {_MAX_ATTEMPTS} deletions "
+            f"in {self._root}; keep more checkpoints in the run that writes there"
         )
 
     def load(
-        self, checkpoint: Checkpoint, items: Sequence[Item], *, partial: bool, trusted: bool
+        self,
+        checkpoint: Checkpoint,
+        recoverables: Sequence[Recoverable],
+        *,
+        partial: bool,
+        trusted: bool,
     ) -> None:
-        """Verify and read all of a checkpoint, then restore it; every rank calls it."""
-        steps = self._prepare(checkpoint, items, partial=partial, trusted=trusted)
+        """Verify and read a checkpoint completely, then restore it; every rank calls it."""
+        steps = self._prepare(checkpoint, recoverables, partial=partial, trusted=trusted)
 
-        # One after the other: a hook may be one that all ranks run together, and would wait for a
-        # rank that has failed in an earlier one.
+        # One object at a time on all ranks: a hook can contain a collective, and would wait for a
+        # rank that failed in an earlier step.
         by_name = {step.name: step for step in steps}
-        for item in items:
-            step = by_name.get(item.name)
+        for one in recoverables:
+            step = by_name.get(one.name)
             error: BaseException | None = None
             try:
                 if step is not None:
                     step.apply()
-            except BaseException as caught:  # noqa: BLE001 - the other ranks have to hear of it
+            except BaseException as caught:  # noqa: BLE001 - raised on all ranks
                 error = caught
             raise_together(error)
-        logger.info("loaded %s", checkpoint.path)
+        logger.info("Loaded checkpoint %s", checkpoint.path)
 
-    def _look(self, wanted: Wanted) -> Listing:
-        self._writer.settle()
-        common = self._writer.common_names()
+    def _matching(self, query: CheckpointQuery) -> Listing:
+        self._directory.reconcile_nodes()
+        common = self._directory.common_names()
 
-        def look() -> Listing:
-            self._writer.tidy_if_free()
+        def list_matching() -> Listing:
+            self._directory.clean_up_if_unlocked()
             listing = self.listing()
-            found = wanted.best_first(listing.checkpoints)
+            matching = query.best_first(listing.checkpoints)
             if common is not None:
-                found = [one for one in found if one.path.name in common]
-            return Listing(found, listing.unreadable, listing.seq)
+                matching = [one for one in matching if one.path.name in common]
+            return Listing(matching, listing.unreadable, listing.seq)
 
-        return decide(look)
+        return run_on_first_rank(list_matching)
 
     def _is_gone(self, checkpoint: Checkpoint) -> bool:
-        # A living run deleted it while it was read: what was restored of it is restored again.
-        return decide(lambda: not checkpoint.path.is_dir())
+        # A running training deleted it during the read; objects restored so far are restored again.
+        return run_on_first_rank(lambda: not checkpoint.path.is_dir())
 
-    def _of_this_node(self, checkpoint: Checkpoint) -> Checkpoint:
+    def _on_this_node(self, checkpoint: Checkpoint) -> Checkpoint:
         path = self._root / checkpoint.path.name
-        if self._writer.nodes().shared or not path.is_dir():
+        if self._directory.nodes().shared or not path.is_dir():
             return checkpoint
         files = {name: path / file.name for name, file in checkpoint.paramfiles.items()}
         return Checkpoint(path, checkpoint.meta, files)
 
     def _prepare(
-        self, checkpoint: Checkpoint, items: Sequence[Item], *, partial: bool, trusted: bool
-    ) -> list[Step]:
-        checkpoint = self._of_this_node(checkpoint)
-        steps: list[Step] = []
+        self,
+        checkpoint: Checkpoint,
+        recoverables: Sequence[Recoverable],
+        *,
+        partial: bool,
+        trusted: bool,
+    ) -> list[RestoreStep]:
+        checkpoint = self._on_this_node(checkpoint)
+        steps: list[RestoreStep] = []
 
         def verify_and_read() -> str | None:
-            required = [] if partial else required_names(items)
-            read = read_whole(checkpoint, items)
-            manifest = verify(checkpoint, required, trusted=trusted, checked=read)
+            required = [] if partial else required_names(recoverables)
+            states = read_checked_states(checkpoint, recoverables)
+            manifest = verify(checkpoint, required, trusted=trusted, checked=states)
             steps.extend(
-                prepare(checkpoint, items, get_rank(), read, partial=partial, trusted=trusted)
+                prepare_restore(
+                    checkpoint, recoverables, get_rank(), states, partial=partial, trusted=trusted
+                )
             )
-            return None if manifest is None else manifest.commit
+            return None if manifest is None else manifest.commit_id
 
-        commits = together(verify_and_read)
-        if len(set(commits)) > 1:
+        commit_ids = gather_results(verify_and_read)
+        if len(set(commit_ids)) > 1:
             raise CheckpointDamagedError(
-                f"every rank has to load the same checkpoint, got {commits!r} from "
+                f"every rank must load the same checkpoint, got {commit_ids!r} from "
                 f"{checkpoint.path} in rank order; use a file system that all nodes share"
             )
         return steps

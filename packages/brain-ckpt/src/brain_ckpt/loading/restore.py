@@ -1,4 +1,4 @@
-"""One load: everything verified and read before the first object is touched."""
+"""Read the states of one checkpoint completely before the first object is changed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from brain_ckpt.errors import CheckpointMismatchError
-from brain_ckpt.loading.checked_read import LEAST_BYTES, read_checked
+from brain_ckpt.loading.checked_read import MIN_BYTES, read_checked
 from brain_ckpt.loading.shards import assemble
-from brain_ckpt.recoverables.serialization import read_state, respell
+from brain_ckpt.recoverables.serialization import read_state, rename_old_keys
 from brain_ckpt.recoverables.states import check_state, set_state
 from brain_ckpt.storage.layout import RANKS_DIRECTORY, SHARDS_DIRECTORY
 from brain_ckpt.storage.listing import read_manifest
@@ -19,126 +19,135 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from brain_ckpt.retention.policies import Checkpoint
-    from brain_ckpt.saving.files import Item
+    from brain_ckpt.recoverables.registry import Recoverable
+    from brain_ckpt.retention.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
 
-class Step(NamedTuple):
-    """What puts one object back."""
+class RestoreStep(NamedTuple):
+    """Restores one object."""
 
     name: str
     apply: Callable[[], Any]
 
 
-def required_names(items: Sequence[Item]) -> list[str]:
-    """Return the recoverables that a checkpoint has to hold."""
-    return [item.name for item in items if not item.optional and not item.per_rank]
+def required_names(recoverables: Sequence[Recoverable]) -> list[str]:
+    """Return the recoverables that a checkpoint must hold."""
+    return [one.name for one in recoverables if not one.optional and not one.per_rank]
 
 
-def read_whole(checkpoint: Checkpoint, items: Sequence[Item]) -> dict[str, Any]:
-    """Read large states whose tensors are kept, each file checked while it is read.
+def read_checked_states(
+    checkpoint: Checkpoint, recoverables: Sequence[Recoverable]
+) -> dict[str, Any]:
+    """Read large states whose tensors are kept, and compare each file while it is read.
 
     Returns
     -------
     dict
-        By the name of the file.  One that is damaged is not among them, nor one that another way
-        of reading suits better: a module copies its state, so that it is best mapped.
+        States by file name.  Damaged files are not included, nor are states of modules: a module
+        copies its state, so mapping the file is faster.
     """
     manifest = read_manifest(checkpoint.path)
-    found: dict[str, Any] = {}
+    states: dict[str, Any] = {}
     if manifest is None:
-        return found
-    for item in items:
-        file = checkpoint.paramfiles.get(item.name)
-        if file is None or item.loader is not None or isinstance(item.obj, torch.nn.Module):
+        return states
+    for one in recoverables:
+        file = checkpoint.paramfiles.get(one.name)
+        if file is None or one.loader is not None or isinstance(one.obj, torch.nn.Module):
             continue
         digest = manifest.files.get(file.name)
-        if digest is None or digest.size < LEAST_BYTES:
+        if digest is None or digest.size < MIN_BYTES:
             continue
         read = read_checked(file, digest, manifest.algorithm)
         if read is not None:
-            found[file.name] = respell(read[0])
-    return found
+            states[file.name] = rename_old_keys(read[0])
+    return states
 
 
-def prepare(
+def prepare_restore(
     checkpoint: Checkpoint,
-    items: Sequence[Item],
+    recoverables: Sequence[Recoverable],
     rank: int,
-    read: Mapping[str, Any],
+    checked_states: Mapping[str, Any],
     *,
     partial: bool,
     trusted: bool,
-) -> list[Step]:
-    """Read what is to be restored, and find out whether it fits.
+) -> list[RestoreStep]:
+    """Read the states to restore, and check that they fit.
 
     Parameters
     ----------
     checkpoint : Checkpoint
-        A verified one.
-    items : sequence of Item
-        What to restore.
+        A verified checkpoint.
+    recoverables : sequence of Recoverable
+        The objects to restore.
     rank : int
-        This one.
-    read : mapping of str to object
-        What `read_whole` returned.
+        This rank.
+    checked_states : mapping of str to object
+        The result of `read_checked_states`.
     partial : bool
-        Whether what is missing is left as it is.
+        Whether objects without a file keep their current state.
     trusted : bool
         Whether files may run code.
 
     Raises
     ------
     CheckpointMismatchError
-        If something is missing, or does not fit.
+        If a file is missing or a state does not fit.
     """
-    missing = (
-        [] if partial else [n for n in required_names(items) if n not in checkpoint.paramfiles]
-    )
+    missing = [
+        name
+        for name in ([] if partial else required_names(recoverables))
+        if name not in checkpoint.paramfiles
+    ]
     if missing:
-        there = ", ".join(map(repr, sorted(checkpoint.paramfiles))) or "nothing"
+        available = ", ".join(map(repr, sorted(checkpoint.paramfiles))) or "nothing"
         raise CheckpointMismatchError(
-            f"{checkpoint.path} has to hold a file for each recoverable, got none for "
-            f"{', '.join(map(repr, missing))} (it holds {there}); restore a part with only=..., or "
-            f"add what may be missing with add_recoverable(..., optional_load=True)"
+            f"{checkpoint.path} must hold a file for each recoverable, got none for "
+            f"{', '.join(map(repr, missing))} (it holds {available}); restore a part with "
+            f"only=..., or add what may be missing with add_recoverable(..., optional_load=True)"
         )
     end_of_epoch = bool(checkpoint.meta.get("end-of-epoch", True))
     steps = []
-    for item in items:
-        path = _file_of(item, checkpoint, rank)
+    for one in recoverables:
+        path = _file_of(one, checkpoint, rank)
         if path is not None:
-            steps.append(_step(item, path, end_of_epoch, read, trusted=trusted))
+            steps.append(_step(one, path, end_of_epoch, checked_states, trusted=trusted))
     return steps
 
 
-def _file_of(item: Item, checkpoint: Checkpoint, rank: int) -> Path | None:
-    if item.per_rank:
-        path = checkpoint.path / RANKS_DIRECTORY / str(rank) / f"{item.name}.pt"
+def _file_of(recoverable: Recoverable, checkpoint: Checkpoint, rank: int) -> Path | None:
+    name = recoverable.name
+    if recoverable.per_rank:
+        path = checkpoint.path / RANKS_DIRECTORY / str(rank) / f"{name}.pt"
         if path.is_file():
             return path
-        logger.info("%s has no %r of rank %d; it stays as it is", checkpoint.path, item.name, rank)
+        logger.info("%s has no %r of rank %d, which keeps its state", checkpoint.path, name, rank)
         return None
-    found = checkpoint.paramfiles.get(item.name)
-    if found is None:
-        logger.warning(
-            "%s has no %r, which is optional; it stays as it is", checkpoint.path, item.name
-        )
-    return found
+    file = checkpoint.paramfiles.get(name)
+    if file is None:
+        logger.warning("%s has no %r, which is optional and keeps its state", checkpoint.path, name)
+    return file
 
 
 def _step(
-    item: Item, path: Path, end_of_epoch: bool, read: Mapping[str, Any], *, trusted: bool
-) -> Step:
-    if item.loader is not None:
-        call = item.loader.call
-        return Step(item.name, lambda: call(path, end_of_epoch))
-    if not item.per_rank and path.name in read:
-        state = read[path.name]
+    recoverable: Recoverable,
+    path: Path,
+    end_of_epoch: bool,
+    checked_states: Mapping[str, Any],
+    *,
+    trusted: bool,
+) -> RestoreStep:
+    name, obj = recoverable.name, recoverable.obj
+    if recoverable.loader is not None:
+        call = recoverable.loader.call
+        return RestoreStep(name, lambda: call(path, end_of_epoch))
+    if not recoverable.per_rank and path.name in checked_states:
+        state = checked_states[path.name]
     else:
-        # A module copies what it is given; who keeps it must not keep a mapped file.
-        state = read_state(path, trusted=trusted, mmap=isinstance(item.obj, torch.nn.Module))
-    state = assemble(item.obj, state, path.parent / SHARDS_DIRECTORY, item.name)
-    check_state(item.obj, state, item.name)
-    return Step(item.name, lambda: set_state(item.obj, state, item.name))
+        # A module copies its state; an object that keeps its state must not keep a mapped file.
+        state = read_state(path, trusted=trusted, mmap=isinstance(obj, torch.nn.Module))
+    state = assemble(obj, state, path.parent / SHARDS_DIRECTORY, name)
+    check_state(obj, state, name)
+    return RestoreStep(name, lambda: set_state(obj, state, name))

@@ -1,14 +1,13 @@
-"""Reading sharded state (FSDP2, tensor parallel), through torch's distributed checkpoint.
+"""Read sharded states (FSDP2, tensor parallel) with torch's distributed checkpoint.
 
-The tensors of which each rank holds a part are in ``shards/``; what remains of a state is in its
-usual file, with a place holder for each of them.  Any number of ranks can put them together again.
+The parts of sharded tensors are in ``shards/``; the rest of a state is in the usual file, with
+placeholders.  Any number of ranks can assemble them.
 """
 
 from __future__ import annotations
 
 import enum
 import pickle
-import sys
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,16 +21,15 @@ from brain_ckpt.errors import (
     CheckpointMismatchError,
     UnsafeCheckpointError,
 )
+from brain_ckpt.recoverables.sharding import PLACEHOLDER, has_placeholders, is_dtensor, is_sharded
 from brain_ckpt.recoverables.states import bare_module
+from brain_ckpt.storage.layout import SHARDS_INDEX
 from brain_ckpt.storage.manifest import safe_name
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-PLACE_HOLDER = "__brain_ckpt_shard__"
-SHARDS_INDEX = ".metadata"
-
-# What the metadata of a distributed checkpoint is made of; it is a pickle.
+# The classes in the metadata of a distributed checkpoint, which is a pickle.
 _METADATA_CLASSES = frozenset(
     {
         *(
@@ -59,63 +57,46 @@ _METADATA_CLASSES = frozenset(
 )
 
 
-def is_sharded(obj: Any) -> bool:
-    """Say whether an object's state has tensors of which this rank holds a part."""
-    if "torch.distributed.tensor" not in sys.modules:
-        return False
-    if isinstance(obj, nn.Module):
-        return any(is_dtensor(tensor) for tensor in bare_module(obj).parameters())
-    if isinstance(obj, torch.optim.Optimizer):
-        return any(is_dtensor(p) for group in obj.param_groups for p in group["params"])
-    return False
-
-
-def is_dtensor(value: Any) -> bool:
-    """Say whether a value is a tensor of which this rank holds a part."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(value, module.DTensor)
-
-
 def assemble(obj: Any, state: Any, directory: Path, name: str) -> Any:
-    """Put the tensors back into a state, each in the form in which the object holds it.
+    """Put sharded tensors back into a state, each sharded as the object has it.
 
-    Without communication: each rank reads what it needs.
+    Each rank reads the parts that it needs, without communication.
 
     Parameters
     ----------
     obj : object
-        What the state is for.
+        The object to load the state into; None gives whole tensors.
     state : object
-        As `split` returned it, or one that was never sharded.
+        A state from `split`, or one that was never sharded.
     directory : Path
-        Where the shards are.
+        The directory of the shards.
     name : str
-        The recoverable's.
+        The name of the recoverable.
 
     Raises
     ------
     CheckpointDamagedError
-        If a tensor is not there.
+        If a tensor is missing.
     CheckpointMismatchError
-        If one does not fit.
+        If a tensor does not fit.
     """
-    wanted = _own_tensors(obj, name) if is_sharded(obj) else {}
+    sharded = _sharded_tensors(obj, name) if is_sharded(obj) else {}
     targets: dict[str, Any] = {}
-    sizes = _sizes(directory) if _has_place_holders(state) else {}
+    sizes = _sizes(directory) if has_placeholders(state) else {}
 
     def walk(value: Any, path: str) -> Any:
         if isinstance(value, Mapping):
-            key = value.get(PLACE_HOLDER)
+            key = value.get(PLACEHOLDER)
             if isinstance(key, str):
                 if key not in targets:
-                    targets[key] = _target(key, sizes, wanted)
+                    targets[key] = _target(key, sizes, sharded)
                 return targets[key]
             return {inner: walk(child, f"{path}/{inner}") for inner, child in value.items()}
         if type(value) in (list, tuple):
             return type(value)(walk(child, f"{path}/{n}") for n, child in enumerate(value))
-        own = wanted.get(path)
-        if own is not None and isinstance(value, torch.Tensor) and value.shape == own.shape:
-            return _distribute(value, own)
+        like = sharded.get(path)
+        if like is not None and isinstance(value, torch.Tensor) and value.shape == like.shape:
+            return _distribute(value, like)
         return value
 
     assembled = walk(state, name)
@@ -124,52 +105,46 @@ def assemble(obj: Any, state: Any, directory: Path, name: str) -> Any:
     return assembled
 
 
-def _has_place_holders(state: Any) -> bool:
-    if isinstance(state, Mapping):
-        return PLACE_HOLDER in state or any(map(_has_place_holders, state.values()))
-    return isinstance(state, (list, tuple)) and any(map(_has_place_holders, state))
-
-
-def _own_tensors(obj: Any, name: str) -> dict[str, Any]:
+def _sharded_tensors(obj: Any, name: str) -> dict[str, Any]:
     if isinstance(obj, nn.Module):
         state = bare_module(obj).state_dict()
         return {f"{name}/{key}": value for key, value in state.items() if is_dtensor(value)}
     parameters = [p for group in obj.param_groups for p in group["params"]]
-    kinds = {key for entry in obj.state.values() for key in entry} or _MOMENTS
+    keys = {key for entry in obj.state.values() for key in entry}
     return {
         f"{name}/state/{number}/{key}": parameter
         for number, parameter in enumerate(parameters)
-        for key in kinds | _MOMENTS
+        for key in keys | _MOMENTS
         if is_dtensor(parameter)
     }
 
 
-# Moments of torch's optimizers: of their parameter's shape, sharded as it is.
+# State of torch's optimizers with the shape of the parameter, sharded like the parameter.
 _MOMENTS = frozenset(
     {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg"}
     | {"acc_delta", "sum", "exp_inf", "prev", "step_size", "mu_product", "eta", "ax"}
 )
 
 
-def _target(key: str, sizes: Mapping[str, Any], wanted: Mapping[str, Any]) -> torch.Tensor:
+def _target(key: str, sizes: Mapping[str, Any], sharded: Mapping[str, Any]) -> torch.Tensor:
     if key not in sizes:
-        raise CheckpointDamagedError(f"the shards have to hold {key!r}, which they do not")
+        raise CheckpointDamagedError(f"the shards must hold {key!r}, which is missing")
     size, dtype = sizes[key]
-    own = wanted.get(key)
-    if own is None:
+    like = sharded.get(key)
+    if like is None:
         return torch.empty(size, dtype=dtype)
-    if own.shape != size:
+    if like.shape != size:
         raise CheckpointMismatchError(
-            f"what was saved as {key!r} has to have the shape {tuple(own.shape)}, got "
+            f"the tensor saved as {key!r} must have the shape {tuple(like.shape)}, got "
             f"{tuple(size)}; build the object as it was when the checkpoint was written"
         )
-    return torch.empty_like(own.detach(), dtype=dtype)
+    return torch.empty_like(like.detach(), dtype=dtype)
 
 
-def _distribute(value: torch.Tensor, own: Any) -> Any:
+def _distribute(value: torch.Tensor, like: Any) -> Any:
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
 def _sizes(directory: Path) -> dict[str, Any]:
@@ -183,7 +158,7 @@ def _sizes(directory: Path) -> dict[str, Any]:
 
 def _load(targets: dict[str, Any], directory: Path) -> None:
     with warnings.catch_warnings():
-        # It takes no group for a mistake; each rank reads by itself on purpose.
+        # torch warns if there is no process group; each rank reads on its own here.
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         load_distributed(targets, _reader(directory))
 
@@ -195,19 +170,19 @@ class _MetadataUnpickler(pickle.Unpickler):
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if (module, name) == ("builtins", "getattr"):
-            return _enumerated
+            return _enum_member
         raise UnsafeCheckpointError(
-            f"the metadata of shards holds sizes and places only, got {module}.{name}, which may "
-            f"run code; do not load this checkpoint"
+            f"the metadata of shards may hold sizes and positions only, got {module}.{name}, which "
+            f"may run code; do not load this checkpoint"
         )
 
 
-def _enumerated(kind: Any, name: Any) -> enum.Enum:
-    """Stand for getattr, with which early Pythons 3.11 pickle what belongs to an enumeration."""
+def _enum_member(kind: Any, name: Any) -> enum.Enum:
+    """Replace getattr, with which early versions of Python 3.11 pickle members of enums."""
     if isinstance(kind, enum.EnumMeta) and name in kind.__members__:
         return kind.__members__[name]
     raise UnsafeCheckpointError(
-        f"the metadata of shards holds sizes and places only, got the attribute {name!r} of "
+        f"the metadata of shards may hold sizes and positions only, got the attribute {name!r} of "
         f"{kind!r}, which may run code; do not load this checkpoint"
     )
 
@@ -216,7 +191,7 @@ def _reader(directory: Path) -> Any:
     from torch.distributed.checkpoint.filesystem import FileSystemReader
 
     class Reader(FileSystemReader):
-        """Reads the metadata without unpickling whatever it names."""
+        """Unpickles only known classes from the metadata."""
 
         def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
             del args, kwargs
@@ -226,8 +201,8 @@ def _reader(directory: Path) -> Any:
                     metadata = _MetadataUnpickler(content).load()
             except (OSError, EOFError, pickle.UnpicklingError, AttributeError, TypeError) as error:
                 raise CheckpointDamagedError(f"{file} cannot be read: {error}") from error
-            for place in (metadata.storage_data or {}).values():
-                safe_name(place.relative_path, str(file))
+            for position in (metadata.storage_data or {}).values():
+                safe_name(position.relative_path, str(file))
             if getattr(metadata, "storage_meta", None) is not None:
                 metadata.storage_meta.load_id = self.load_id
             return metadata

@@ -1,4 +1,4 @@
-"""Steps of a save or a load on several ranks: an error is a value until all ranks know it."""
+"""Steps that all ranks take together; an error on one rank is raised on all of them."""
 
 from __future__ import annotations
 
@@ -12,33 +12,30 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def together(action: Callable[[], T]) -> list[T]:
-    """Run something on every rank; any error is raised on all.
+def gather_results(action: Callable[[], T]) -> list[T]:
+    """Call a function on every rank and return the results of all ranks, in rank order.
 
-    Returns
-    -------
-    list
-        What each rank returned, in rank order.
+    An error on any rank is raised on all of them.
     """
     results: list[T] = []
-    agree(lambda: results.append(action()))
+    run_on_all_ranks(lambda: results.append(action()))
     return gather_objects(results[0])
 
 
-def agree(action: Callable[[], object]) -> None:
-    """Run something on every rank; any error, and that a rank is lost, is raised on all.
+def run_on_all_ranks(action: Callable[[], object]) -> None:
+    """Call a function on every rank; an error, or the loss of a rank, is raised on all of them.
 
-    Every rank hears from every other one, which is more than `decide` can say: what one rank
-    sends to all may reach some of them only.
+    Every rank hears from every other rank.  A broadcast, as in `run_on_first_rank`, can reach only
+    some of them.
     """
     error: BaseException | None = None
     try:
         action()
-    except BaseException as caught:  # noqa: BLE001 - the other ranks wait, and have to hear of it
+    except BaseException as caught:  # noqa: BLE001 - the other ranks wait for it
         error = caught
     raise_together(error)
 
 
-def decide(action: Callable[[], T]) -> T:
-    """Run something on the first rank only; every rank gets what it returned or raised."""
+def run_on_first_rank(action: Callable[[], T]) -> T:
+    """Call a function on the first rank; every rank gets its result or error."""
     return main_process_only(action)()

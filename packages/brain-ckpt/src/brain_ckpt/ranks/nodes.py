@@ -1,7 +1,7 @@
-"""Which ranks see the same directory: found out by a token file, not asked.
+"""Detect which ranks see the same directory, with a token file.
 
-Where nodes share no file system, one rank of each leads: every node keeps a whole copy, prepared
-on all of them before it is published on any.
+If nodes share no file system, each has a leader and a complete copy of every checkpoint.  A
+checkpoint is prepared on all nodes before it is published on any.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from brain_ckpt.ranks.agreement import agree, decide, together
+from brain_ckpt.ranks.agreement import gather_results, run_on_all_ranks, run_on_first_rank
 from brain_dist import get_rank, get_world_size
 
 if TYPE_CHECKING:
@@ -29,90 +29,90 @@ TOKEN = ".brain.token-"  # noqa: S105 - the name of a file
 
 @dataclass(frozen=True)
 class Nodes:
-    """The place of this rank among those that see one directory, or several.
+    """The role of this rank on its node.
 
     Parameters
     ----------
-    leads : bool
+    is_leader : bool
         Whether this rank writes for its node.
     shared : bool
-        Whether all ranks see the same directory, so that the first one leads all.
+        Whether all ranks see the same directory; then the first rank is the only leader.
     """
 
-    leads: bool
+    is_leader: bool
     shared: bool
 
-    def on_leaders(self, action: Callable[[], object]) -> None:
-        """Run something on the leaders; any error is raised on every rank."""
-        agree(lambda: action() if self.leads else None)
+    def run_on_leaders(self, action: Callable[[], object]) -> None:
+        """Call a function on the leaders; an error is raised on every rank."""
+        run_on_all_ranks(lambda: action() if self.is_leader else None)
 
-    def all_leaders(self, question: Callable[[], bool]) -> bool:
-        """Ask the leaders; every rank gets whether all of them say yes."""
+    def all_leaders_agree(self, question: Callable[[], bool]) -> bool:
+        """Return on every rank whether a question is true on all leaders."""
         if self.shared:
-            return decide(question)
-        return all(together(lambda: question() if self.leads else True))
+            return run_on_first_rank(question)
+        return all(gather_results(lambda: question() if self.is_leader else True))
 
 
-def discover(root: Path) -> Nodes:
-    """Find out who sees this rank's directory; every rank calls it, each with its own.
+def detect_nodes(root: Path) -> Nodes:
+    """Detect which ranks see the directory of this rank; every rank calls it with its own.
 
-    A directory that nobody can write to, as when a run is only evaluated, counts as shared.
+    A directory that not all ranks can write to, as in evaluation, counts as shared.
     """
     if get_world_size() == 1:
-        return Nodes(leads=True, shared=True)
+        return Nodes(is_leader=True, shared=True)
     rank = get_rank()
-    token = decide(_new_token)
+    token = run_on_first_rank(lambda: uuid.uuid4().hex)
     with _token(root / f"{TOKEN}{token}.{rank}"):
-        written = together((root / f"{TOKEN}{token}.{rank}").exists)
-        seen = together(
-            lambda: [other for other in range(len(written)) if _sees(root, token, other)]
+        written = gather_results((root / f"{TOKEN}{token}.{rank}").exists)
+        visible = gather_results(
+            lambda: [other for other in range(len(written)) if _is_visible(root, token, other)]
         )
     if not all(written):
-        return Nodes(leads=rank == 0, shared=True)
-    leaders = [min(ranks) for ranks in seen]
-    return Nodes(leads=leaders[rank] == rank, shared=set(leaders) == {0})
+        return Nodes(is_leader=rank == 0, shared=True)
+    leaders = [min(ranks) for ranks in visible]
+    return Nodes(is_leader=leaders[rank] == rank, shared=set(leaders) == {0})
 
 
 def roll_forward(nodes: Nodes, store: Store, lock: Callable[[], None]) -> None:
-    """Publish what is published on one node and prepared on all others; every rank calls it.
+    """Publish checkpoints that are published on a node and prepared on the others.
+
+    Every rank calls it.
 
     Parameters
     ----------
     nodes : Nodes
-        Who leads.
+        The roles of the ranks.
     store : Store
-        This node's directory.
+        The directory of this node.
     lock : callable
-        Takes its lock.
+        Acquires its lock.
     """
 
-    def look() -> tuple[set[str], set[str]] | None:
-        return (set(store.commits()), set(store.prepared())) if nodes.leads else None
+    def read_commits() -> tuple[set[str], set[str]] | None:
+        if not nodes.is_leader:
+            return None
+        return set(store.published_commits()), set(store.prepared_commits())
 
-    seen = [one for one in together(look) if one is not None]
-    published: set[str] = set().union(*(one[0] for one in seen))
-    everywhere = published.intersection(*(one[0] | one[1] for one in seen))
+    by_node = [one for one in gather_results(read_commits) if one is not None]
+    published: set[str] = set().union(*(one[0] for one in by_node))
+    on_all_nodes = published.intersection(*(one[0] | one[1] for one in by_node))
 
     def publish() -> None:
         lock()
-        for commit, staging in store.prepared().items():
-            if commit in everywhere:
+        for commit, staging in store.prepared_commits().items():
+            if commit in on_all_nodes:
                 store.publish(staging)
-                logger.warning("published %s, as another node had", staging.final)
+                logger.warning("Published %s, which another node had published", staging.final)
 
-    nodes.on_leaders(publish)
+    nodes.run_on_leaders(publish)
 
 
 def common_names(nodes: Nodes, store: Store) -> set[str]:
     """Return the names of the checkpoints that every node has; every rank calls it."""
-    found = together(lambda: store.commits() if nodes.leads else None)
-    copies = [one for one in found if one is not None]
+    by_rank = gather_results(lambda: store.published_commits() if nodes.is_leader else None)
+    copies = [one for one in by_rank if one is not None]
     common = set(copies[0]).intersection(*copies)
     return {copies[0][commit] for commit in common}
-
-
-def _new_token() -> str:
-    return uuid.uuid4().hex
 
 
 @contextlib.contextmanager
@@ -126,8 +126,8 @@ def _token(path: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _sees(root: Path, token: str, rank: int) -> bool:
-    # Opened by its name: a network file system may list a directory as it was a minute ago.
+def _is_visible(root: Path, token: str, rank: int) -> bool:
+    # Opened by name, because a network file system can list a directory from its cache.
     try:
         os.close(os.open(root / f"{TOKEN}{token}.{rank}", os.O_RDONLY))
     except OSError:

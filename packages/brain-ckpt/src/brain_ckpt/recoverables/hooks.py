@@ -1,7 +1,7 @@
-"""Which way an object is saved and loaded; found out once, before anything is written.
+"""Find how an object is saved and loaded, before anything is written.
 
-In order: a custom hook of the checkpointer; a marked method; a hook registered for the type; the
-object's own `state_dict` and `load_state_dict`; the fields of a dataclass.
+In this order: a custom hook of the checkpointer; a marked method; a hook registered for the type;
+`state_dict` and `load_state_dict`; the fields of a dataclass.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from brain_ckpt.compat import without_torch_crc
 from brain_ckpt.recoverables.marks import ALL_RANKS, LOADER, SAVER, TRANSFER, marked_method
 from brain_ckpt.recoverables.serialization import read_state
 from brain_ckpt.recoverables.states import get_state, set_state
@@ -27,14 +26,14 @@ Loader = Callable[..., Any]
 
 @dataclasses.dataclass(frozen=True)
 class PathHook:
-    """A hook that reads or writes a path itself.
+    """A hook that reads or writes the file itself.
 
     Parameters
     ----------
     call : callable
         ``call(path)`` for a saver, ``call(path, end_of_epoch)`` for a loader.
     all_ranks : bool
-        Whether every rank has to call it.
+        Whether every rank calls it.
     """
 
     call: Callable[..., Any]
@@ -42,7 +41,9 @@ class PathHook:
 
 
 class HookRegistry:
-    """Hooks by type, looked up along the method resolution order; an instance, never global.
+    """Hooks by type; a subclass uses the hooks of its nearest registered base class.
+
+    A registry is an instance that is passed to a checkpointer; there is no global one.
 
     Parameters
     ----------
@@ -61,65 +62,65 @@ class HookRegistry:
         self._loaders = dict(loaders)
 
     def register(self, cls: type, saver: Saver, loader: Loader) -> None:
-        """Have objects of a class, and of its subclasses, saved and loaded by two functions."""
+        """Save and load objects of a class and its subclasses with two functions."""
         self._savers[cls] = saver
         self._loaders[cls] = loader
 
     def saver(self, obj: object) -> Saver | None:
         """Return the saver for an object, or None."""
-        found: Saver | None = _by_type(obj, self._savers)
-        return found
+        saver: Saver | None = _by_type(obj, self._savers)
+        return saver
 
     def loader(self, obj: object) -> Loader | None:
         """Return the loader for an object, or None."""
-        found: Loader | None = _by_type(obj, self._loaders)
-        return found
+        loader: Loader | None = _by_type(obj, self._loaders)
+        return loader
 
 
 def torch_save(obj: Any, path: str | Path) -> None:
-    """Save an object's state; on several ranks only the first one writes.
+    """Save the state of an object with torch.save; only the first rank writes.
 
     Parameters
     ----------
     obj : object
-        Has a `state_dict`.
+        An object with a `state_dict`.
     path : str or Path
-        The file; it is overwritten.
+        The file, which is overwritten.
     """
     if get_rank() == 0:
         torch.save(get_state(obj), path)
 
 
 def torch_recovery(obj: Any, path: str | Path, end_of_epoch: bool) -> None:
-    """Load an object's state as it is; nothing in the file is run.
+    """Load the state of an object, without running code from the file.
 
     Parameters
     ----------
     obj : object
-        Has a `load_state_dict`.
+        An object with a `load_state_dict`.
     path : str or Path
         The file.
     end_of_epoch : bool
-        Not used; every loader is told it.
+        Ignored; part of the signature of loaders.
 
     Raises
     ------
     CheckpointMismatchError
         If a key or a shape does not fit.
     CheckpointDamagedError, UnsafeCheckpointError
-        If the file cannot be read, or holds more than tensors and plain values.
+        If the file cannot be read, or needs code that it names.
     """
     del end_of_epoch
     set_state(obj, read_state(Path(path)), Path(path).stem)
 
 
 def find_saver(obj: Any, custom: Saver | None, registry: HookRegistry) -> PathHook | None:
-    """Return the hook that saves an object; None where its state is to be taken.
+    """Return the hook that saves an object, or None if its state is saved.
 
     Raises
     ------
     TypeError
-        If the object is neither stateful nor hooked.
+        If the object has neither a state nor a hook.
     """
     if custom is not None and custom is not torch_save:
         return PathHook(lambda path: custom(obj, path), getattr(custom, ALL_RANKS, False))
@@ -137,12 +138,12 @@ def find_saver(obj: Any, custom: Saver | None, registry: HookRegistry) -> PathHo
 
 
 def find_loader(obj: Any, custom: Loader | None, registry: HookRegistry) -> PathHook | None:
-    """Return the hook that loads an object; None where its state is to be put back.
+    """Return the hook that loads an object, or None if its state is loaded.
 
     Raises
     ------
     TypeError
-        If the object is neither stateful nor hooked.
+        If the object has neither a state nor a hook.
     """
     if custom is not None and custom is not torch_recovery:
         return PathHook(_with_or_without_epoch(custom, obj))
@@ -158,14 +159,8 @@ def find_loader(obj: Any, custom: Loader | None, registry: HookRegistry) -> Path
 
 
 def find_transfer(obj: Any) -> Callable[[Path], Any] | None:
-    """Return the marked method that takes over pretrained parameters, or None."""
+    """Return the marked method that loads pretrained parameters, or None."""
     return marked_method(obj, TRANSFER)
-
-
-def write_state(state: Any, stream: Any) -> None:
-    """Write a state as torch.save does, without the checksum that nothing reads."""
-    with without_torch_crc():
-        torch.save(state, stream)
 
 
 def _by_type(obj: object, hooks: Mapping[type, Any]) -> Any:
@@ -179,18 +174,18 @@ def _require_state(obj: Any, method: str) -> None:
     counter = dataclasses.is_dataclass(obj) and not isinstance(obj, type)
     if not stateful and not counter:
         raise TypeError(
-            f"a recoverable has state_dict and load_state_dict, or marked methods, or custom "
+            f"a recoverable must have state_dict and load_state_dict, marked methods, or custom "
             f"hooks, got {obj!r} of type {type(obj).__name__} without {method}; add the two "
             f"methods, or pass custom_save_hook and custom_load_hook to add_recoverable"
         )
 
 
 def _with_or_without_epoch(hook: Loader, obj: Any) -> Callable[[Path, bool], Any]:
-    # SpeechBrain documents hook(obj, path), and calls hook(obj, path, end_of_epoch).
+    # SpeechBrain documents hook(obj, path) and calls hook(obj, path, end_of_epoch).
     try:
-        inspect.signature(hook).bind(obj, Path(), True)  # noqa: FBT003 - positional, as it is called
+        inspect.signature(hook).bind(obj, Path(), True)  # noqa: FBT003 - called with a positional flag
     except TypeError:
-        return lambda path, end_of_epoch: hook(obj, path)  # noqa: ARG005 - it takes no flag
+        return lambda path, end_of_epoch: hook(obj, path)  # noqa: ARG005 - this hook takes no flag
     except ValueError:
         pass
     return lambda path, end_of_epoch: hook(obj, path, end_of_epoch)

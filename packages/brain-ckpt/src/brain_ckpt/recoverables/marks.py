@@ -1,7 +1,7 @@
-"""Marks: how a class says which of its methods save, load and transfer it.
+"""Marks on the methods of a class that save it, load it and transfer parameters to it.
 
-A mark is only an attribute of a function, the same one that SpeechBrain sets, so that classes
-of either, and those that import neither, are recognised.
+A mark is an attribute of a function, with the name that SpeechBrain uses, so classes marked by
+either package, or by hand, are recognized.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ SAVER = "_speechbrain_saver"
 LOADER = "_speechbrain_loader"
 TRANSFER = "_speechbrain_transfer"
 
-# Set on a class whose saver has to run on every rank, since it gathers before it writes.
+# Set on a class whose saver runs on every rank, because it gathers before it writes.
 ALL_RANKS = "_brain_save_on_all_ranks"
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,39 +22,38 @@ C = TypeVar("C", bound=type)
 
 
 def mark_as_saver(method: F) -> F:
-    """Mark a method as the one that saves: ``def save(self, path)``.
+    """Mark the method that saves an object: ``def save(self, path)``.
 
-    The checkpointer finds it by the mark, also in subclasses, where an override that carries no
-    mark of its own runs too.
+    An override in a subclass is called whether or not it is marked again.
 
     Raises
     ------
     TypeError
-        If it cannot be called with a path.
+        If the method cannot be called with a path.
     """
     return _mark(method, SAVER, "saver", "(self, path)", 2)
 
 
 def mark_as_loader(method: F) -> F:
-    """Mark a method as the one that loads: ``def load(self, path, end_of_epoch)``.
+    """Mark the method that loads an object: ``def load(self, path, end_of_epoch)``.
 
     Raises
     ------
     TypeError
-        If it cannot be called with a path and a flag.
+        If the method cannot be called with a path and a flag.
     """
     return _mark(method, LOADER, "loader", "(self, path, end_of_epoch)", 3)
 
 
 def mark_as_transfer(method: F) -> F:
-    """Mark a method as the one that takes over pretrained parameters: ``def take(self, path)``.
+    """Mark the method that loads pretrained parameters: ``def transfer(self, path)``.
 
-    `Pretrainer` prefers it to the loader, and uses the loader where there is none.
+    `Pretrainer` calls it instead of the marked loader.
 
     Raises
     ------
     TypeError
-        If it cannot be called with a path.
+        If the method cannot be called with a path.
     """
     return _mark(method, TRANSFER, "transfer hook", "(self, path)", 2)
 
@@ -68,16 +67,16 @@ def register_checkpoint_hooks(
 def register_checkpoint_hooks(
     cls: C | None = None, save_on_main_only: bool = True
 ) -> C | Callable[[C], C]:
-    """Decorate a class whose methods are marked.
+    """Check that the methods of a class are marked; a class decorator.
 
-    Nothing is registered anywhere: the marks themselves are what a checkpointer reads.
+    Nothing is registered: a checkpointer reads the marks themselves.
 
     Parameters
     ----------
     cls : type
         The class.
     save_on_main_only : bool
-        False has the saver run on every rank, for one that gathers before it writes.
+        False runs the saver on every rank, for a saver that gathers before it writes.
 
     Returns
     -------
@@ -87,7 +86,7 @@ def register_checkpoint_hooks(
     Raises
     ------
     TypeError
-        If no method carries a mark.
+        If no method is marked.
 
     Examples
     --------
@@ -107,8 +106,8 @@ def register_checkpoint_hooks(
     def decorate(decorated: C) -> C:
         if not any(marked_name(decorated, mark) for mark in (SAVER, LOADER, TRANSFER)):
             raise TypeError(
-                f"a class with checkpoint hooks marks at least one method, got {decorated!r} "
-                f"without; put @mark_as_saver and @mark_as_loader over its methods"
+                f"a class with checkpoint hooks must mark at least one method, got {decorated!r} "
+                f"without marks; decorate its methods with @mark_as_saver and @mark_as_loader"
             )
         setattr(decorated, ALL_RANKS, not save_on_main_only)
         return decorated
@@ -117,7 +116,7 @@ def register_checkpoint_hooks(
 
 
 def marked_name(cls: type, mark: str) -> str | None:
-    """Return the name of the method that carries a mark, the most derived class's first."""
+    """Return the name of the marked method; the most derived class comes first."""
     for base in cls.__mro__:
         for name, value in vars(base).items():
             if getattr(value, mark, False) is True:
@@ -126,17 +125,17 @@ def marked_name(cls: type, mark: str) -> str | None:
 
 
 def marked_method(obj: object, mark: str) -> Callable[..., Any] | None:
-    """Return the object's method of that name, so that a subclass's override is what runs."""
+    """Return the marked method of an object, or its override in a subclass."""
     name = marked_name(type(obj), mark)
     return None if name is None else getattr(obj, name)
 
 
-def _mark(method: F, mark: str, what: str, signature: str, arguments: int) -> F:
+def _mark(method: F, mark: str, kind: str, signature: str, arguments: int) -> F:
     try:
         inspect.signature(method).bind(*range(arguments))
     except TypeError:
         raise TypeError(
-            f"a checkpoint {what} has the signature {signature}, got "
+            f"a checkpoint {kind} must have the signature {signature}, got "
             f"{inspect.signature(method)}; change it to def {method.__name__}{signature}"
         ) from None
     setattr(method, mark, True)

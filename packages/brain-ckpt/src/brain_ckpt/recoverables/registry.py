@@ -1,24 +1,50 @@
-"""What is saved, by name, and the ways in which that is done."""
+"""The objects to save and restore, by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from brain_ckpt.recoverables.hooks import HookRegistry, find_loader, find_saver
-from brain_ckpt.saving.files import Item
+from brain_ckpt.recoverables.hooks import HookRegistry, PathHook, find_loader, find_saver
 from brain_ckpt.storage.layout import check_name, check_recoverable
 
-Only = Callable[[str, Any], bool]
+RecoverableFilter = Callable[[str, Any], bool]
 
 
-class Recoverables:
-    """Objects by name.
+@dataclass(frozen=True)
+class Recoverable:
+    """One object to save and restore, and how.
+
+    Parameters
+    ----------
+    name : str
+        Its name, and that of its file.
+    obj : object
+        The object.
+    saver, loader : PathHook or None
+        The hook that writes or reads the file; None saves or loads the state of the object.
+    optional : bool
+        Whether a checkpoint without it can be loaded.
+    per_rank : bool
+        Whether each rank has its own state.
+    """
+
+    name: str
+    obj: Any
+    saver: PathHook | None
+    loader: PathHook | None
+    optional: bool = False
+    per_rank: bool = False
+
+
+class RecoverableRegistry:
+    """Holds the objects to save and restore, by name.
 
     Parameters
     ----------
     custom_load_hooks, custom_save_hooks : mapping of str to callable, optional
-        By name.
+        Hooks by the names of their objects.
     hooks : HookRegistry, optional
         Hooks by type.
     """
@@ -46,30 +72,30 @@ class Recoverables:
         *,
         per_rank: bool = False,
     ) -> None:
-        """Add something to save and recover; a name that is there already gets the new object.
+        """Add an object to save and restore; an object of the same name is replaced.
 
         Parameters
         ----------
         name : str
-            Its name, which becomes that of its file.
+            Its name, which becomes the name of its file.
         obj : object
-            Anything with a state, marked methods, or hooks.
+            Anything with a state, marked methods or hooks.
         custom_load_hook : callable, optional
             ``hook(obj, path, end_of_epoch)``, or without the flag.
         custom_save_hook : callable, optional
-            ``hook(obj, path)``; runs on the first rank.
+            ``hook(obj, path)``; called on the first rank.
         optional_load : bool
-            Whether a checkpoint without it may be loaded.
+            Whether a checkpoint without it can be loaded.
         per_rank : bool
-            Whether each rank has a state of its own, such as its random numbers.  A rank that a
-            checkpoint has no state for keeps the one it has.
+            Whether each rank has its own state, such as its random number generators.  A rank
+            without a state in the checkpoint keeps its current one.
 
         Raises
         ------
         TypeError
-            If there is no way to save and load it.
+            If there is no way to save or load it.
         ValueError
-            If the name cannot be that of a file, or differs from another one only by case.
+            If the name is not a valid file name, or differs from another one only by case.
         """
         check_recoverable(name, self.recoverables)
         find_saver(obj, custom_save_hook or self.custom_save_hooks.get(name), self.hooks)
@@ -83,25 +109,26 @@ class Recoverables:
             self.custom_save_hooks[name] = custom_save_hook
 
     def add_recoverables(self, recoverables: Mapping[str, Any]) -> None:
-        """Add several things to save and recover.
+        """Add several objects to save and restore.
 
         Raises
         ------
         AttributeError
-            If it is not a mapping, as in SpeechBrain.
+            If the argument is not a mapping; the type is SpeechBrain's.
         """
         if not isinstance(recoverables, Mapping):
-            raise AttributeError(  # noqa: TRY004 - the reference's type
-                f"recoverables are a mapping from names to objects, got {recoverables!r}; write "
+            raise AttributeError(  # noqa: TRY004 - SpeechBrain's type
+                f"recoverables must be a mapping from names to objects, got {recoverables!r}; "
+                f"write "
                 f'{{"model": model}}'
             )
         for name, obj in recoverables.items():
             self.add_recoverable(name, obj)
 
-    def _chosen(self, only: Only | None = None) -> list[Item]:
-        # Found anew at each save and load: the mappings are the user's to change.
+    def _select(self, only: RecoverableFilter | None = None) -> list[Recoverable]:
+        # Built at each save and load, because users may change the mappings in between.
         return [
-            Item(
+            Recoverable(
                 check_name(name, "the name of a recoverable"),
                 obj,
                 find_saver(obj, self.custom_save_hooks.get(name), self.hooks),

@@ -1,4 +1,4 @@
-"""The state of every random number generator of this process."""
+"""The states of the random number generators of this process."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 class RNGState:
     """Saves and restores the generators of Python, NumPy, torch and every accelerator.
 
-    They differ between ranks, so that it is added with ``per_rank=True``::
+    Generators differ between ranks, so add it with ``per_rank=True``::
 
         checkpointer.add_recoverable("rng", RNGState(), per_rank=True)
 
-    NumPy's is included where NumPy is imported.  SpeechBrain's SaveableGenerator keeps torch's
-    alone, and loads the first rank's on all of them.
+    NumPy's global generator is included if NumPy is imported.  SpeechBrain's SaveableGenerator
+    saves torch's only, and loads the state of the first rank on all ranks.
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states as tensors and plain numbers."""
+        """Return the states as tensors and numbers."""
         version, words, gauss = random.getstate()
         state: dict[str, Any] = {
             "python": [version, torch.tensor(words), gauss],
@@ -38,28 +38,28 @@ class RNGState:
                 float(cached),
             ]
         for name, module in _accelerators():
-            # A process that has not used its device draws nothing from it: leave it asleep.
+            # Reading the state of an unused device would initialize it.
             if name == "mps" or module.is_initialized():
                 state[name] = _get_all(module)
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the states; those of devices that this process lacks are left out.
+        """Restore the states; states of devices that this process lacks are ignored.
 
         Raises
         ------
         ValueError
-            If a state is not one of a generator's.
+            If a state is not that of a generator.
         """
         version, words, gauss = state["python"]
         random.setstate((version, tuple(words.tolist()), gauss))
         torch.set_rng_state(state["torch"])
         if "numpy" in state:
-            import numpy  # noqa: ICN001 - only where the state has it
+            import numpy  # noqa: ICN001 - imported only if the state has it
 
             kind, keys, position, has_gauss, cached = state["numpy"]
             words_array = keys.numpy().astype(numpy.uint32)
-            numpy.random.set_state((kind, words_array, position, has_gauss, cached))  # noqa: NPY002 - the state that is shared
+            numpy.random.set_state((kind, words_array, position, has_gauss, cached))  # noqa: NPY002 - the global generator
         for name, module in _accelerators():
             for index, saved in enumerate(state.get(name, [])):
                 if index < _device_count(module):
@@ -67,12 +67,12 @@ class RNGState:
 
 
 def _accelerators() -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+    available: list[tuple[str, Any]] = []
     for name in ("cuda", "xpu", "mps"):
         module = getattr(torch, name, None)
         if module is not None and module.is_available():
-            found.append((name, module))
-    return found
+            available.append((name, module))
+    return available
 
 
 def _device_count(module: Any) -> int:

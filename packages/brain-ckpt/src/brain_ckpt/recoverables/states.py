@@ -1,7 +1,7 @@
-"""States of common objects: taken so that others can read them, put back without a change.
+"""Get and set the states of objects.
 
-A module's keys are those of the bare module, whatever wraps it; an optimizer's state keeps its
-dtypes, which torch casts to those of the parameters (pytorch#43706).
+The keys of a module's state are those of the bare module, whichever wrapper holds it.  The state of
+an optimizer keeps its dtypes, which torch casts to those of the parameters (pytorch#43706).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _WRAPPERS = ("module", "_orig_mod")
 
 
 def get_state(obj: Any) -> Any:
-    """Return the state of an object: of a module under the names of the bare one."""
+    """Return the state of an object; the keys of a module are those of the bare module."""
     if isinstance(obj, nn.Module):
         state = bare_module(obj).state_dict()
         return _without_wrappers(obj, state)
@@ -29,12 +29,12 @@ def get_state(obj: Any) -> Any:
 
 
 def set_state(obj: Any, state: Any, name: str, *, strict: bool = True) -> None:
-    """Put a state back.
+    """Load a state into an object.
 
     Raises
     ------
     CheckpointMismatchError
-        If it does not fit; the text names the object, its keys and shapes.
+        If it does not fit; the text names the object and the keys or shapes.
     """
     try:
         if isinstance(obj, nn.Module):
@@ -48,18 +48,18 @@ def set_state(obj: Any, state: Any, name: str, *, strict: bool = True) -> None:
                 setattr(obj, item.name, state[item.name])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointMismatchError(
-            f"what was saved as {name!r} has to fit the {type(obj).__name__} that it is loaded "
+            f"the state saved as {name!r} must fit the {type(obj).__name__} that it is loaded "
             f"into, got: {error}; build the object as it was when the checkpoint was written"
         ) from error
 
 
 def check_state(obj: Any, state: Any, name: str) -> None:
-    """Find out beforehand whether a module or an optimizer will take a state.
+    """Check whether a state fits a module or an optimizer, without changing it.
 
     Raises
     ------
     CheckpointMismatchError
-        If it will not.
+        If it does not fit.
     """
     if isinstance(obj, nn.Module) and _loads_as_torch_does(obj) and isinstance(state, Mapping):
         _check_module(obj, state, name)
@@ -68,23 +68,23 @@ def check_state(obj: Any, state: Any, name: str) -> None:
 
 
 def fit_keys(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename the keys of a state, saved under any wrapper, to those that a module has."""
-    wanted = module.state_dict().keys()
-    if all(key in wanted for key in state):
+    """Rename the keys of a state, saved under any wrapper, to the keys of a module."""
+    expected = module.state_dict().keys()
+    if all(key in expected for key in state):
         return dict(state)
     by_bare: dict[str, list[str]] = {}
-    for key in wanted:
+    for key in expected:
         by_bare.setdefault(_bare(key), []).append(key)
     renamed = {}
     for key, value in state.items():
         candidates = by_bare.get(_bare(key), [])
-        fits = key not in wanted and len(candidates) == 1 and candidates[0] not in state
+        fits = key not in expected and len(candidates) == 1 and candidates[0] not in state
         renamed[candidates[0] if fits else key] = value
     return renamed
 
 
 def bare_module(module: nn.Module) -> nn.Module:
-    """Return the module that a wrapper such as DDP or torch.compile holds."""
+    """Return the module inside a wrapper such as DDP or torch.compile."""
     from brain_dist import unwrap_module
 
     bare = unwrap_module(module)
@@ -97,12 +97,12 @@ def _without_wrappers(module: nn.Module, state: Mapping[str, Any]) -> Mapping[st
         return state
     prefixes: list[str] = []
     for path, inner in bare_module(module).named_modules():
-        held = bare_module(inner)
-        if held is not inner:
+        wrapped = bare_module(inner)
+        if wrapped is not inner:
             prefixes.extend(
                 f"{path}.{name}" if path else name
                 for name, child in inner.named_children()
-                if child is held or name in _WRAPPERS
+                if child is wrapped or name in _WRAPPERS
             )
     renamed = type(state)()
     for key, value in state.items():
@@ -135,11 +135,11 @@ def _loads_as_torch_does(module: nn.Module) -> bool:
 
 def _check_module(module: nn.Module, state: Mapping[str, Any], name: str) -> None:
     module = bare_module(module)
-    own = module.state_dict()
+    expected = module.state_dict()
     state = fit_keys(module, state)
-    problems = [f"lacks {key!r}" for key in own if key not in state]
-    problems += [f"has {key!r}, unknown to the module" for key in state if key not in own]
-    for key, value in own.items():
+    problems = [f"lacks {key!r}" for key in expected if key not in state]
+    problems += [f"has {key!r}, unknown to the module" for key in state if key not in expected]
+    for key, value in expected.items():
         saved = state.get(key)
         if not isinstance(value, torch.Tensor) or not isinstance(saved, torch.Tensor):
             continue
@@ -148,20 +148,20 @@ def _check_module(module: nn.Module, state: Mapping[str, Any], name: str) -> Non
                 f"has {key!r} of shape {tuple(saved.shape)} where the module has "
                 f"{tuple(value.shape)}"
             )
-    # Hooks may rename or make keys while loading; only torch's own rules can be foretold.
-    foretold = not any(
-        inner._load_state_dict_pre_hooks or "_load_from_state_dict" in vars(type(inner))  # noqa: SLF001 - no public way to ask
+    # Hooks may rename or create keys while loading; only torch's own rules can be predicted.
+    predictable = not any(
+        inner._load_state_dict_pre_hooks or "_load_from_state_dict" in vars(type(inner))  # noqa: SLF001 - there is no public accessor
         for inner in module.modules()
-        if not type(inner).__module__.startswith("torch.nn.") or inner._load_state_dict_pre_hooks  # noqa: SLF001 - no public way to ask
+        if not type(inner).__module__.startswith("torch.nn.") or inner._load_state_dict_pre_hooks  # noqa: SLF001 - there is no public accessor
     )
-    if problems and foretold:
+    if problems and predictable:
         shown = "; ".join(problems[:5]) + (
             f"; and {len(problems) - 5} more" if problems[5:] else ""
         )
         raise CheckpointMismatchError(
-            f"what was saved as {name!r} has to fit the {type(module).__name__} that it is loaded "
-            f"into, got a state that {shown}; build the module as it was, or take over what fits "
-            f"with torch_parameter_transfer"
+            f"the state saved as {name!r} must fit the {type(module).__name__} that it is loaded "
+            f"into, got a state that {shown}; build the module as it was, or load the parameters "
+            f"that fit with torch_parameter_transfer"
         )
 
 
@@ -174,12 +174,13 @@ def _is_lazy(value: torch.Tensor) -> bool:
 def _check_optimizer(optimizer: torch.optim.Optimizer, state: Any, name: str) -> None:
     if not isinstance(state, Mapping) or "param_groups" not in state:
         return
-    own = [len(group["params"]) for group in optimizer.param_groups]
+    expected = [len(group["params"]) for group in optimizer.param_groups]
     saved = [len(group["params"]) for group in state["param_groups"]]
-    if own != saved:
+    if expected != saved:
         raise CheckpointMismatchError(
-            f"what was saved as {name!r} has to fit the {type(optimizer).__name__}, which has "
-            f"{own!r} parameters in its groups, got {saved!r}; build it from the same parameters"
+            f"the state saved as {name!r} must fit the {type(optimizer).__name__}, which has "
+            f"{expected!r} parameters in its groups, got {saved!r}; build it from the same "
+            f"parameters"
         )
 
 
@@ -192,20 +193,20 @@ def _set_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
     for number, parameter in zip(saved_numbers, parameters, strict=True):
         loaded = optimizer.state.get(parameter, {})
         for key, saved in state["state"].get(number, {}).items():
-            now = loaded.get(key)
+            cast = loaded.get(key)
             if (
                 isinstance(saved, torch.Tensor)
-                and isinstance(now, torch.Tensor)
-                and now.dtype != saved.dtype
+                and isinstance(cast, torch.Tensor)
+                and cast.dtype != saved.dtype
             ):
-                loaded[key] = saved.to(now.device, copy=True)
+                loaded[key] = saved.to(cast.device, copy=True)
 
 
 def _without_weak_reference(obj: Any, state: Any) -> Any:
-    # SpeechBrain writes the word WEAKREF for CyclicLR's reference to its own method.
+    # SpeechBrain writes the word WEAKREF in place of CyclicLR's reference to its own method.
     if isinstance(state, Mapping) and isinstance(state.get("_scale_fn_ref"), str):
         kept = {key: value for key, value in state.items() if key != "_scale_fn_ref"}
         if hasattr(obj, "_scale_fn_ref"):
-            kept["_scale_fn_ref"] = obj._scale_fn_ref  # noqa: SLF001 - it is torch's state key
+            kept["_scale_fn_ref"] = obj._scale_fn_ref  # noqa: SLF001 - a key of torch's state
         return kept
     return state

@@ -1,67 +1,38 @@
-"""What to keep, and which is best: pure functions of a list of checkpoints.
+"""Retention policies: pure functions of a list of checkpoints.
 
-A policy takes checkpoints and says for each whether it stays.  A value that is not a number is
-never best and never pushes another one out.
+A policy takes a list of checkpoints and returns, for each, whether to keep it.  NaN is never the
+best value and never displaces another checkpoint.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from brain_ckpt.retention.checkpoint import Checkpoint, Key, ckpt_recency
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Collection, Sequence
 
 logger = logging.getLogger(__name__)
 
 HOUR_S = 3600.0
 DAY_S = 86400.0
 
-Key = Callable[["Checkpoint"], Any]
-
-
-class Checkpoint(NamedTuple):
-    """One saved checkpoint.
-
-    Parameters
-    ----------
-    path : Path
-        Its directory.
-    meta : dict
-        What CKPT.yaml holds: "unixtime", "end-of-epoch" and what was given to the save.
-    paramfiles : dict of str to Path
-        The file of each recoverable, by its name.
-    """
-
-    path: Path
-    meta: dict[str, Any]
-    paramfiles: dict[str, Path]
-
-    def __hash__(self) -> int:
-        """Tell checkpoints apart by their directories."""
-        return hash(self.path)
-
 
 class Policy(Protocol):
-    """Says of each checkpoint whether it is to stay."""
+    """Decides for each checkpoint whether to keep it."""
 
     def __call__(self, checkpoints: Sequence[Checkpoint], /) -> list[bool]:
-        """Return True for each one to keep, in the order given."""
+        """Return True for each checkpoint to keep, in the order given."""
         ...
-
-
-def ckpt_recency(ckpt: Checkpoint) -> float:
-    """Return the time of a checkpoint, in seconds since 1970; a key of importance."""
-    return float(ckpt.meta["unixtime"])
 
 
 @dataclass(frozen=True)
 class KeepLast:
-    """Keep the newest.
+    """Keep the newest checkpoints.
 
     Parameters
     ----------
@@ -76,18 +47,20 @@ class KeepLast:
         _check_count(self.count)
 
     def __call__(self, checkpoints: Sequence[Checkpoint], /) -> list[bool]:
-        """Return True for each one to keep."""
-        return _marks(checkpoints, newest_first(checkpoints)[: self.count])
+        """Return True for each checkpoint to keep."""
+        return _keep_flags(checkpoints, newest_first(checkpoints)[: self.count])
 
 
 @dataclass(frozen=True)
 class KeepBest:
-    """Keep the best by a value in meta; one without the value is none of its business.
+    """Keep the checkpoints with the best values of a metric.
+
+    A checkpoint whose meta lacks the metric is not kept by this policy.
 
     Parameters
     ----------
     key : str
-        The name of the value.
+        The name of the metric in meta.
     mode : str
         "max" or "min".
     count : int
@@ -102,22 +75,26 @@ class KeepBest:
         """Check the options."""
         _check_count(self.count)
         if self.mode not in ("max", "min"):
-            raise ValueError(f'mode is "max" or "min", got {self.mode!r}')
+            raise ValueError(
+                f'mode must be "max" or "min", got {self.mode!r}; use "min" for a loss'
+            )
 
     def __call__(self, checkpoints: Sequence[Checkpoint], /) -> list[bool]:
-        """Return True for each one to keep."""
-        having = [one for one in checkpoints if self.key in one.meta]
-        return _marks(checkpoints, ranked(having, metric(self.key, self.mode))[: self.count])
+        """Return True for each checkpoint to keep."""
+        candidates = [one for one in checkpoints if self.key in one.meta]
+        return _keep_flags(
+            checkpoints, ranked(candidates, metric_key(self.key, self.mode))[: self.count]
+        )
 
 
 @dataclass(frozen=True)
 class KeepMostImportant:
-    """Keep those with the highest keys.
+    """Keep the checkpoints with the highest keys.
 
     Parameters
     ----------
     key : callable
-        Takes a checkpoint and returns something that sorts.
+        Takes a checkpoint and returns a value that can be compared.
     count : int
         How many.
     """
@@ -130,33 +107,33 @@ class KeepMostImportant:
         _check_count(self.count)
 
     def __call__(self, checkpoints: Sequence[Checkpoint], /) -> list[bool]:
-        """Return True for each one to keep."""
-        return _marks(checkpoints, ranked(checkpoints, self.key)[: self.count])
+        """Return True for each checkpoint to keep."""
+        return _keep_flags(checkpoints, ranked(checkpoints, self.key)[: self.count])
 
 
 @dataclass(frozen=True)
 class KeepEvery:
-    """Keep the first checkpoint of each stretch of time, such as one an hour or a day.
+    """Keep the first checkpoint of each period, such as one an hour or one a day.
 
     Parameters
     ----------
     seconds : float
-        How long a stretch is; stretches are counted from 1970, so that restarts do not shift them.
+        The length of a period.  Periods are counted from 1970, so restarts do not shift them.
     """
 
     seconds: float
 
     def __post_init__(self) -> None:
-        """Check the length."""
+        """Check the period."""
         if not self.seconds > 0:
-            raise ValueError(f"a stretch of time is above zero seconds, got {self.seconds!r}")
+            raise ValueError(f"seconds must be above 0, got {self.seconds!r}; use HOUR_S or DAY_S")
 
     def __call__(self, checkpoints: Sequence[Checkpoint], /) -> list[bool]:
-        """Return True for each one to keep."""
+        """Return True for each checkpoint to keep."""
         first: dict[int, Checkpoint] = {}
         for one in reversed(newest_first(checkpoints)):
             first.setdefault(math.floor(ckpt_recency(one) / self.seconds), one)
-        return _marks(checkpoints, list(first.values()))
+        return _keep_flags(checkpoints, list(first.values()))
 
 
 @dataclass(frozen=True)
@@ -166,38 +143,38 @@ class KeepPinned:
     Parameters
     ----------
     names : collection of str
-        Names as given to the save, without "CKPT+".
+        Names as passed to the save, without "CKPT+".
     """
 
     names: Collection[str]
 
     def __call__(self, checkpoints: Sequence[Checkpoint], /) -> list[bool]:
-        """Return True for each one to keep."""
+        """Return True for each checkpoint to keep."""
         return [one.path.name.removeprefix("CKPT+") in self.names for one in checkpoints]
 
 
 def directory_bytes(checkpoint: Checkpoint) -> int:
-    """Return how many bytes the files of a checkpoint have."""
+    """Return the total size of a checkpoint's files in bytes."""
     return sum(file.stat().st_size for file in checkpoint.path.rglob("*") if file.is_file())
 
 
 @dataclass(frozen=True)
 class KeepWithinBytes:
-    """Keep the newest that fit into a budget together; always the newest one.
+    """Keep the newest checkpoints whose total size is within a budget; always keep the newest.
 
     Parameters
     ----------
     budget_bytes : int
-        The budget.
+        The budget, in bytes.
     size_of : callable
-        Takes a checkpoint and returns its bytes.
+        Takes a checkpoint and returns its size in bytes.
     """
 
     budget_bytes: int
     size_of: Callable[[Checkpoint], int] = field(default=directory_bytes)
 
     def __call__(self, checkpoints: Sequence[Checkpoint], /) -> list[bool]:
-        """Return True for each one to keep."""
+        """Return True for each checkpoint to keep."""
         kept: list[Checkpoint] = []
         used_bytes = 0
         for one in newest_first(checkpoints):
@@ -205,26 +182,26 @@ class KeepWithinBytes:
             if kept and used_bytes > self.budget_bytes:
                 break
             kept.append(one)
-        return _marks(checkpoints, kept)
+        return _keep_flags(checkpoints, kept)
 
 
 def any_of(*policies: Policy) -> Policy:
-    """Join policies: what any of them keeps stays."""
+    """Combine policies: keep each checkpoint that any of them keeps."""
 
-    def joined(checkpoints: Sequence[Checkpoint], /) -> list[bool]:
+    def combined(checkpoints: Sequence[Checkpoint], /) -> list[bool]:
         votes = [policy(checkpoints) for policy in policies]
         return [any(column) for column in zip(*votes, strict=True)] or [False] * len(checkpoints)
 
-    return joined
+    return combined
 
 
 def newest_first(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Sort by time, the newest first; of equal times the one listed later is newer."""
+    """Sort by time, newest first; of equal times the one listed later counts as newer."""
     return sorted(checkpoints, key=ckpt_recency)[::-1]
 
 
 def ranked(checkpoints: Sequence[Checkpoint], key: Key) -> list[Checkpoint]:
-    """Sort by importance, the highest first; of equals the newer first, what is NaN last."""
+    """Sort by a key, highest first; ties go to the newer checkpoint and NaN comes last."""
     keyed = [(key(one), one) for one in newest_first(checkpoints)]
     numbers = [(value, one) for value, one in keyed if not _is_nan(value)]
     rest = [one for value, one in keyed if _is_nan(value)]
@@ -232,36 +209,38 @@ def ranked(checkpoints: Sequence[Checkpoint], key: Key) -> list[Checkpoint]:
     return [one for _, one in numbers] + rest
 
 
-def metric(key: str, mode: Literal["max", "min"]) -> Key:
-    """Return the importance by a value in meta, the best highest; NaN for what is no number."""
+def metric_key(key: str, mode: Literal["max", "min"]) -> Key:
+    """Return a key that is highest for the best metric value, and NaN for a non-number."""
     sign = 1 if mode == "max" else -1
 
     def importance(ckpt: Checkpoint) -> float:
         value = ckpt.meta[key]
         if not isinstance(value, (int, float)):
-            logger.warning("%s: %r is not a number: %r; never best", ckpt.path, key, value)
+            logger.warning(
+                "The metric %r of %s must be a number to rank by it, got %r; it ranks last",
+                key,
+                ckpt.path,
+                value,
+            )
             return math.nan
         return sign * value
 
     return importance
 
 
-def age_s(checkpoint: Checkpoint) -> float:
-    """Return how long ago a checkpoint was saved, in seconds."""
-    return time.time() - ckpt_recency(checkpoint)
-
-
 def _is_nan(value: Any) -> bool:
     if isinstance(value, tuple):
         return any(_is_nan(part) for part in value)
-    return bool(value != value)  # noqa: PLR0124 - true of NaN alone, of any type
+    return bool(value != value)  # noqa: PLR0124 - only NaN differs from itself
 
 
-def _marks(checkpoints: Sequence[Checkpoint], kept: Sequence[Checkpoint]) -> list[bool]:
+def _keep_flags(checkpoints: Sequence[Checkpoint], kept: Sequence[Checkpoint]) -> list[bool]:
     paths = {one.path for one in kept}
     return [one.path in paths for one in checkpoints]
 
 
 def _check_count(count: int) -> None:
     if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise ValueError(f"the number of checkpoints to keep is 0 or more, got {count!r}")
+        raise ValueError(
+            f"count must be an int, 0 or more, got {count!r}; pass how many checkpoints to keep"
+        )

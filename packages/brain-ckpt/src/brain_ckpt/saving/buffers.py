@@ -1,4 +1,4 @@
-"""Copies of states, into memory that is kept from save to save."""
+"""Copies of states in memory that is reused from save to save."""
 
 from __future__ import annotations
 
@@ -8,51 +8,49 @@ from typing import Any
 
 import torch
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
-_KEPT_DEVICES = ("cpu", "cuda", "xpu")
+_TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter)
+_DEVICES = ("cpu", "cuda", "xpu")
 
-# dtype, shape, whether in pinned memory
-_Kind = tuple[torch.dtype, torch.Size, bool]
+# dtype, shape, whether it is in pinned memory
+_BufferKey = tuple[torch.dtype, torch.Size, bool]
 
 
-class Snapshots:
+class SnapshotBuffers:
     """Copies states so that training can change the originals.
 
-    The copies live in buffers that are used again by the next save, which spares the kernel the
-    handing out of fresh pages; what comes from an accelerator goes to pinned memory.
+    The next save reuses the buffers, which saves the kernel the allocation of new pages.  Copies
+    from an accelerator are in pinned memory.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[_Kind, list[torch.Tensor]] = {}
-        self._free: dict[_Kind, list[torch.Tensor]] = {}
-        self._copied: dict[int, torch.Tensor] = {}
-        self._used: list[tuple[_Kind, torch.Tensor]] = []
+        self._buffers: dict[_BufferKey, list[torch.Tensor]] = {}
+        self._free: dict[_BufferKey, list[torch.Tensor]] = {}
+        self._buffer_of_storage: dict[int, torch.Tensor] = {}
+        self._used: list[tuple[_BufferKey, torch.Tensor]] = []
 
     def begin(self) -> None:
-        """Start a save: the buffers of the one before are free."""
-        self._free = {key: list(buffers) for key, buffers in self._kept.items()}
-        self._copied = {}
+        """Start a snapshot; the buffers of the previous one are free."""
+        self._free = {key: list(buffers) for key, buffers in self._buffers.items()}
+        self._buffer_of_storage = {}
         self._used = []
 
     def end(self) -> None:
-        """Finish copying: wait for the accelerator, and keep only the buffers that were used."""
+        """Finish a snapshot: wait for the accelerator and drop unused buffers."""
         if any(pinned for (_, _, pinned), _ in self._used):
-            torch.accelerator.synchronize() if hasattr(
-                torch, "accelerator"
-            ) else torch.cuda.synchronize()
-        self._kept = {}
+            torch.accelerator.synchronize()
+        self._buffers = {}
         for key, buffer in self._used:
-            self._kept.setdefault(key, []).append(buffer)
+            self._buffers.setdefault(key, []).append(buffer)
         self._free = {}
-        self._copied = {}
+        self._buffer_of_storage = {}
 
     def copy(self, state: Any) -> Any:
-        """Return a copy of a state, tensors that share memory sharing it in the copy too."""
+        """Return a copy of a state; tensors that share memory share it in the copy, too."""
         if isinstance(state, torch.Tensor):
             return self._copy_tensor(state)
         if isinstance(state, Mapping) and type(state).__module__ in ("builtins", "collections"):
             pairs = {key: self.copy(value) for key, value in state.items()}
-            return pairs if type(state) is dict else _same_kind(state, pairs)
+            return pairs if type(state) is dict else _copy_mapping(state, pairs)
         if type(state) in (list, tuple):
             return type(state)(self.copy(value) for value in state)
         if isinstance(state, (str, bytes, int, float, bool, type(None))):
@@ -60,22 +58,22 @@ class Snapshots:
         return copy.deepcopy(state)
 
     def _copy_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        if not _is_plain(tensor):
+        if not _is_copied_to_buffer(tensor):
             return tensor.detach().clone().cpu()
         storage = tensor.untyped_storage()
-        identity = storage._cdata  # noqa: SLF001 - the only identity a storage has
-        buffer = self._copied.get(identity)
+        identity = storage._cdata  # noqa: SLF001 - the only identity of a storage
+        buffer = self._buffer_of_storage.get(identity)
         if buffer is None:
-            buffer = self._copied[identity] = self._copy_storage(tensor, storage)
-        same = buffer.dtype == tensor.dtype and buffer.shape == tensor.shape
-        if same and buffer.stride() == tensor.stride():
+            buffer = self._buffer_of_storage[identity] = self._copy_storage(tensor, storage)
+        same_shape = buffer.dtype == tensor.dtype and buffer.shape == tensor.shape
+        if same_shape and buffer.stride() == tensor.stride():
             return buffer
         return torch.empty(0, dtype=tensor.dtype).set_(
             buffer.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
         )
 
     def _copy_storage(self, tensor: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:
-        """Copy a whole storage: as the tensor if that covers it, else as bytes."""
+        """Copy a storage: as the tensor if that covers it, else as bytes."""
         source = tensor.detach()
         if not tensor.is_contiguous() or tensor.nbytes != storage.nbytes():
             source = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
@@ -88,17 +86,17 @@ class Snapshots:
         return buffer
 
 
-def _is_plain(tensor: torch.Tensor) -> bool:
+def _is_copied_to_buffer(tensor: torch.Tensor) -> bool:
     return (
-        type(tensor) in _PLAIN
-        and tensor.device.type in _KEPT_DEVICES
+        type(tensor) in _TENSOR_TYPES
+        and tensor.device.type in _DEVICES
         and tensor.layout == torch.strided
         and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
     )
 
 
-def _same_kind(state: Mapping[Any, Any], pairs: dict[Any, Any]) -> Any:
-    made = copy.copy(state)
+def _copy_mapping(state: Mapping[Any, Any], pairs: dict[Any, Any]) -> Any:
+    copied = copy.copy(state)
     for key, value in pairs.items():
-        made[key] = value  # type: ignore[index]  # a mutable mapping of the standard library
-    return made
+        copied[key] = value  # type: ignore[index]  # a mutable mapping of the standard library
+    return copied

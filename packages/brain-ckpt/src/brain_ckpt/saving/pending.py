@@ -1,4 +1,4 @@
-"""A save from the copied state to its publication, perhaps beside training."""
+"""A save that is not published yet, and its publication when the interpreter exits."""
 
 from __future__ import annotations
 
@@ -16,46 +16,45 @@ from brain_ckpt.errors import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from brain_ckpt.saving.files import Taken
-    from brain_ckpt.saving.plan import Plan
+    from brain_ckpt.saving.plan import SavePlan
     from brain_ckpt.saving.shards import ShardFile, ShardPlan
-    from brain_ckpt.saving.writer import Writer
+    from brain_ckpt.saving.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 
 _WRITER_NICENESS = 10
-# Boundaries between two looks at the writers, once a save has been under way for a while.
-_MOST_SKIPPED_POLLS = 16
+# The longest interval, in calls of `poll`, at which the ranks are asked whether they are done.
+_MAX_POLL_INTERVAL = 16
 
-# Who has a save that is not published yet, so that the end of the process can see to it.
-_unfinished: set[Writer] = set()
+# What to call at exit for each save that is pending.
+_unfinished: set[Callable[[], None]] = set()
 
 
 @dataclass
-class Flight:
-    """One save that is under way.
+class PendingSave:
+    """One save from the snapshot to its publication.
 
     Parameters
     ----------
-    plan : Plan
-        What was decided.
-    taken : Taken
+    plan : SavePlan
+        The decisions about the save.
+    snapshot : Snapshot
         The state of this rank.
-    owned : list of dict
-        The files that only one rank has, of every rank.
+    rank_files : list of dict
+        The files that each rank has its own of, in rank order.
     after : callable
-        Runs on every rank once the checkpoint is published.
+        Called on every rank once the checkpoint is published.
     verbosity : int
         The level to log at.
     background : bool
-        Whether a thread does the work, beside training.
+        Whether a thread writes it during training.
     shards : ShardPlan, optional
-        What every rank writes of the tensors that they share.
+        The parts that each rank writes of sharded tensors.
     """
 
-    plan: Plan
-    taken: Taken
-    owned: list[dict[str, bytes]]
+    plan: SavePlan
+    snapshot: Snapshot
+    rank_files: list[dict[str, bytes]]
     after: Callable[[], None]
     verbosity: int
     background: bool
@@ -65,17 +64,17 @@ class Flight:
     _thread: threading.Thread | None = None
     _error: BaseException | None = None
     _polls: int = 0
-    _next_look: int = field(default=1)
+    _next_poll: int = field(default=1)
 
     def start(self, work: Callable[[], Any]) -> None:
-        """Do some work, in the background if this save is; what it raises is raised by `join`."""
+        """Do work, in a thread for a background save; `join` raises its error."""
 
         def run() -> None:
             if self.background:
-                _give_way()
+                _lower_thread_priority()
             try:
                 work()
-            except BaseException as error:  # noqa: BLE001 - raised where the save is published
+            except BaseException as error:  # noqa: BLE001 - raised by join
                 self._error = error
 
         if self.background:
@@ -85,53 +84,53 @@ class Flight:
             run()
 
     @property
-    def idle(self) -> bool:
-        """Whether this rank's work is done."""
+    def is_written(self) -> bool:
+        """Whether the work of this rank is done."""
         return self._thread is None or not self._thread.is_alive()
 
     def join(self) -> None:
-        """Wait for this rank's work, and raise what it raised."""
+        """Wait for the work of this rank and raise its error."""
         if self._thread is not None:
             self._thread.join()
         if self._error is not None:
             raise self._error
 
-    def is_worth_a_look(self, world: int) -> bool:
-        """Say whether to ask the ranks at this boundary; the same on all of them."""
+    def should_poll(self, world_size: int) -> bool:
+        """Return whether to ask the ranks in this call of `poll`; the same on all of them."""
         self._polls += 1
-        if world == 1:
+        if world_size == 1:
             return True
-        # Asking costs a message; ask at 1, 2, 4, … 16, 32, 48 boundaries.
-        if self._polls < self._next_look:
+        # Asking costs a message, so ask at calls 1, 2, 4, … 16, 32, 48.
+        if self._polls < self._next_poll:
             return False
-        self._next_look += min(self._next_look, _MOST_SKIPPED_POLLS)
+        self._next_poll += min(self._next_poll, _MAX_POLL_INTERVAL)
         return True
 
 
-def see_to_at_exit(writer: Writer) -> None:
-    """Have the end of the process publish what a writer has under way."""
+def finish_at_exit(finish: Callable[[], None]) -> None:
+    """Call a function that publishes a pending save when the interpreter exits."""
     if not _unfinished:
         atexit.unregister(_finish_all)
         atexit.register(_finish_all)
-    _unfinished.add(writer)
+    _unfinished.add(finish)
 
 
-def is_seen_to(writer: Writer) -> None:
-    """Take back `see_to_at_exit`."""
-    _unfinished.discard(writer)
+def cancel_finish_at_exit(finish: Callable[[], None]) -> None:
+    """Undo `finish_at_exit`."""
+    _unfinished.discard(finish)
 
 
 def _finish_all() -> None:
-    for writer in list(_unfinished):
+    for finish in list(_unfinished):
         try:
-            writer.wait()
-        except CheckpointError:  # noqa: PERF203 - each one has to be tried
-            logger.exception("the last checkpoint was not saved")
+            finish()
+        except CheckpointError:  # noqa: PERF203 - try each of them
+            logger.exception("The last checkpoint was not saved")
 
 
-def _give_way() -> None:
-    # Where training wants all cores, the writer gets a tenth of one.
+def _lower_thread_priority() -> None:
+    # Training that uses all cores leaves the writer a tenth of one.
     if sys.platform != "linux":
-        return  # elsewhere it is the whole process that would give way
+        return  # elsewhere this would be the priority of the process
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _WRITER_NICENESS)

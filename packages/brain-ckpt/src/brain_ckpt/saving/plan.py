@@ -1,4 +1,4 @@
-"""What the first rank decides before a save: name, number, time, and where it is written."""
+"""Decide the name, number, time and directory of a save, on the first rank."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from brain_ckpt.retention.policies import ckpt_recency
+from brain_ckpt.retention.checkpoint import ckpt_recency
 from brain_ckpt.storage import filesystem
-from brain_ckpt.storage.layout import directory_name, parse_leftover, stamped_name
+from brain_ckpt.storage.layout import directory_name, name_from_time, parse_leftover
 from brain_ckpt.storage.listing import looks_like_checkpoint
 from brain_dist import get_world_size
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A clock that was set back, or is coarse, must not hide a newer checkpoint.
-_TICK_S = 0.001
+# The least distance in time between two saves, also if the clock is coarse or was set back.
+_MIN_STEP_S = 0.001
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a save was asked for.
+class SaveRequest:
+    """The arguments of a save.
 
     Parameters
     ----------
     meta : dict
         Plain values.
     end_of_epoch : bool
-        Goes into the meta file.
+        The value of "end-of-epoch" in the meta file.
     name : str or None
-        The checkpoint's name; None makes one from the time.
+        The name of the checkpoint; None makes one from the time.
     verbosity : int
         The level to log at.
     """
@@ -48,81 +48,85 @@ class Request:
     verbosity: int
 
 
-class Plan(NamedTuple):
-    """What the first rank decided about a save; every rank gets it."""
+class SavePlan(NamedTuple):
+    """The decisions about a save, the same on every rank."""
 
     staging: Path
     final: Path
     meta: dict[str, Any]
     seq: int
-    commit: str
-    world: int
+    commit_id: str
+    world_size: int
 
 
-class Survey(NamedTuple):
-    """What is in one directory: the newest time, the highest number, the names."""
+class DirectoryState(NamedTuple):
+    """The newest time, the highest number and the used names in a directory."""
 
     newest_s: float
     seq: int
-    taken: frozenset[str]
+    used_names: frozenset[str]
 
 
-def survey(store: Store, request: Request) -> Survey:
-    """Look at a directory, whose lock is held, and put right what dead runs left.
+def read_directory_state(store: Store, request: SaveRequest) -> DirectoryState:
+    """Clean up a directory, whose lock is held, and return what is in it.
 
     Raises
     ------
     ValueError
-        If the name is that of something else than a checkpoint.
+        If the requested name is that of something other than a checkpoint.
     """
     try:
-        store.tidy()
+        store.clean_up()
     except OSError as error:
-        logger.warning("%s could not be tidied: %s", store.root, error)
+        logger.warning("The cleanup of %s failed: %s", store.root, error)
     listing = store.listing()
     names = filesystem.names(store.root)
     if request.name is not None:
         final = store.root / directory_name(request.name)
-        mine = filesystem.is_directory(final) and looks_like_checkpoint(final)
-        if final.name in names and not mine:
+        is_checkpoint = filesystem.is_directory(final) and looks_like_checkpoint(final)
+        if final.name in names and not is_checkpoint:
             raise ValueError(
-                f"a checkpoint replaces only one of its name, got {final}, which is none; "
-                f"move it away or choose another name"
+                f"a save may replace only a checkpoint of the same name, got {final}, which is "
+                f"none; move it away or choose another name"
             )
-    taken = {*names, *(left.checkpoint for name in names if (left := parse_leftover(name)))}
+    leftovers = [leftover for name in names if (leftover := parse_leftover(name))]
+    used_names = frozenset({*names, *(leftover.checkpoint for leftover in leftovers)})
     newest_s = max(map(ckpt_recency, listing.checkpoints), default=0.0)
-    return Survey(newest_s, listing.seq, frozenset(taken))
+    return DirectoryState(newest_s, listing.seq, used_names)
 
 
-def make_plan(store: Store, request: Request, surveys: Sequence[Survey], last_seq: int) -> Plan:
-    """Decide about a save.
+def make_plan(
+    store: Store, request: SaveRequest, states: Sequence[DirectoryState], last_seq: int
+) -> SavePlan:
+    """Plan a save.
 
     Parameters
     ----------
     store : Store
-        The directory, of this node.
-    request : Request
-        What was asked for.
-    surveys : sequence of Survey
+        The directory of this node.
+    request : SaveRequest
+        The arguments of the save.
+    states : sequence of DirectoryState
         Of every directory that gets a copy.
     last_seq : int
-        The number of this run's last save.
+        The number of the last save of this run.
     """
-    taken = frozenset().union(*(one.taken for one in surveys))
-    name = (
-        stamped_name(time.time(), taken) if request.name is None else directory_name(request.name)
-    )
-    newest_s = max(one.newest_s for one in surveys)
+    used_names = frozenset().union(*(state.used_names for state in states))
+    if request.name is None:
+        name = name_from_time(time.time(), used_names)
+    else:
+        name = directory_name(request.name)
+    newest_s = max(state.newest_s for state in states)
     meta = {
-        "unixtime": max(time.time(), newest_s + _TICK_S),
+        "unixtime": max(time.time(), newest_s + _MIN_STEP_S),
         "end-of-epoch": request.end_of_epoch,
         **request.meta,
     }
-    return Plan(
-        staging=store.root / store.directory(name, replaces=name in taken),
+    return SavePlan(
+        staging=store.root / store.staging_name(name, replaces=name in used_names),
         final=store.root / name,
         meta=meta,
-        seq=max(last_seq, *(one.seq for one in surveys)) + 1,
-        commit=uuid.uuid4().hex,
-        world=get_world_size(),
+        seq=max(last_seq, *(state.seq for state in states)) + 1,
+        commit_id=uuid.uuid4().hex,
+        world_size=get_world_size(),
     )

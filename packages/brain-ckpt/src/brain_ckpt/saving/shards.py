@@ -1,25 +1,23 @@
-"""Writing sharded state: each rank its parts, in a file of its own, without communication.
+"""Write sharded states: each rank writes its parts to its own file, without communication.
 
-The files and their index are those of torch's distributed checkpoint, whose planner says which
-rank writes what; the writing goes through our own stream, so that it can be done by a thread
-beside training, and its checksums are taken on the way.
+The files and their index have the format of torch's distributed checkpoint, whose planner decides
+which rank writes what.  The parts are written through this package's stream, in the background if
+needed, with checksums.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from brain_ckpt.loading.shards import PLACE_HOLDER, SHARDS_INDEX, is_dtensor
-from brain_ckpt.ranks.agreement import together
-from brain_ckpt.recoverables.hooks import write_state
-from brain_ckpt.storage.layout import SHARDS_DIRECTORY
+from brain_ckpt.ranks.agreement import gather_results, run_on_all_ranks
+from brain_ckpt.recoverables.serialization import write_state
+from brain_ckpt.storage.layout import SHARDS_DIRECTORY, SHARDS_INDEX
 from brain_ckpt.storage.stream import write_file
 from brain_dist import get_rank
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -29,86 +27,56 @@ if TYPE_CHECKING:
 
 
 class ShardPlan(NamedTuple):
-    """What this rank writes, as torch's planner has it, and the index of what all write."""
+    """The parts that this rank writes, and the metadata of the parts of all ranks."""
 
     items: Sequence[Any]
     metadata: Any
 
 
 class ShardFile(NamedTuple):
-    """What a rank has written: its file, below the checkpoint, and where in it each part is."""
+    """The file that a rank has written: its name, its digest and the position of each part."""
 
     name: str
     digest: FileDigest
-    places: dict[Any, Any]
-
-
-def split(state: Any, name: str) -> tuple[Any, dict[str, Any]]:
-    """Take the sharded tensors out of a state.
-
-    Parameters
-    ----------
-    state : object
-        A state of dicts, lists and tensors.
-    name : str
-        The recoverable's.
-
-    Returns
-    -------
-    object, dict of str to DTensor
-        The rest, with place holders; the tensors by the names in these.
-    """
-    shards: dict[str, Any] = {}
-
-    def walk(value: Any, path: str) -> Any:
-        if is_dtensor(value):
-            shards[path] = value.detach()
-            return {PLACE_HOLDER: path}
-        if isinstance(value, Mapping):
-            return {key: walk(inner, f"{path}/{key}") for key, inner in value.items()}
-        if type(value) in (list, tuple):
-            return type(value)(walk(inner, f"{path}/{n}") for n, inner in enumerate(value))
-        return value
-
-    return walk(state, name), shards
+    positions: dict[Any, Any]
 
 
 def plan_shards(shards: Mapping[str, Any]) -> ShardPlan:
-    """Decide which rank writes what; every rank calls it with its tensors, by their names."""
+    """Plan which rank writes which parts; every rank calls it with its tensors by name."""
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
     rank = get_rank()
     planner = DefaultSavePlanner()
 
-    def mine() -> Any:
+    def local_plan() -> Any:
         planner.set_up_planner(dict(shards), None, rank == 0)
         return planner.create_local_plan()
 
-    plans = together(mine)
-    found: list[ShardPlan] = []
+    local_plans = gather_results(local_plan)
+    plan: list[ShardPlan] = []
 
-    def decide_alike() -> None:
-        # The same on each rank, from the same plans: nobody has to be told.
-        final, metadata = planner.create_global_plan(plans)
-        found.append(ShardPlan(final[rank].items, metadata))
+    def global_plan() -> None:
+        # Every rank computes the same result from the same plans; a broadcast is not needed.
+        plans, metadata = planner.create_global_plan(local_plans)
+        plan.append(ShardPlan(plans[rank].items, metadata))
 
-    together(decide_alike)
-    return found[0]
+    run_on_all_ranks(global_plan)
+    return plan[0]
 
 
 def write_shards(
     directory: Path, plan: ShardPlan, parts: Mapping[str, torch.Tensor], algorithm: Algorithm
 ) -> ShardFile | None:
-    """Write this rank's parts; None where it has none to write.
+    """Write the parts of this rank; return None if it has none.
 
     Parameters
     ----------
     directory : Path
-        The checkpoint's; its folder of shards is there.
+        The directory of the checkpoint, with the subdirectory for shards.
     plan : ShardPlan
-        Which parts.
+        The parts of this rank.
     parts : mapping of str to Tensor
-        This rank's, by the names of the tensors that they are parts of.
+        The parts, by the names of their tensors.
     algorithm : str
         The checksum.
     """
@@ -117,50 +85,52 @@ def write_shards(
     if not plan.items:
         return None
     file = f"__{get_rank()}_0.distcp"
-    places: dict[Any, Any] = {}
+    positions: dict[Any, Any] = {}
 
     def produce(stream: Stream) -> None:
-        places.clear()
-        counting = _Counting(stream)
+        positions.clear()
+        counting = _CountingStream(stream)
         for item in plan.items:
             start = counting.count_bytes
-            write_state(_alone(parts[item.index.fqn]), counting)
-            places[item.index] = _StorageInfo(file, start, counting.count_bytes - start)
+            write_state(_own_storage(parts[item.index.fqn]), counting)
+            positions[item.index] = _StorageInfo(file, start, counting.count_bytes - start)
 
     digest = write_file(directory / SHARDS_DIRECTORY / file, produce, algorithm)
-    return ShardFile(f"{SHARDS_DIRECTORY}/{file}", digest, places)
+    return ShardFile(f"{SHARDS_DIRECTORY}/{file}", digest, positions)
 
 
-def index_of(plan: ShardPlan, files: Sequence[ShardFile]) -> tuple[str, bytes]:
-    """Return the name and the content of the file that says where each part is."""
+def index_file(plan: ShardPlan, files: Sequence[ShardFile]) -> tuple[str, bytes]:
+    """Return the name and the content of the file with the position of each part."""
     from torch.distributed.checkpoint import filesystem
     from torch.distributed.checkpoint.metadata import StorageMeta
 
     metadata = plan.metadata
-    metadata.storage_data = {index: place for one in files for index, place in one.places.items()}
+    metadata.storage_data = {
+        index: position for file in files for index, position in file.positions.items()
+    }
     metadata.storage_meta = StorageMeta()
     if hasattr(filesystem, "CURRENT_DCP_VERSION"):
         metadata.version = filesystem.CURRENT_DCP_VERSION
     return f"{SHARDS_DIRECTORY}/{SHARDS_INDEX}", pickle.dumps(metadata)
 
 
-class _Counting:
-    """A stream that knows how much was written to it."""
+class _CountingStream:
+    """A stream that counts the bytes written to it."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self.count_bytes = 0
 
     def write(self, data: Any) -> int:
-        taken = self._stream.write(data)
-        self.count_bytes += taken
-        return taken
+        length = self._stream.write(data)
+        self.count_bytes += length
+        return length
 
     def flush(self) -> None:
-        """Do nothing: bytes are held back by the stream, if at all."""
+        """Do nothing; the stream writes its buffer at its end."""
 
 
-def _alone(part: torch.Tensor) -> torch.Tensor:
+def _own_storage(part: torch.Tensor) -> torch.Tensor:
     # torch.save writes the whole storage of a view.
-    whole = part.untyped_storage().nbytes() == part.nbytes
-    return part if whole and part.is_contiguous() else part.clone().contiguous()
+    is_whole = part.untyped_storage().nbytes() == part.nbytes
+    return part if is_whole and part.is_contiguous() else part.clone().contiguous()

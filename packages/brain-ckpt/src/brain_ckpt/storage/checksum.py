@@ -1,7 +1,7 @@
-"""Checksums of files in chunks, taken while writing and compared before loading.
+"""Checksums of files in chunks, computed while writing and compared before loading.
 
-A checksum is against accidents, not attackers.  CRC-32 is zlib's, or with the extra ``fast`` that
-of ISA-L: the same numbers at three times the speed.
+A checksum detects accidents, not attacks.  CRC-32 is computed by zlib, or with the extra ``fast``
+by ISA-L, which gives the same values three times as fast.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ Algorithm = Literal["crc32", "sha256"]
 
 T = TypeVar("T")
 
-# Stays in a core's cache, and is large enough that threads seldom wait for the interpreter.
+# Fits into the cache of a core, and is large enough that threads rarely wait for the GIL.
 _READ_BYTES = 2**20
 _THREADS = min(4, os.cpu_count() or 1)
 
 
 class FileDigest(NamedTuple):
-    """The size of a file and the checksum of each of its chunks, in hexadecimal."""
+    """The size of a file in bytes and the hexadecimal checksum of each chunk."""
 
     size: int
     chunks: tuple[str, ...]
 
 
 class Digester:
-    """Takes the checksums of a stream of bytes, chunk by chunk."""
+    """Computes the checksums of a stream of bytes, chunk by chunk."""
 
     def __init__(self, algorithm: Algorithm = "crc32") -> None:
         self.algorithm = algorithm
@@ -45,7 +45,7 @@ class Digester:
         self._running = new_checksum(algorithm)
 
     def update(self, data: memoryview) -> None:
-        """Take in the next bytes."""
+        """Add the next bytes."""
         while len(data):
             room = CHUNK_BYTES - self._size % CHUNK_BYTES
             part = data[:room]
@@ -56,7 +56,7 @@ class Digester:
             data = data[room:]
 
     def finish(self) -> FileDigest:
-        """Return what was taken; the digester is used up."""
+        """Return the digest of all bytes; no more can be added."""
         if self._size % CHUNK_BYTES:
             self._next_chunk()
         return FileDigest(self._size, tuple(self._chunks))
@@ -67,13 +67,13 @@ class Digester:
 
 
 def check_checksum(name: object) -> None:
-    """Check the name of a checksum."""
+    """Raise ValueError if there is no checksum of a name."""
     if name not in ("crc32", "sha256"):
-        raise ValueError(f'checksum is "crc32" or "sha256", got {name!r}; use "crc32"')
+        raise ValueError(f'checksum must be "crc32" or "sha256", got {name!r}; use "crc32"')
 
 
 def digest_file(path: Path, algorithm: Algorithm) -> FileDigest:
-    """Read a file and take its checksums."""
+    """Compute the digest of a file."""
     digester = Digester(algorithm)
     with filesystem.opened(path) as (descriptor, _):
         while part := os.read(descriptor, _READ_BYTES):
@@ -81,31 +81,24 @@ def digest_file(path: Path, algorithm: Algorithm) -> FileDigest:
     return digester.finish()
 
 
-def digest_bytes(data: bytes, algorithm: Algorithm) -> FileDigest:
-    """Take the checksums of bytes in memory."""
-    digester = Digester(algorithm)
-    digester.update(memoryview(data))
-    return digester.finish()
-
-
 def first_damage(
     directory: Path, files: Iterable[tuple[str, FileDigest]], algorithm: Algorithm
 ) -> str | None:
-    """Compare files with their digests, all cores at once.
+    """Compare files with their digests, in several threads.
 
     Parameters
     ----------
     directory : Path
-        Where the files are.
+        The directory of the files.
     files : iterable of (str, FileDigest)
-        Names below the directory, and what they should be.
+        Names below the directory, with the expected digests.
     algorithm : str
-        How the digests were taken.
+        The algorithm of the digests.
 
     Returns
     -------
     str or None
-        What is wrong with the first damaged file, naming it; None if all are intact.
+        The damage of the first damaged file, with its name; None if all are intact.
     """
     checks: list[Callable[[], str | None]] = []
     for name, digest in files:
@@ -119,7 +112,7 @@ def first_damage(
 
 
 def in_parallel(actions: Sequence[Callable[[], T]]) -> Iterator[T]:
-    """Yield what some functions return, all cores at once, in their order."""
+    """Call functions in several threads; yield their results in order."""
     if _THREADS == 1 or len(actions) == 1:
         yield from (action() for action in actions)
         return
@@ -130,13 +123,13 @@ def in_parallel(actions: Sequence[Callable[[], T]]) -> Iterator[T]:
 
 
 def new_checksum(algorithm: Algorithm) -> _Crc32 | _Sha256:
-    """Return a checksum to which bytes can be added."""
+    """Return a running checksum."""
     return _Crc32() if algorithm == "crc32" else _Sha256()
 
 
 @functools.cache
 def fastest_crc32() -> Callable[[memoryview, int], int]:
-    """Return what takes a CRC-32, going on from a former one."""
+    """Return a function that continues a CRC-32 over more bytes."""
     try:
         from isal.isal_zlib import crc32
     except ImportError:
@@ -172,7 +165,7 @@ def _size_problem(directory: Path, name: str, digest: FileDigest) -> str | None:
     try:
         with filesystem.opened(directory / name) as (_, size):
             if size != digest.size:
-                return f"{name} should have {digest.size} bytes, and has {size}"
+                return f"{name} must have {digest.size} bytes, got {size}"
     except OSError as error:
         return f"{name} cannot be read: {error.strerror or error}"
     return None
@@ -191,7 +184,7 @@ def _chunk_checks(
         if found != expected:
             return (
                 f"{name} is damaged between byte {start} and {start + length}: "
-                f"its {algorithm} should be {expected}, and is {found}"
+                f"its {algorithm} must be {expected}, got {found}"
             )
         return None
 
@@ -205,9 +198,9 @@ def _digest_range(path: Path, start: int, length: int, algorithm: Algorithm) -> 
     with filesystem.opened(path) as (descriptor, _):
         end = start + length
         while start < end:
-            taken = os.preadv(descriptor, [view[: end - start]], start)
-            if taken == 0:
+            length_read = os.preadv(descriptor, [view[: end - start]], start)
+            if length_read == 0:
                 return "the end of the file"
-            running.update(view[:taken])
-            start += taken
+            running.update(view[:length_read])
+            start += length_read
     return running.hexdigest()

@@ -1,9 +1,9 @@
-"""How a checkpoint appears and how it goes: by a rename, or by its manifest.
+"""Publish and delete checkpoints atomically: by a rename, or by the manifest.
 
-At any instant, also one of a kill or a loss of power, each checkpoint is there as a whole or not
-at all.  By a rename: a finished directory gets its name in one step, and loses it in another.
-By its manifest, for file systems that rename a directory file by file: it is written in its own
-place, beside a mark that says so, and counts from when its manifest, written last, is whole.
+At any time, also after a kill or a power loss, a checkpoint exists completely or not at all.  By a
+rename: a finished directory is renamed to its final name, and renamed again to be deleted.  By the
+manifest, for file systems that rename a directory file by file: a checkpoint is written in place,
+with a file that marks it as unfinished, and exists once its manifest, written last, is complete.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class Staging:
     Parameters
     ----------
     path : Path
-        Where it is written.
+        The directory that it is written in.
     final : Path
-        Where it will be published; `path` itself where nothing is renamed.
+        The directory after publication; the same as `path` if directories are not renamed.
     files : dict of str to FileDigest
-        What was written so far, by name below the directory.
+        The digests of the files written so far, by name below the directory.
     manifest : bytes
-        The content of the file that is written last.
+        The content of the manifest, which is written last.
     """
 
     path: Path
@@ -57,77 +57,77 @@ class Staging:
     manifest: bytes = b""
 
 
-class Publication(Protocol):
-    """The steps that differ; `root` is the directory of checkpoints."""
+class CommitProtocol(Protocol):
+    """The steps that differ between the two ways of publishing a checkpoint."""
 
-    def directory(self, name: str, number: int, *, replaces: bool) -> str:
+    def staging_name(self, name: str, number: int, *, replaces: bool) -> str:
         """Return the name of the directory to write a checkpoint in."""
 
     def open(self, path: Path) -> None:
-        """Make that directory."""
+        """Make the directory to write in."""
 
     def write_meta(self, path: Path, content: bytes, algorithm: Algorithm) -> FileDigest:
-        """Write the file by which SpeechBrain knows a checkpoint; it reads it without a lock."""
+        """Write CKPT.yaml, by which SpeechBrain recognizes a checkpoint."""
 
     def seal(self, staging: Staging) -> None:
-        """Have the disk confirm the directory, to which no more is written before publication."""
+        """Flush the directory to the disk; nothing more is written before publication."""
 
     def publish(self, staging: Staging) -> None:
-        """Have it appear; once this returns, nothing takes it away again."""
+        """Publish the checkpoint durably."""
 
     def discard(self, path: Path) -> None:
-        """Remove what will not be published."""
+        """Remove a directory that will not be published."""
 
     def delete(self, paths: list[Path]) -> None:
-        """Have checkpoints go, each as a whole."""
+        """Delete checkpoints, each atomically."""
 
 
-class ByRename:
-    """A finished directory gets its name in one step.
+class RenameCommit:
+    """Publishes a checkpoint by renaming its finished directory.
 
     Parameters
     ----------
     root : Path
         The directory of checkpoints.
-    run : str
-        The identity of this run, part of the names of what it leaves unfinished.
+    run_id : str
+        The identity of this run, part of the names of its unfinished directories.
     """
 
-    def __init__(self, root: Path, run: str) -> None:
+    def __init__(self, root: Path, run_id: str) -> None:
         self._root = root
-        self._run = run
+        self._run_id = run_id
 
-    def directory(self, name: str, number: int, *, replaces: bool) -> str:
+    def staging_name(self, name: str, number: int, *, replaces: bool) -> str:
         """Return a temporary name."""
         del replaces
-        return temporary_name(name, self._run, number)
+        return temporary_name(name, self._run_id, number)
 
     def open(self, path: Path) -> None:
         """Make a temporary directory."""
         filesystem.mkdir(path)
 
     def write_meta(self, path: Path, content: bytes, algorithm: Algorithm) -> FileDigest:
-        """Write it: nobody sees it before the directory has its name."""
+        """Write CKPT.yaml; nobody sees it before the rename."""
         return write_bytes(path, content, algorithm)
 
     def seal(self, staging: Staging) -> None:
-        """Write the manifest, and have the disk confirm the directory."""
+        """Write the manifest and flush the directory to the disk."""
         write_bytes(staging.path / MANIFEST_NAME, staging.manifest)
         fsync_directories(staging.path)
 
     def publish(self, staging: Staging) -> None:
-        """Rename; a checkpoint that has the name steps aside first, and is put back on failure."""
+        """Rename the directory; rename a replaced checkpoint first, and back after a failure."""
         final = staging.final
-        aside = self._root / old_name(final.name, self._run)
+        old = self._root / old_name(final.name, self._run_id)
         replaced = filesystem.is_directory(final)
         if replaced:
-            filesystem.rename(final, aside)
+            filesystem.rename(final, old)
         try:
             filesystem.rename(staging.path, final)
         except BaseException:
             if replaced:
                 with contextlib.suppress(OSError):
-                    filesystem.rename(aside, final)
+                    filesystem.rename(old, final)
             raise
         filesystem.fsync_directory(self._root)
 
@@ -136,10 +136,10 @@ class ByRename:
         filesystem.remove_tree(path)
 
     def delete(self, paths: list[Path]) -> None:
-        """Rename, have the disk confirm it, and only then remove."""
+        """Rename the directories, flush the renames to the disk, then remove them."""
         trashed = []
         for path in paths:
-            trash = self._root / trash_name(path.name, self._run)
+            trash = self._root / trash_name(path.name, self._run_id)
             if filesystem.is_directory(trash):
                 filesystem.remove_tree(trash)
             filesystem.rename(path, trash)
@@ -150,65 +150,70 @@ class ByRename:
             filesystem.remove_tree(trash)
 
 
-class ByManifest:
-    """A directory counts from when its manifest, written last, is there; no directory is renamed.
+class ManifestCommit:
+    """Publishes a checkpoint by writing its manifest last; no directory is renamed.
 
     Parameters
     ----------
     root : Path
         The directory of checkpoints.
-    run : str
+    run_id : str
         The identity of this run.
     """
 
-    def __init__(self, root: Path, run: str) -> None:
+    def __init__(self, root: Path, run_id: str) -> None:
         self._root = root
-        self._run = run
+        self._run_id = run_id
 
-    def directory(self, name: str, number: int, *, replaces: bool) -> str:
-        """Return its own name; that of a second one while the first is still needed."""
+    def staging_name(self, name: str, number: int, *, replaces: bool) -> str:
+        """Return the final name, or a temporary one for a checkpoint that replaces another."""
         del number
-        return new_name(name, self._run) if replaces else name
+        return new_name(name, self._run_id) if replaces else name
 
     def open(self, path: Path) -> None:
-        """Make the directory, with the mark in it."""
+        """Make the directory with the file that marks it as unfinished."""
         filesystem.mkdir(path)
-        mark_unfinished(path, self._run)
+        mark_unfinished(path, self._run_id)
 
     def write_meta(self, path: Path, content: bytes, algorithm: Algorithm) -> FileDigest:
-        """Write it beside its place, and rename it: a file is renamed in one step everywhere."""
+        """Write a temporary file and rename it; every file system renames files atomically."""
         part = path.with_name(f".{path.name}.part")
         digest = write_bytes(part, content, algorithm)
         filesystem.rename(part, path)
         return digest
 
     def seal(self, staging: Staging) -> None:
-        """Have the disk confirm all but the manifest."""
+        """Flush everything but the manifest to the disk."""
         fsync_directories(staging.path)
 
     def publish(self, staging: Staging) -> None:
-        """Write the manifest; then replace the older checkpoint of the name, if there is one."""
+        """Write the manifest; then replace an older checkpoint of the same name."""
         self._complete(staging.path, staging.manifest)
         if staging.path == staging.final:
             return
         try:
             self.replace(staging.path, staging.final)
         except OSError as error:
-            # It is on the disk, and listed; the next tidying moves it to its place.
-            logger.warning("%s stays in %s for now: %s", staging.final, staging.path, error)
+            # The checkpoint is durable and listed; the next cleanup moves it.
+            logger.warning(
+                "Checkpoint %s stays in %s until the next save: %s",
+                staging.final,
+                staging.path,
+                error,
+            )
 
     def discard(self, path: Path) -> None:
-        """Remove a directory that is marked."""
+        """Remove an unfinished directory."""
         remove_marked(path)
 
     def delete(self, paths: list[Path]) -> None:
-        """Mark, and then remove, the manifest first."""
+        """Mark the directories as unfinished and remove them, the manifest first."""
         for path in paths:
-            mark_unfinished(path, self._run)
+            mark_unfinished(path, self._run_id)
             remove_marked(path)
 
     def replace(self, source: Path, final: Path) -> None:
-        """Copy a whole checkpoint over one of its name; while it lasts, the source counts."""
+        """Replace a checkpoint with a copy; the source is listed until the copy is complete."""
         if filesystem.is_directory(final):
             self.delete([final])
         self.open(final)
@@ -217,31 +222,31 @@ class ByManifest:
                 filesystem.mkdir(final / name)
             elif name not in (META_NAME, MANIFEST_NAME, UNFINISHED):
                 _copy(source / name, final / name)
-        self.write_meta(final / META_NAME, _content(source / META_NAME), "crc32")
+        self.write_meta(final / META_NAME, _read(source / META_NAME), "crc32")
         fsync_directories(final)
-        self._complete(final, _content(source / MANIFEST_NAME))
+        self._complete(final, _read(source / MANIFEST_NAME))
         self.delete([source])
 
     def _complete(self, path: Path, manifest: bytes) -> None:
         write_bytes(path / MANIFEST_NAME, manifest)
         filesystem.fsync_directory(path)
         filesystem.fsync_directory(self._root)
-        with contextlib.suppress(OSError):  # a mark beside a whole manifest says nothing
+        with contextlib.suppress(OSError):  # the mark is ignored beside a complete manifest
             filesystem.unlink(path / UNFINISHED)
 
 
-def mark_unfinished(path: Path, run: str) -> None:
-    """Mark a directory as being written, or deleted, and have the disk confirm the mark."""
+def mark_unfinished(path: Path, run_id: str) -> None:
+    """Mark a directory as being written or deleted, and flush the mark to the disk."""
     mark = path / UNFINISHED
     filesystem.unlink(mark)
-    write_bytes(mark, run.encode())
+    write_bytes(mark, run_id.encode())
     filesystem.fsync_directory(path)
 
 
 def remove_marked(path: Path) -> None:
-    """Remove a marked directory: what makes it a checkpoint first, the mark last."""
+    """Remove an unfinished directory: manifest and meta first, the mark last."""
     filesystem.unlink(path / MANIFEST_NAME)
-    filesystem.fsync_directory(path)  # while it is there, all that it names has to be
+    filesystem.fsync_directory(path)  # as long as it exists, so must the files that it names
     filesystem.unlink(path / META_NAME)
     filesystem.fsync_directory(path)
     for name in filesystem.names(path):
@@ -255,7 +260,7 @@ def remove_marked(path: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes, algorithm: Algorithm = "crc32") -> FileDigest:
-    """Write a small file that is not there yet."""
+    """Write a new small file."""
 
     def produce(stream: Stream) -> None:
         stream.write(content)
@@ -264,14 +269,14 @@ def write_bytes(path: Path, content: bytes, algorithm: Algorithm = "crc32") -> F
 
 
 def fsync_directories(path: Path) -> None:
-    """Have the disk confirm the names in a directory and in those below it."""
+    """Flush the entries of a directory and of those below it to the disk."""
     for name, directory in filesystem.walk(path):
         if directory:
             filesystem.fsync_directory(path / name)
     filesystem.fsync_directory(path)
 
 
-def _content(path: Path) -> bytes:
+def _read(path: Path) -> bytes:
     with filesystem.opened(path) as (descriptor, size):
         return filesystem.read_at(descriptor, size, 0)
 

@@ -1,8 +1,8 @@
-"""Every file operation of a save, a load and a deletion, each behind a failpoint.
+"""All file operations of a save, a load and a deletion, each behind a failpoint.
 
-A test sets `failpoint`, which is called before each operation: it may raise (an error of the
-disk), end the process (a kill), or write down what happens (to work out what a loss of power
-would leave).  For "write" it may also return how many bytes the disk takes this time.
+A test sets `failpoint`, which is called before each operation.  It can raise an error of the disk,
+kill the process, or record the operations to simulate a power loss.  For "write" it can return how
+many bytes the disk accepts.
 """
 
 from __future__ import annotations
@@ -18,60 +18,70 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-# Called as failpoint(operation, path, detail); the detail is the target of a rename or link, or
-# the bytes of a write.
+# Called as failpoint(operation, path, detail); the detail is the target of a rename or the bytes of
+# a write.
 failpoint: Callable[[str, str, Any], int | None] | None = None
 
-# Linux can name a file by its directory's handle, and refuse to follow a link.
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
-# What file systems answer that cannot fsync a directory.
+# Errors of file systems that cannot fsync a directory.
 _NO_DIRECTORY_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})
 
 T = TypeVar("T")
 
 
 def mkdir(path: Path) -> None:
-    """Make a directory that is not there yet; its parent is there."""
-    _interruptible("mkdir", path, lambda: os.mkdir(path))
+    """Make a new directory in an existing one."""
+    _retry_interrupted("mkdir", path, lambda: os.mkdir(path))
+
+
+def make_directories(path: Path) -> None:
+    """Make a directory with its missing parents, and flush each new entry to the disk."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for new in reversed(missing):
+        new.mkdir(exist_ok=True)
+        fsync_directory(new.parent)
 
 
 def create(path: Path) -> int:
-    """Make a file that is not there yet, and open it for writing."""
+    """Make a new file and open it for writing."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOEXEC | _NO_FOLLOW
-    return _interruptible("create", path, lambda: os.open(path, flags, 0o666))
+    return _retry_interrupted("create", path, lambda: os.open(path, flags, 0o666))
 
 
 def write(descriptor: int, path: Path, data: memoryview) -> None:
-    """Write all of the bytes, however little the disk takes at a time."""
+    """Write all bytes, in as many calls as the disk needs."""
     while len(data):
         limit: int | None = None
         try:
             if failpoint is not None:
                 limit = failpoint("write", str(path), data)
-            taken = os.write(descriptor, data if limit is None else data[:limit])
+            accepted = os.write(descriptor, data if limit is None else data[:limit])
         except InterruptedError:
             continue
-        if taken == 0:
+        if accepted == 0:
             raise OSError(errno.ENOSPC, "the disk took no byte of a write", str(path))
-        data = data[taken:]
+        data = data[accepted:]
 
 
 def fsync(descriptor: int, path: Path) -> None:
-    """Have the disk confirm a file's content.  Never to be tried again after a failure."""
-    _point("fsync", path)
+    """Flush the content of a file to the disk.  After a failure it must not be called again."""
+    _call_failpoint("fsync", path)
     os.fsync(descriptor)
 
 
 def start_writeback(descriptor: int, start: int, length: int) -> None:
-    """Set the disk to work on what was written, without waiting; promises nothing."""
-    found = _sync_file_range()
-    if found is not None:
-        found(descriptor, start, length, 2)  # SYNC_FILE_RANGE_WRITE
+    """Start flushing a range of a file without waiting; a hint only."""
+    sync_file_range = _sync_file_range()
+    if sync_file_range is not None:
+        sync_file_range(descriptor, start, length, 2)  # SYNC_FILE_RANGE_WRITE
 
 
 def fsync_file(path: Path) -> None:
-    """Have the disk confirm a file that somebody else wrote."""
+    """Flush the content of a file that was not opened here."""
     descriptor = os.open(path, os.O_RDWR | _CLOEXEC | _NO_FOLLOW)
     try:
         fsync(descriptor, path)
@@ -80,8 +90,8 @@ def fsync_file(path: Path) -> None:
 
 
 def fsync_directory(path: Path) -> None:
-    """Have the disk confirm the names in a directory."""
-    _point("fsync_directory", path)
+    """Flush the entries of a directory to the disk."""
+    _call_failpoint("fsync_directory", path)
     descriptor = os.open(path, os.O_RDONLY | _CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -93,26 +103,26 @@ def fsync_directory(path: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Give a directory another name in the same parent; never over something that is there."""
+    """Rename a file or directory within its parent; an existing target is not replaced."""
     if os.path.lexists(target):
-        raise FileExistsError(errno.EEXIST, "not renaming over what is there", str(target))
-    _interruptible("rename", source, lambda: os.rename(source, target), str(target))
+        raise FileExistsError(errno.EEXIST, "the target of a rename exists", str(target))
+    _retry_interrupted("rename", source, lambda: os.rename(source, target), str(target))
 
 
 def unlink(path: Path) -> None:
-    """Delete a file or a link; one that is gone already is fine."""
+    """Delete a file or a link, if it exists."""
     with contextlib.suppress(FileNotFoundError):
-        _interruptible("unlink", path, lambda: os.unlink(path))
+        _retry_interrupted("unlink", path, lambda: os.unlink(path))
 
 
 def rmdir(path: Path) -> None:
-    """Delete an empty directory; one that is gone already is fine."""
+    """Delete an empty directory, if it exists."""
     with contextlib.suppress(FileNotFoundError):
-        _interruptible("rmdir", path, lambda: os.rmdir(path))
+        _retry_interrupted("rmdir", path, lambda: os.rmdir(path))
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a directory and all that is in it, following no link."""
+    """Delete a directory with its content, without following links."""
     for name in names(path):
         child = path / name
         if is_directory(child):
@@ -123,8 +133,8 @@ def remove_tree(path: Path) -> None:
 
 
 def names(path: Path) -> list[str]:
-    """Return the names in a directory, sorted; none if it is not there."""
-    _point("list", path)
+    """Return the sorted names in a directory; none if it does not exist."""
+    _call_failpoint("list", path)
     try:
         return sorted(os.listdir(path))
     except FileNotFoundError:
@@ -132,7 +142,7 @@ def names(path: Path) -> list[str]:
 
 
 def is_directory(path: Path) -> bool:
-    """Say whether this is a directory itself, and not a link to one."""
+    """Return whether a path is a directory, and not a link to one."""
     try:
         return stat.S_ISDIR(os.lstat(path).st_mode)
     except FileNotFoundError:
@@ -141,8 +151,8 @@ def is_directory(path: Path) -> bool:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[int, int]]:
-    """Open a regular file, not a link, for reading; gives its descriptor and its size in bytes."""
-    _point("open", path)
+    """Open a regular file, not a link, for reading; yield its descriptor and its size in bytes."""
+    _call_failpoint("open", path)
     descriptor = os.open(path, os.O_RDONLY | _CLOEXEC | _NO_FOLLOW | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
@@ -154,7 +164,7 @@ def opened(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def read(path: Path, limit_bytes: int) -> bytes:
-    """Return the content of a small file; one over the limit is refused unread."""
+    """Return the content of a small file; a file over the limit is not read."""
     with opened(path) as (descriptor, size):
         if size > limit_bytes:
             raise OSError(errno.EFBIG, f"{size} bytes, over the limit of {limit_bytes}", str(path))
@@ -165,12 +175,12 @@ def read(path: Path, limit_bytes: int) -> bytes:
 
 
 def read_at(descriptor: int, length: int, start: int) -> bytes:
-    """Return some bytes of an open file; fewer at its end."""
+    """Return bytes of an open file from an offset; fewer at its end."""
     return os.pread(descriptor, length, start)
 
 
 def walk(root: Path, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Yield the name below `root` of everything in it, with "is a directory"; parents first."""
+    """Yield (name below root, whether it is a directory) for everything in a directory."""
     for name in names(root / prefix):
         inner = f"{prefix}/{name}" if prefix else name
         directory = is_directory(root / inner)
@@ -179,14 +189,14 @@ def walk(root: Path, prefix: str = "") -> Iterator[tuple[str, bool]]:
             yield from walk(root, inner)
 
 
-def adopt(path: Path) -> None:
-    """Tell the failpoint of a file that a hook has written past this module."""
-    _point("adopt", path)
+def report_external_write(path: Path) -> None:
+    """Report to the failpoint a file that a hook wrote without this module."""
+    _call_failpoint("external_write", path)
 
 
 @functools.cache
 def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
-    # Linux has it, and Python does not; fdatasync would wait for the journal as well.
+    # A Linux call that Python does not offer; os.fdatasync would also wait for the journal.
     import ctypes
 
     try:
@@ -197,16 +207,18 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
     return cast("Callable[[int, int, int, int], int]", call)
 
 
-def _point(operation: str, path: Path, detail: Any = None) -> None:
+def _call_failpoint(operation: str, path: Path, detail: Any = None) -> None:
     if failpoint is not None:
         failpoint(operation, str(path), detail)
 
 
-def _interruptible(operation: str, path: Path, action: Callable[[], T], detail: Any = None) -> T:
-    # Python retries EINTR by itself in most calls, but not what some network file systems pass on.
+def _retry_interrupted(
+    operation: str, path: Path, action: Callable[[], T], detail: Any = None
+) -> T:
+    # Python retries EINTR in most calls, but some network file systems return it elsewhere.
     while True:
         try:
-            _point(operation, path, detail)
+            _call_failpoint(operation, path, detail)
             return action()
-        except InterruptedError:  # noqa: PERF203 - trying again is what the loop is for
+        except InterruptedError:  # noqa: PERF203 - the loop retries
             continue

@@ -1,4 +1,4 @@
-"""Names of the directories below a save directory, and which names may be given."""
+"""The names of files and directories below a save directory, and which names are valid."""
 
 from __future__ import annotations
 
@@ -13,107 +13,108 @@ META_NAME = "CKPT.yaml"
 PARAMFILE_EXT = ".ckpt"
 RANKS_DIRECTORY = "ranks"
 SHARDS_DIRECTORY = "shards"
+SHARDS_INDEX = ".metadata"
 
 TEMPORARY = ".tmp-"
 OLD = ".old-"
 TRASH = ".trash-"
 NEW = ".new-"
 
-# Lies in a directory that is written, or deleted, in its own place: where nothing is renamed.
+# Marks a directory that is written or deleted in place, where directories are not renamed.
 UNFINISHED = ".unfinished"
 
-# Room for ".trash-", the run and a number in the 255 bytes that file systems allow a name.
+# File systems allow names of 255 bytes; this leaves room for ".trash-", the run id and a number.
 _NAME_LIMIT_BYTES = 180
 _STAMP = "%Y-%m-%d+%H-%M-%S"
 
 
 class Leftover(NamedTuple):
-    """A directory that is not, or not any more, a checkpoint."""
+    """A directory that is not yet, or no longer, a checkpoint: its kind, checkpoint and run."""
 
     kind: str
     checkpoint: str
-    run: str
+    run_id: str
 
 
 def directory_name(name: str) -> str:
-    """Return the name of the directory of a checkpoint with a name of the user's."""
+    """Return the name of the directory of a checkpoint that the user named."""
     return f"{PREFIX}+{check_name(name, 'the name of a checkpoint')}"
 
 
-def stamped_name(now_s: float, taken: Collection[str]) -> str:
-    """Return a name made from the local time, as SpeechBrain makes it, that is not taken."""
-    stamp = time.strftime(_STAMP, time.localtime(now_s))
+def name_from_time(time_s: float, used_names: Collection[str]) -> str:
+    """Return an unused name made from the local time, as SpeechBrain makes it."""
+    stamp = time.strftime(_STAMP, time.localtime(time_s))
     number = 0
-    while (name := f"{PREFIX}+{stamp}+{number:02d}") in taken:
+    while (name := f"{PREFIX}+{stamp}+{number:02d}") in used_names:
         number += 1
     return name
 
 
 def check_name(name: object, what: str) -> str:
-    """Return a name that can be part of a file's name.
+    """Return a name if it can be part of a file name.
 
     Raises
     ------
     ValueError
-        If it cannot.
+        If it cannot be.
     """
     reason = ""
     if not isinstance(name, str) or not name:
-        reason = "it is not a text"
+        reason = "it is not a string"
     elif "/" in name or "\\" in name:
-        reason = "it holds a path separator"
+        reason = "it has a path separator"
     elif not name.isprintable() or name.strip() != name:
-        reason = "it holds what cannot be seen"
+        reason = "it has invisible characters"
     elif name.startswith(".") or len(name.encode()) > _NAME_LIMIT_BYTES:
         reason = "it starts with a dot" if name.startswith(".") else "it is too long"
     if reason:
         raise ValueError(
-            f"{what} is a plain name of up to {_NAME_LIMIT_BYTES} bytes, got {name!r}: {reason}; "
-            f"use letters, digits, '_', '-', '+' and '.'"
+            f"{what} must be a plain name of up to {_NAME_LIMIT_BYTES} bytes, got {name!r}: "
+            f"{reason}; use letters, digits, '_', '-', '+' and '.'"
         )
     assert isinstance(name, str)
     return name
 
 
 def check_recoverable(name: object, others: Iterable[str]) -> None:
-    """Check the name of a recoverable, which may be there already, but not in another case.
+    """Check the name of a recoverable against those of the others.
 
     Raises
     ------
     ValueError
-        If it cannot be that of a file of its own.
+        If it is not a valid file name, or differs from another name only by case.
     """
     plain = check_name(name, "the name of a recoverable")
     for other in others:
         if other != plain and other.casefold() == plain.casefold():
             raise ValueError(
-                f"names of recoverables differ by more than case, since some file systems see no "
-                f"difference, got {plain!r} beside {other!r}; rename one"
+                f"names of recoverables must differ by more than case, because some file systems "
+                f"ignore case, got {plain!r} beside {other!r}; rename one"
             )
 
 
-def temporary_name(checkpoint: str, run: str, number: int) -> str:
+def temporary_name(checkpoint: str, run_id: str, number: int) -> str:
     """Return the name of a directory that is being written."""
-    return f"{TEMPORARY}{checkpoint}.{run}.{number}"
+    return f"{TEMPORARY}{checkpoint}.{run_id}.{number}"
 
 
-def old_name(checkpoint: str, run: str) -> str:
-    """Return the name that a checkpoint has while it is replaced."""
-    return f"{OLD}{checkpoint}.{run}"
+def old_name(checkpoint: str, run_id: str) -> str:
+    """Return the name of a checkpoint while it is replaced."""
+    return f"{OLD}{checkpoint}.{run_id}"
 
 
-def new_name(checkpoint: str, run: str) -> str:
-    """Return the name of a directory whose content is to replace that of a checkpoint."""
-    return f"{NEW}{checkpoint}.{run}"
+def new_name(checkpoint: str, run_id: str) -> str:
+    """Return the name of a directory that will replace a checkpoint."""
+    return f"{NEW}{checkpoint}.{run_id}"
 
 
-def trash_name(checkpoint: str, run: str) -> str:
-    """Return the name that a checkpoint has while it is deleted."""
-    return f"{TRASH}{checkpoint}.{run}"
+def trash_name(checkpoint: str, run_id: str) -> str:
+    """Return the name of a checkpoint while it is deleted."""
+    return f"{TRASH}{checkpoint}.{run_id}"
 
 
 def parse_leftover(name: str) -> Leftover | None:
-    """Return what a name of ours that starts with a dot says; None for any other name."""
+    """Return what a temporary name says; None for any other name."""
     for kind, dots in ((TEMPORARY, 2), (OLD, 1), (TRASH, 1), (NEW, 1)):
         if name.startswith(kind + PREFIX):
             parts = name[len(kind) :].rsplit(".", dots)

@@ -1,7 +1,7 @@
 """The lock of the run that writes to a directory.
 
-A POSIX record lock: the kernel takes it back when its process ends, however it ends; it works
-over NFS, and a forked loader worker does not inherit it.
+A POSIX record lock: the kernel releases it when the process ends, it works over NFS, and forked
+processes such as loader workers do not inherit it.
 """
 
 from __future__ import annotations
@@ -18,71 +18,72 @@ if TYPE_CHECKING:
 
 try:
     import fcntl
-except ImportError:  # pragma: no cover - not on this system
-    fcntl = None  # type: ignore[assignment]  # Windows has none
+except ImportError:  # pragma: no cover - Windows
+    fcntl = None  # type: ignore[assignment]  # not on Windows
 
 LOCK_NAME = ".brain.lock"
 
 _BUSY = frozenset({errno.EACCES, errno.EAGAIN})
 
-# Held by this process: a record lock belongs to the process, and closing any descriptor of the
-# file gives it up, so that there is one descriptor a directory.  (descriptor, owner's pid, uses)
-_held: dict[str, tuple[int, int, int]] = {}
+# The locks that this process holds, as (descriptor, pid of the owner, uses).  A record lock belongs
+# to the process and is released when any descriptor of the file is closed, so there is one
+# descriptor per directory.
+_open_locks: dict[str, tuple[int, int, int]] = {}
 
 
 class DirectoryLock:
-    """At most one process writes to a directory; any number of checkpointers in it may.
+    """Lets one process write to a directory, through any number of checkpointers.
 
     Parameters
     ----------
     directory : Path
-        The directory, which is there.
-    run : str
-        The identity of the run, for whoever finds the directory locked.
+        The directory, which exists.
+    run_id : str
+        The identity of the run, for the error of a second run.
     """
 
-    def __init__(self, directory: Path, run: str) -> None:
+    def __init__(self, directory: Path, run_id: str) -> None:
         self._key = os.path.realpath(directory)
         self._path = directory / LOCK_NAME
-        self._run = run
-        self._taken_by: int | None = None
+        self._run_id = run_id
+        self._owner_pid: int | None = None
 
     def acquire(self) -> str | None:
-        """Take the lock; return None, or who has it."""
-        if self._taken_by == os.getpid():
+        """Acquire the lock and return None, or return who holds it."""
+        if self._owner_pid == os.getpid():
             return None
-        descriptor, owner, uses = _held.get(self._key, (-1, 0, 0))
+        descriptor, owner, uses = _open_locks.get(self._key, (-1, 0, 0))
         if owner != os.getpid():
             if descriptor >= 0:
-                # From before a fork: the lock stayed with the parent.
+                # Opened before a fork; the parent holds the lock.
                 with contextlib.suppress(OSError):
                     os.close(descriptor)
-                _held.pop(self._key)
+                _open_locks.pop(self._key)
             descriptor, uses = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC), 0
             holder = self._try_lock(descriptor)
             if holder is not None:
                 os.close(descriptor)
                 return holder
-        _held[self._key] = (descriptor, os.getpid(), uses + 1)
-        self._taken_by = os.getpid()
+        _open_locks[self._key] = (descriptor, os.getpid(), uses + 1)
+        self._owner_pid = os.getpid()
         return None
 
     def release(self) -> None:
-        """Give the lock back, if this process has it."""
-        if self._taken_by != os.getpid():
+        """Release the lock, if this process holds it."""
+        if self._owner_pid != os.getpid():
             return
-        self._taken_by = None
-        descriptor, owner, uses = _held.get(self._key, (-1, 0, 0))
+        self._owner_pid = None
+        descriptor, owner, uses = _open_locks.get(self._key, (-1, 0, 0))
         if owner != os.getpid():
             return
         if uses > 1:
-            _held[self._key] = (descriptor, owner, uses - 1)
+            _open_locks[self._key] = (descriptor, owner, uses - 1)
         else:
-            _held.pop(self._key)
+            _open_locks.pop(self._key)
             os.close(descriptor)
 
     def _try_lock(self, descriptor: int) -> str | None:
-        if fcntl is None:  # pragma: no cover - not on this system
+        if fcntl is None:  # pragma: no cover - Windows
             return None
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,8 +91,8 @@ class DirectoryLock:
             if error.errno in _BUSY:
                 content = os.pread(descriptor, 1024, 0)
                 return content.decode(errors="replace").strip() or "a process that just started"
-            return None  # a file system without locks: nothing to be had, so nothing to refuse
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "run": self._run}
+            return None  # a file system without locks
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "run": self._run_id}
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(owner).encode(), 0)

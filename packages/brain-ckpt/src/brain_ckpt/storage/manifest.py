@@ -1,4 +1,4 @@
-"""MANIFEST.json: what a checkpoint should be, to be compared before anything is loaded."""
+"""MANIFEST.json: the digest of every file of a checkpoint, compared before loading."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """What was written.
+    """The content of a manifest.
 
     Parameters
     ----------
-    commit : str
-        The identity of this save, the same on every node.
-    run : str
-        The identity of the process that wrote it.
+    commit_id : str
+        The identity of the save, the same on every node.
+    run_id : str
+        The identity of the run that wrote it.
     seq : int
-        One more than that of any save before it.
+        The number of the save, one more than any before it.
     step : int or None
-        The optimizer step, where meta names one.
+        The optimizer step, if meta has one.
     world : int
-        How many ranks took part.
+        The number of ranks.
     torch : str
-        The version that wrote it.
+        The version of torch that wrote it.
     algorithm : str
-        How the digests were taken.
+        The algorithm of the digests.
     files : mapping of str to FileDigest
         By name below the directory, with forward slashes.
     """
 
-    commit: str
-    run: str
+    commit_id: str
+    run_id: str
     seq: int
     step: int | None
     world: int
@@ -54,12 +54,12 @@ class Manifest:
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
-    """Return the content of the file; it ends in a checksum of itself."""
-    return _with_crc(
+    """Return the content of the file, which ends in its own checksum."""
+    return _append_crc(
         {
             "format": FORMAT,
-            "commit": manifest.commit,
-            "run": manifest.run,
+            "commit": manifest.commit_id,
+            "run": manifest.run_id,
             "seq": manifest.seq,
             "step": manifest.step,
             "world": manifest.world,
@@ -75,35 +75,28 @@ def dump_manifest(manifest: Manifest) -> bytes:
 
 
 def load_manifest(content: bytes, where: str) -> Manifest:
-    """Read a manifest.
-
-    Parameters
-    ----------
-    content : bytes
-        The file.
-    where : str
-        Its path, for the errors.
+    """Parse a manifest; `where` is its path, for the errors.
 
     Raises
     ------
     CheckpointDamagedError
-        If one bit is not as it was written.
+        If it does not match its own checksum.
     UnsafeCheckpointError
-        If it names a path outside its directory.
+        If it names a file outside its directory.
     CheckpointError
         If a newer version of this package wrote it.
     """
     try:
         fields = json.loads(content)
-        written = {key: value for key, value in fields.items() if key != "crc32"}
-        intact = _with_crc(written) == content
+        signed = {key: value for key, value in fields.items() if key != "crc32"}
+        intact = _append_crc(signed) == content
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointDamagedError(f"{where} is damaged: {error}") from error
     if not intact:
         raise CheckpointDamagedError(f"{where} is damaged: it does not match its own checksum")
     if fields.get("format") != FORMAT or fields.get("chunk_bytes") != CHUNK_BYTES:
         raise CheckpointError(
-            f"{where} has to be of format {FORMAT}, got {fields.get('format')!r}; "
+            f"{where} must be of format {FORMAT}, got {fields.get('format')!r}; "
             f"read it with the brain-ckpt that wrote it, or a newer one"
         )
     try:
@@ -113,12 +106,13 @@ def load_manifest(content: bytes, where: str) -> Manifest:
 
 
 def safe_name(name: str, where: str) -> str:
-    """Return a file's name if it lies below its checkpoint; raise if it does not."""
+    """Return the name of a file if it is below its checkpoint; raise otherwise."""
     path = PurePosixPath(name)
     plain = not path.is_absolute() and ".." not in path.parts and "\\" not in name
     if not name or not plain or "\0" in name or str(path) != name or name == ".":
         raise UnsafeCheckpointError(
-            f"{where} may only name files in its own directory, got {name!r}; do not load this one"
+            f"{where} may only name files in its own directory, got {name!r}; do not load this "
+            f"checkpoint"
         )
     return name
 
@@ -128,8 +122,8 @@ def _from_fields(fields: Mapping[str, Any], where: str) -> Manifest:
         raise ValueError(fields["algorithm"])
     step = fields["step"]
     return Manifest(
-        commit=str(fields["commit"]),
-        run=str(fields["run"]),
+        commit_id=str(fields["commit"]),
+        run_id=str(fields["run"]),
         seq=int(fields["seq"]),
         step=None if step is None else int(step),
         world=int(fields["world"]),
@@ -142,8 +136,8 @@ def _from_fields(fields: Mapping[str, Any], where: str) -> Manifest:
     )
 
 
-def _with_crc(fields: Mapping[str, Any]) -> bytes:
+def _append_crc(fields: Mapping[str, Any]) -> bytes:
     body = json.dumps(fields, indent=1)
     crc = zlib.crc32(body.encode())
-    # The checksum goes in as the last key, so that the file stays one JSON object.
+    # The checksum is the last key, so that the file is one JSON object.
     return f'{body[:-2]},\n "crc32": "{crc:08x}"\n}}\n'.encode()

@@ -1,4 +1,4 @@
-"""CKPT.yaml: plain scalars out, and nothing that runs code in."""
+"""CKPT.yaml: written with plain values, read without running code."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ _HEADER = "# yamllint disable\n"
 
 
 def plain_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Return meta with every value as plain Python; a caller's mapping is not edited.
+    """Return a copy of meta with every value as a plain Python value.
 
     Parameters
     ----------
     meta : mapping of str
-        Numbers, strings, booleans, None, tensors and NumPy values of one element; lists, tuples
-        and mappings of those.
+        Numbers, strings, booleans, None, tensors and NumPy values of one element, and lists,
+        tuples and mappings of those.
 
     Returns
     -------
     dict
-        The same as str, int, float, bool, None, list and dict.
+        The values as str, int, float, bool, None, list and dict.
 
     Raises
     ------
     TypeError
-        If a value cannot be written as plain scalars; the text says where it is.
+        If a value cannot be written as a plain value; the text says where it is.
     """
     if not isinstance(meta, Mapping):
         raise TypeError(
-            f"meta is a mapping from names to plain values, got {meta!r}; "
+            f"meta must be a mapping from names to plain values, got {meta!r}; "
             f'write for example {{"loss": 0.5}}'
         )
     plain = {str(key): _plain(value, str(key)) for key, value in meta.items()}
-    # What is written has to be listed again: a time of the caller's own has to be one.
+    # A time given by the caller must be valid, or the checkpoint could not be listed.
     _check_time({"unixtime": 0.0, **plain}, "meta")
     dump_meta(plain)
     return plain
@@ -55,55 +55,48 @@ def dump_meta(meta: Mapping[str, Any]) -> bytes:
 
 
 def load_meta(content: bytes, where: str) -> dict[str, Any]:
-    """Read the content of a CKPT.yaml without running anything it asks for.
-
-    Parameters
-    ----------
-    content : bytes
-        The file.
-    where : str
-        Its path, for the errors.
+    """Parse a CKPT.yaml without running code; `where` is its path, for the errors.
 
     Raises
     ------
     UnsafeCheckpointError
-        If there is a Python tag other than those for tuples and NumPy scalars.
+        If it has a Python tag other than those of tuples and NumPy scalars.
     CheckpointDamagedError
-        If it is not YAML, not a mapping, or lacks its time.
+        If it is not YAML, is not a mapping, or has no time.
     """
-    meta = _load(content, f"{where} has to be YAML, and is not")
+    meta = _load(content, f"{where} must be YAML")
     if not isinstance(meta, dict):
         raise CheckpointDamagedError(
-            f"{where} has to hold a mapping, got {meta!r}; the file was cut or overwritten"
+            f"{where} must hold a mapping, got {meta!r}; the file was truncated or overwritten"
         )
     _check_time(meta, where)
     return meta
 
 
 def load_plain_yaml(content: bytes, where: str) -> Any:
-    """Read one of SpeechBrain's text formats, such as that of its Brain, safely."""
-    return _load(content, f"{where} is neither a tensor file nor YAML")
+    """Parse one of SpeechBrain's text formats, such as that of its Brain, without running code."""
+    return _load(content, f"{where} must be a tensor file or YAML")
 
 
 def _check_time(meta: Mapping[str, Any], where: str) -> None:
     time = meta.get("unixtime")
     if isinstance(time, bool) or not isinstance(time, (int, float)) or not math.isfinite(time):
         raise CheckpointDamagedError(
-            f"{where} has to hold the time of the save as a number, got unixtime={time!r}"
+            f"{where} must hold the time of the save as a number, got unixtime={time!r}"
         )
 
 
-def _load(content: bytes, complaint: str) -> Any:
-    # PyYAML takes longer to import than the rest of this package: only where a file is read.
+def _load(content: bytes, requirement: str) -> Any:
+    # Importing PyYAML takes longer than importing this package.
     from brain_ckpt.storage.safe_yaml import NotYAMLError, load
 
     try:
         return load(content)
     except NotYAMLError as error:
-        raise CheckpointDamagedError(f"{complaint}: {error}") from error
+        raise CheckpointDamagedError(f"{requirement}, got: {error}") from error
 
 
-def _plain(value: Any, where: str) -> Any:  # noqa: PLR0911 - one line a kind
+def _plain(value: Any, where: str) -> Any:  # noqa: PLR0911 - one return per type
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -136,7 +129,7 @@ def _item(value: Any, where: str) -> Any:
 
 def _not_plain(value: Any, where: str) -> TypeError:
     return TypeError(
-        f"meta holds plain scalars (numbers, strings, booleans, None), got {value!r} of type "
+        f"meta may hold plain values (numbers, strings, booleans, None), got {value!r} of type "
         f"{type(value).__name__} at meta[{where!r}]; convert it, for example with float(...) or "
         f"str(...), or save it as a recoverable"
     )

@@ -1,7 +1,7 @@
-"""YAML that runs nothing.
+"""YAML that is read without running code.
 
-SpeechBrain writes its files with PyYAML's unsafe dumper, so that old ones hold tags for tuples
-and NumPy scalars.  Those are decoded here from their bytes; every other Python tag is refused.
+SpeechBrain writes its files with PyYAML's unsafe dumper, so they can hold tags for tuples and NumPy
+scalars.  These are decoded from their bytes; any other Python tag is an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NUMPY_SCALAR_TAGS = (
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
 )
-# dtype strings of NumPy scalars, without the byte order, to struct's codes
+# From dtypes of NumPy scalars, without byte order, to format characters of struct.
 _STRUCT_CODES = {
     "f2": "e", "f4": "f", "f8": "d", "b1": "?",
     "i1": "b", "i2": "h", "i4": "i", "i8": "q",
@@ -27,7 +27,7 @@ _PYTHON = "tag:yaml.org,2002:python/"
 
 
 class NotYAMLError(ValueError):
-    """A text that cannot be parsed."""
+    """A text is not valid YAML."""
 
 
 def dump(value: Any) -> str:
@@ -36,12 +36,12 @@ def dump(value: Any) -> str:
 
 
 def load(content: bytes) -> Any:
-    """Return what a file holds.
+    """Parse YAML.
 
     Raises
     ------
     UnsafeCheckpointError
-        If there is a Python tag other than those for tuples and NumPy scalars.
+        If it has a Python tag other than those of tuples and NumPy scalars.
     NotYAMLError
         If it cannot be parsed.
     """
@@ -52,7 +52,7 @@ def load(content: bytes) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader that decodes two kinds of Python tags and names the others."""
+    """A SafeLoader that decodes tuples and NumPy scalars and raises for other Python tags."""
 
 
 def _tuple(loader: _Loader, node: yaml.Node) -> tuple[Any, ...]:
@@ -61,7 +61,7 @@ def _tuple(loader: _Loader, node: yaml.Node) -> tuple[Any, ...]:
 
 
 def _numpy_scalar(loader: _Loader, suffix: str, node: yaml.Node) -> Any:
-    # !!python/object/apply:numpy...scalar [dtype, bytes]; the dtype is an anchored object itself
+    # !!python/object/apply:numpy...scalar [dtype, bytes]; the dtype is an object with a tag, too
     if suffix not in _NUMPY_SCALAR_TAGS or not isinstance(node, yaml.SequenceNode):
         _refuse(loader, suffix, node)
     arguments = node.value
@@ -78,7 +78,7 @@ def _numpy_scalar(loader: _Loader, suffix: str, node: yaml.Node) -> Any:
 
 
 def _dtype(node: yaml.Node) -> tuple[str, str]:
-    """Read code and byte order of a pickled dtype, ``{args: [f8, …], state: [3, <, …]}``."""
+    """Return type code and byte order of a dtype, ``{args: [f8, …], state: [3, <, …]}``."""
     code, order = "", "<"
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
@@ -95,9 +95,9 @@ def _refuse(loader: _Loader, suffix: str, node: yaml.Node) -> Any:
     del loader
     tag = node.tag.replace(_PYTHON, "!!python/")
     raise UnsafeCheckpointError(
-        f"a meta file holds plain values, got the Python tag {tag!r} (line "
+        f"a meta file may hold plain values only, got the Python tag {tag!r} (line "
         f"{node.start_mark.line + 1}{f', {suffix}' if suffix else ''}), which would run code; "
-        f"if you trust the file, replace that value by a plain one"
+        f"if you trust the file, replace the value with a plain one"
     )
 
 

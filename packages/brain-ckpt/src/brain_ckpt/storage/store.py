@@ -1,4 +1,4 @@
-"""A directory of checkpoints, for who holds its lock: writing one, deleting some, tidying up."""
+"""Write, publish, delete and clean up in one directory of checkpoints, with its lock held."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from brain_ckpt.errors import CheckpointError
 from brain_ckpt.storage import filesystem
 from brain_ckpt.storage.commit import (
-    ByManifest,
-    ByRename,
-    Publication,
+    CommitProtocol,
+    ManifestCommit,
+    RenameCommit,
     Staging,
     remove_marked,
     write_bytes,
@@ -29,7 +29,7 @@ from brain_ckpt.storage.layout import (
     parse_leftover,
 )
 from brain_ckpt.storage.listing import (
-    GoneError,
+    CheckpointGoneError,
     Listing,
     has_manifest,
     is_unfinished,
@@ -38,7 +38,7 @@ from brain_ckpt.storage.listing import (
     read_manifest,
 )
 from brain_ckpt.storage.manifest import Manifest, dump_manifest
-from brain_ckpt.storage.stream import adopt_file
+from brain_ckpt.storage.stream import digest_external_file
 from brain_ckpt.storage.verify import verify
 
 if TYPE_CHECKING:
@@ -48,60 +48,60 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What this process is writing, through whichever checkpointer: never swept.
-_in_flight: set[str] = set()
+# The directories that this process writes, through any checkpointer; a cleanup skips them.
+_staged_paths: set[str] = set()
 
 
 class Store:
-    """The operations on a save directory.
+    """The operations on one directory of checkpoints.
 
     Parameters
     ----------
     root : Path
-        The directory, which is there.
-    run : str
-        The identity of this run, part of the names of what it leaves unfinished.
+        The directory, which exists.
+    run_id : str
+        The identity of this run, part of the names of its unfinished directories.
     algorithm : str
         The checksum.
     renames : bool
-        Whether the file system renames a directory in one step.
+        Whether the file system renames a directory atomically.
     """
 
     def __init__(
-        self, root: Path, run: str, algorithm: Algorithm = "crc32", *, renames: bool = True
+        self, root: Path, run_id: str, algorithm: Algorithm = "crc32", *, renames: bool = True
     ) -> None:
         self.root = root
-        self.run = run
+        self.run_id = run_id
         self.algorithm = algorithm
-        self._publication: Publication = (ByRename if renames else ByManifest)(root, run)
+        self._protocol: CommitProtocol = (RenameCommit if renames else ManifestCommit)(root, run_id)
         self._number = 0
 
     def listing(self) -> Listing:
-        """List what is published; a reader needs no lock and changes nothing."""
+        """List the published checkpoints; needs no lock and changes nothing."""
         return list_published(self.root)
 
-    def directory(self, name: str, *, replaces: bool) -> str:
+    def staging_name(self, name: str, *, replaces: bool) -> str:
         """Return the name of the directory to write a checkpoint in."""
         self._number += 1
-        return self._publication.directory(name, self._number, replaces=replaces)
+        return self._protocol.staging_name(name, self._number, replaces=replaces)
 
     def stage(self, directory: str, name: str) -> Staging:
-        """Make the directory for a checkpoint that is to have a name."""
+        """Make the directory for a checkpoint of a name."""
         path = self.root / directory
-        _in_flight.add(os.path.realpath(path))
+        _staged_paths.add(os.path.realpath(path))
         staging = Staging(path, self.root / name)
         try:
-            self._publication.open(path)
+            self._protocol.open(path)
         except FileExistsError:
-            _in_flight.discard(os.path.realpath(path))
+            _staged_paths.discard(os.path.realpath(path))
             raise
         except BaseException:
             self.discard(staging)
             raise
         return staging
 
-    def subdirectory(self, staging: Staging, name: str) -> Path:
-        """Make the directories of a path below the one that is written, where there are none."""
+    def make_subdirectory(self, staging: Staging, name: str) -> Path:
+        """Make a directory below a staged checkpoint, with its missing parents."""
         path = staging.path
         for part in name.split("/"):
             path = path / part
@@ -110,96 +110,97 @@ class Store:
         return path
 
     def write(self, staging: Staging, name: str, content: bytes) -> None:
-        """Write a small file of a checkpoint."""
+        """Write a small file of a staged checkpoint."""
         staging.files[name] = write_bytes(staging.path / name, content, self.algorithm)
 
-    def sweep_in(self, staging: Staging) -> None:
-        """Take in what hooks have written past us, and refuse links."""
+    def add_external_files(self, staging: Staging) -> None:
+        """Add the files that hooks have written to a staged checkpoint; links are refused."""
         for name, directory in filesystem.walk(staging.path):
             path = staging.path / name
             if path.is_symlink():
                 raise CheckpointError(
-                    f"a checkpoint holds files and directories of its own, got the link {path}; "
-                    f"have the hook write or copy the file itself"
+                    f"a checkpoint may hold files and directories only, got the link {path}; "
+                    f"write or copy the file itself in the hook"
                 )
             if not directory and name not in staging.files and name != UNFINISHED:
-                staging.files[name] = adopt_file(path, self.algorithm)
+                staging.files[name] = digest_external_file(path, self.algorithm)
 
     def seal(self, staging: Staging, meta: bytes, manifest: Manifest) -> None:
-        """Write the meta file, and have the disk confirm all that comes before publication."""
+        """Write the meta file and flush everything to the disk, ready to publish."""
         file = staging.path / META_NAME
-        staging.files[META_NAME] = self._publication.write_meta(file, meta, self.algorithm)
+        staging.files[META_NAME] = self._protocol.write_meta(file, meta, self.algorithm)
         staging.manifest = dump_manifest(
             dataclasses.replace(manifest, files=dict(staging.files), algorithm=self.algorithm)
         )
-        self._publication.seal(staging)
+        self._protocol.seal(staging)
 
     def publish(self, staging: Staging) -> None:
-        """Have a sealed checkpoint appear; once this returns, nothing takes it away again."""
-        self._publication.publish(staging)
-        _in_flight.discard(os.path.realpath(staging.path))
+        """Publish a sealed checkpoint durably."""
+        self._protocol.publish(staging)
+        _staged_paths.discard(os.path.realpath(staging.path))
 
     def discard(self, staging: Staging) -> None:
-        """Delete what will not be published; what cannot be deleted now is swept later."""
-        _in_flight.discard(os.path.realpath(staging.path))
+        """Delete a staged checkpoint; files that cannot be deleted now are cleaned up later."""
+        _staged_paths.discard(os.path.realpath(staging.path))
         with contextlib.suppress(OSError):
-            self._publication.discard(staging.path)
+            self._protocol.discard(staging.path)
 
     def delete(self, paths: list[Path]) -> None:
-        """Delete checkpoints, each as a whole."""
-        self._publication.delete(paths)
+        """Delete checkpoints, each atomically."""
+        self._protocol.delete(paths)
 
-    def tidy(self) -> None:
-        """Put back what a replacement left aside, and delete what dead runs left unfinished.
+    def clean_up(self) -> None:
+        """Restore replaced checkpoints and delete unfinished directories of ended runs.
 
-        Only for who holds the lock: nobody else's run is alive then.
+        The caller holds the lock, so no other run is alive.
         """
         self._finish_marked()
         leftovers = self._leftovers()
-        doomed = [
-            self.root / name for name, leftover in leftovers if not self._put_back(leftover, name)
+        to_remove = [
+            self.root / name for name, leftover in leftovers if not self._recover(leftover, name)
         ]
         if any(leftover.kind == OLD for _, leftover in leftovers):
-            # What stepped aside may only go once its successor's name is on the disk.
+            # A replaced checkpoint may go only once the rename of its successor is durable.
             filesystem.fsync_directory(self.root)
-        for path in doomed:
-            remove = remove_marked if os.path.lexists(path / UNFINISHED) else filesystem.remove_tree
+        for path in to_remove:
+            is_marked = os.path.lexists(path / UNFINISHED)
+            remove = remove_marked if is_marked else filesystem.remove_tree
             remove(path)
 
-    def prepared(self) -> dict[str, Staging]:
-        """Return what dead runs have sealed and not published, by commit."""
-        found = {}
+    def prepared_commits(self) -> dict[str, Staging]:
+        """Return the sealed, unpublished checkpoints of ended runs by commit id."""
+        prepared = {}
         for name, leftover in self._leftovers():
             if leftover.kind != TEMPORARY:
                 continue
             path = self.root / name
             try:
                 manifest = verify(read_checkpoint(path))
-            except (CheckpointError, OSError, GoneError):
+            except (CheckpointError, OSError, CheckpointGoneError):
                 continue
             if manifest is not None:
-                found[manifest.commit] = Staging(path, self.root / leftover.checkpoint)
-        return found
+                prepared[manifest.commit_id] = Staging(path, self.root / leftover.checkpoint)
+        return prepared
 
-    def commits(self) -> dict[str, str]:
-        """Return the names of published checkpoints by commit; SpeechBrain's by their names."""
-        found = {}
+    def published_commits(self) -> dict[str, str]:
+        """Return the names of published checkpoints by commit id; SpeechBrain's by name."""
+        published = {}
         for checkpoint in self.listing().checkpoints:
             with contextlib.suppress(CheckpointError):
                 manifest = read_manifest(checkpoint.path)
                 name = checkpoint.path.name
-                found[name if manifest is None else manifest.commit] = name
-        return found
+                published[name if manifest is None else manifest.commit_id] = name
+        return published
 
     def has_leftovers(self) -> bool:
-        """Say whether there is anything for `tidy` to do."""
+        """Return whether `clean_up` has anything to do."""
         return bool(self._leftovers() or self._marked())
 
     def _leftovers(self) -> list[tuple[str, Leftover]]:
         return [
             (name, leftover)
             for name in filesystem.names(self.root)
-            if (leftover := parse_leftover(name)) and not self._is_in_flight(name)
+            if (leftover := parse_leftover(name)) and not self._is_staged(name)
         ]
 
     def _marked(self) -> list[Path]:
@@ -208,11 +209,11 @@ class Store:
             for name in filesystem.names(self.root)
             if name.startswith(PREFIX)
             and os.path.lexists(self.root / name / UNFINISHED)
-            and not self._is_in_flight(name)
+            and not self._is_staged(name)
         ]
 
-    def _is_in_flight(self, name: str) -> bool:
-        return os.path.realpath(self.root / name) in _in_flight
+    def _is_staged(self, name: str) -> bool:
+        return os.path.realpath(self.root / name) in _staged_paths
 
     def _finish_marked(self) -> None:
         for path in self._marked():
@@ -221,14 +222,14 @@ class Store:
             else:
                 filesystem.unlink(path / UNFINISHED)
 
-    def _put_back(self, leftover: Leftover, name: str) -> bool:
-        """Put one that was to replace another, or stepped aside for it, in its place."""
+    def _recover(self, leftover: Leftover, name: str) -> bool:
+        """Complete a replacement, or undo it; return whether the directory is still needed."""
         path, final = self.root / name, self.root / leftover.checkpoint
         if leftover.kind == NEW and has_manifest(path):
-            ByManifest(self.root, self.run).replace(path, final)
+            ManifestCommit(self.root, self.run_id).replace(path, final)
             return True
         if leftover.kind != OLD or filesystem.is_directory(final):
             return False
         filesystem.rename(path, final)
-        logger.warning("put %s back: a run ended while it was replacing it", final)
+        logger.warning("Restored %s: a run ended while it was replacing it", final)
         return True

@@ -1,4 +1,4 @@
-"""Writing one file: exclusively, with its checksum taken on the way, confirmed by the disk."""
+"""Write a new file, computing its checksum on the way, and flush it to the disk."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PIECE_BYTES = 2**20
-# After so many bytes the disk is set to work, while the next ones are produced.
-_EARLY_SYNC_BYTES = 8 * 2**20
-# A disk that is full or read-only stays so: no use in writing the file again.
-_FINAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+# Start flushing after so many bytes, while the next ones are produced.
+_WRITEBACK_BYTES = 8 * 2**20
+# Writing the file again does not help against these errors.
+_PERMANENT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
 class FsyncFailedError(OSError):
-    """The disk did not confirm a file; what it holds of it is unknown."""
+    """Flushing a file failed; what the disk holds of it is unknown."""
 
 
 class Stream:
-    """A file being written; has what torch.save asks of a file.
+    """A file that is being written, with the methods that torch.save calls.
 
     Parameters
     ----------
     path : Path
-        Where; nothing is there yet.
+        The file, which must not exist.
     algorithm : str
         The checksum.
     """
@@ -41,29 +41,29 @@ class Stream:
         self._digester = Digester(algorithm)
         self._written = 0
         self._unsynced_bytes = 0
-        self._held = bytearray()
+        self._buffer = bytearray()
         self._descriptor = filesystem.create(path)
 
     def write(self, data: Any) -> int:
-        """Write bytes, all of them; few of them are held back until there are more."""
+        """Write bytes; small pieces are collected in a buffer."""
         view = memoryview(data).cast("B")
         if len(view) < _PIECE_BYTES:
-            # torch.save writes each header and each padding by itself.
-            self._held += view
-            if len(self._held) >= _PIECE_BYTES:
-                self._write_held()
+            # torch.save writes each header and each padding separately.
+            self._buffer += view
+            if len(self._buffer) >= _PIECE_BYTES:
+                self._write_buffer()
         else:
-            self._write_held()
+            self._write_buffer()
             self._write_through(view)
         return len(view)
 
     def flush(self) -> None:
-        """Do nothing: what is held back is written at the end."""
+        """Do nothing; `finish` writes the buffer."""
 
     def finish(self) -> FileDigest:
-        """Have the disk confirm the file, close it and return its checksums."""
+        """Flush the file to the disk, close it and return its digest."""
         try:
-            self._write_held()
+            self._write_buffer()
             try:
                 filesystem.fsync(self._descriptor, self._path)
             except OSError as error:
@@ -79,21 +79,21 @@ class Stream:
             filesystem.unlink(self._path)
 
     def _write_through(self, view: memoryview) -> None:
-        # Piece by piece, so that the write finds in the cache what the checksum has just read,
-        # and the disk works while the next piece is summed up.  Another thread for the checksum
-        # was slower wherever the second core had other work.
+        # In pieces that fit into the cache: the write reads what the checksum has just read, and
+        # the disk works during the next checksum.  A separate thread for the checksum was slower
+        # when the second core was busy.
         for start in range(0, len(view), _PIECE_BYTES):
             piece = view[start : start + _PIECE_BYTES]
             self._digester.update(piece)
             filesystem.write(self._descriptor, self._path, piece)
             self._unsynced_bytes += len(piece)
             self._written += len(piece)
-            if self._unsynced_bytes >= _EARLY_SYNC_BYTES:
+            if self._unsynced_bytes >= _WRITEBACK_BYTES:
                 self._start_writeback()
 
-    def _write_held(self) -> None:
-        held, self._held = self._held, bytearray()
-        self._write_through(memoryview(held))
+    def _write_buffer(self) -> None:
+        buffer, self._buffer = self._buffer, bytearray()
+        self._write_through(memoryview(buffer))
 
     def _close(self) -> None:
         if self._descriptor >= 0:
@@ -101,7 +101,7 @@ class Stream:
             os.close(descriptor)
 
     def _start_writeback(self) -> None:
-        # Only a head start: what counts is the fsync at the end, which reports every error.
+        # Only a hint; the fsync in `finish` reports every error.
         filesystem.start_writeback(
             self._descriptor, self._written - self._unsynced_bytes, self._unsynced_bytes
         )
@@ -113,39 +113,39 @@ def write_file(
     produce: Callable[[Stream], Any],
     algorithm: Algorithm = "crc32",
 ) -> FileDigest:
-    """Write a file through a stream; after a failed fsync once more, from the beginning.
+    """Write a file through a stream; after a failed fsync, write it again once.
 
     Parameters
     ----------
     path : Path
-        Where; nothing is there yet.
+        The file, which must not exist.
     produce : callable
-        Writes the content to the stream that it gets.
+        Called with the stream; writes the content to it.
     algorithm : str
         The checksum.
 
     Raises
     ------
     OSError
-        As the disk reported it, with the path; the file is gone.
+        As reported by the disk, with the path; the file is removed.
     """
     try:
         return _write_once(path, produce, algorithm)
     except FsyncFailedError as error:
-        if error.errno in _FINAL:
+        if error.errno in _PERMANENT:
             raise
     return _write_once(path, produce, algorithm)
 
 
-def adopt_file(path: Path, algorithm: Algorithm = "crc32") -> FileDigest:
-    """Take in a file that a hook has written: confirm it on the disk and take its checksum."""
-    filesystem.adopt(path)
+def digest_external_file(path: Path, algorithm: Algorithm = "crc32") -> FileDigest:
+    """Flush a file that a hook wrote, and return its digest."""
+    filesystem.report_external_write(path)
     filesystem.fsync_file(path)
     return digest_file(path, algorithm)
 
 
-class _Capturing:
-    """Remembers the error of the disk: torch.save hides it behind one of its own."""
+class _ErrorCapturingStream:
+    """Keeps the error of the disk, which torch.save replaces with one of its own."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -159,12 +159,12 @@ class _Capturing:
             raise
 
     def flush(self) -> None:
-        """Do nothing: bytes are never held back."""
+        """Do nothing; `Stream.finish` writes the buffer."""
 
 
 def _write_once(path: Path, produce: Callable[[Any], Any], algorithm: Algorithm) -> FileDigest:
     stream = Stream(path, algorithm)
-    target = _Capturing(stream)
+    target = _ErrorCapturingStream(stream)
     try:
         try:
             produce(target)
@@ -173,7 +173,7 @@ def _write_once(path: Path, produce: Callable[[Any], Any], algorithm: Algorithm)
                 raise target.error from None
             raise
         if target.error is not None:
-            raise target.error  # noqa: TRY301 - the stream is to be closed as after any error
+            raise target.error  # noqa: TRY301 - the stream is aborted below
         return stream.finish()
     except BaseException:
         stream.abort()

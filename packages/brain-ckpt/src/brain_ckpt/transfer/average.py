@@ -9,39 +9,39 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from brain_ckpt.loading.shards import assemble
-from brain_ckpt.recoverables.serialization import read_state, respell
+from brain_ckpt.recoverables.serialization import read_state, rename_old_keys
 from brain_ckpt.storage.layout import SHARDS_DIRECTORY
-from brain_ckpt.storage.verify_file import check_file
+from brain_ckpt.storage.verify import verify_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from brain_ckpt.retention.policies import Checkpoint
+    from brain_ckpt.retention.checkpoint import Checkpoint
 
-_SHOWN = 5
+_MAX_KEYS_SHOWN = 5
 
 
 def average_state_dicts(state_dicts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Average states, key by key, and leave them alone.
+    """Average states, key by key, without changing them.
 
     Parameters
     ----------
     state_dicts : iterable of mapping
-        From str to tensor; read one at a time, and held no longer than it takes to add it.
+        From str to tensor.  They are read one at a time, and each is released before the next.
 
     Returns
     -------
     dict
-        Of the first one's keys.  A floating-point tensor is summed in at least float32 (complex
-        and float64 in their own precision), divided, and given its dtype back; anything else
-        (an integer buffer such as the batches that a BatchNorm counted) is a copy of the first
-        one's.  On the device of the first one.
+        With the keys of the first state, on its device.  Floating-point tensors are summed in at
+        least float32 (complex and float64 tensors in their own precision) and cast back to their
+        dtype.  Anything else, such as the batch count of a BatchNorm, is copied from the first
+        state.
 
     Raises
     ------
     ValueError
-        If there is none, or one has other keys, shapes or kinds of values than the first; the
+        If there is no state, or one has other keys, shapes or types of values than the first; the
         text names them.
     """
     sums: dict[str, Any] = {}
@@ -58,7 +58,7 @@ def average_state_dicts(state_dicts: Iterable[Mapping[str, Any]]) -> dict[str, A
                 _check_same(sums, state, count)
                 for key in dtypes:
                     sums[key] += state[key].detach().to(sums[key])
-            # The next one is not read before this one is let go.
+            # Release this state before the next one is read.
             state = None
         if count == 0:
             raise ValueError(
@@ -82,26 +82,26 @@ def average_checkpoints(
     checkpoint_list : iterable of Checkpoint
         As `Checkpointer.find_checkpoints` returns them.
     recoverable_name : str
-        Whose parameters.
+        The name of the recoverable.
     parameter_loader : callable, optional
-        ``parameter_loader(path, map_location="cpu")``; by default one that compares the file with
-        its checksums, and then reads tensors only.
+        ``parameter_loader(path, map_location="cpu")``; by default one that verifies the file and
+        runs no code from it.
     averager : callable
-        Takes an iterable of what was loaded.
+        Takes an iterable of the loaded states.
 
     Returns
     -------
     object
-        What the averager returns; a state dict by default.
+        The result of the averager; a state dict by default.
 
     Raises
     ------
     ValueError
-        If there is no checkpoint, or one has no such recoverable.
+        If there is no checkpoint, or one does not hold the recoverable.
     CheckpointDamagedError
-        If a file is not what was written.
+        If a file differs from what was written.
     UnsafeCheckpointError
-        If a file would run code.
+        If a file names code to run.
 
     Examples
     --------
@@ -118,10 +118,10 @@ def average_checkpoints(
 
     def load(path: Path) -> Any:
         if parameter_loader is None:
-            check_file(path)
+            verify_file(path)
             state = read_state(path, mmap=True)
             return assemble(None, state, path.parent / SHARDS_DIRECTORY, recoverable_name)
-        return respell(parameter_loader(path, map_location="cpu"))
+        return rename_old_keys(parameter_loader(path, map_location="cpu"))
 
     return averager(load(_file(one, recoverable_name)) for one in checkpoint_list)
 
@@ -129,7 +129,7 @@ def average_checkpoints(
 def _file(checkpoint: Checkpoint, name: str) -> Path:
     if name not in checkpoint.paramfiles:
         raise ValueError(
-            f"{checkpoint.path} has to hold {name!r} to be averaged, got "
+            f"{checkpoint.path} must hold {name!r} to be averaged, got "
             f"{sorted(checkpoint.paramfiles)!r}; name one of those"
         )
     return checkpoint.paramfiles[name]
@@ -151,34 +151,35 @@ def _is_averaged(value: Any) -> bool:
 
 def _check_mapping(state: Any, number: int) -> None:
     if not isinstance(state, Mapping):
-        raise ValueError(  # noqa: TRY004 - one type for whatever cannot be averaged
-            f"what is averaged are state dicts, got a {type(state).__name__} as number {number}; "
+        raise ValueError(  # noqa: TRY004 - one type for all states that cannot be averaged
+            f"only state dicts can be averaged, got a {type(state).__name__} as number {number}; "
             f"name a recoverable that is a module"
         )
 
 
 def _check_same(first: Mapping[str, Any], other: Mapping[str, Any], number: int) -> None:
     if first.keys() != other.keys():
-        odd = sorted(map(str, first.keys() ^ other.keys()))
-        more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
+        differing = sorted(map(str, first.keys() ^ other.keys()))
+        hidden = len(differing) - _MAX_KEYS_SHOWN
+        more = f" and {hidden} more" if hidden > 0 else ""
         raise ValueError(
-            f"states to average have the same keys, got number {number} that differs from the "
-            f"first in {odd[:_SHOWN]!r}{more}; average checkpoints of one model"
+            f"states to average must have the same keys, got number {number} that differs from the "
+            f"first in {differing[:_MAX_KEYS_SHOWN]!r}{more}; average checkpoints of one model"
         )
     for key, value in other.items():
         if _is_averaged(value) != _is_averaged(first[key]):
             raise ValueError(
-                f"states to average have the same kinds of values, got {_kind(value)} for {key!r} "
-                f"in number {number}, and {_kind(first[key])} in the first; average checkpoints "
-                f"of one model"
+                f"states to average must have the same types of values, got {_type_name(value)} "
+                f"for {key!r} in number {number}, and {_type_name(first[key])} in the first; "
+                f"average checkpoints of one model"
             )
         if isinstance(value, torch.Tensor) and value.shape != first[key].shape:
             raise ValueError(
-                f"states to average have the same shapes, got {tuple(value.shape)} for {key!r} in "
-                f"number {number}, and {tuple(first[key].shape)} in the first; average "
+                f"states to average must have the same shapes, got {tuple(value.shape)} for "
+                f"{key!r} in number {number}, and {tuple(first[key].shape)} in the first; average "
                 f"checkpoints of one model"
             )
 
 
-def _kind(value: Any) -> str:
+def _type_name(value: Any) -> str:
     return str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__

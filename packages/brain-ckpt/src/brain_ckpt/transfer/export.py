@@ -1,4 +1,4 @@
-"""Writing what a checkpoint holds as one file for others: averages, and safetensors."""
+"""Write states from checkpoints to single files: for torch.load, and as safetensors."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from brain_ckpt.cli.inspect import WrongUseError
-from brain_ckpt.errors import CheckpointSaveError
+from brain_ckpt.errors import CheckpointSaveError, UsageError
 from brain_ckpt.loading.contents import choose_file, read_file
 from brain_ckpt.storage import filesystem
 
 if TYPE_CHECKING:
-    from brain_ckpt.retention.policies import Checkpoint
+    from brain_ckpt.retention.checkpoint import Checkpoint
 
 
 def write_torch(state: Any, target: str | Path) -> None:
-    """Write a state as torch.save does, whole or not at all; nothing is replaced.
+    """Write a state with torch.save to a new file, completely or not at all.
 
     Raises
     ------
-    WrongUseError
-        If the target is there, or its directory is not.
+    UsageError
+        If the file exists, or its directory does not.
     CheckpointSaveError
-        If the disk refuses.
+        If it cannot be written.
     """
-    with _whole(target) as temporary:
+    with _new_file(target) as temporary:
         torch.save(state, temporary)
 
 
@@ -39,51 +38,51 @@ def export_safetensors(checkpoint: Checkpoint, name: str, target: str | Path) ->
     Parameters
     ----------
     checkpoint : Checkpoint
-        A verified one.
+        A verified checkpoint.
     name : str
-        The recoverable.
+        The name of the recoverable.
     target : str or Path
-        The file to make.
+        The new file.
 
     Returns
     -------
     list of str
-        The keys of values that are no tensors, which such a file cannot hold.
+        The keys of values that are not tensors, which the file cannot hold.
 
     Raises
     ------
     ImportError
-        If safetensors is not installed; it is an extra.
-    WrongUseError
-        If there are no tensors by name, or the target is there.
+        If the extra ``safetensors`` is not installed.
+    UsageError
+        If the state has no tensors by name, or the file exists.
     """
     try:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
     except ImportError as error:
         raise ImportError(
-            "safetensors files are written with safetensors, got a Python without it; run "
+            "safetensors files need the package safetensors, which is not installed; run "
             "pip install 'brain-ckpt[safetensors]'"
         ) from error
     file = choose_file(checkpoint, name)[1]
     state = read_file(file, file.stem)
     if not isinstance(state, Mapping):
-        raise WrongUseError(
-            f"what is exported is a state dict, got a {type(state).__name__} in {file}; name "
+        raise UsageError(
+            f"only a state dict can be exported, got a {type(state).__name__} in {file}; name "
             f"another recoverable"
         )
-    # Tied weights share memory, which a safetensors file cannot say: each name gets its own copy.
+    # Tied weights share memory, which safetensors does not support; each name gets a copy.
     tensors = {
         str(key): value.detach().clone(memory_format=torch.contiguous_format)
         for key, value in state.items()
         if isinstance(value, torch.Tensor)
     }
     if not tensors:
-        raise WrongUseError(
-            f"what is exported is a state dict of tensors by name, got {list(state)[:5]!r} in "
+        raise UsageError(
+            f"only a state dict of tensors by name can be exported, got {list(state)[:5]!r} in "
             f"{file}; name another recoverable, such as the model"
         )
-    with _whole(target) as temporary:
+    with _new_file(target) as temporary:
         try:
             save_file(tensors, temporary, {"format": "pt", "checkpoint": checkpoint.path.name})
         except SafetensorError as error:
@@ -92,16 +91,16 @@ def export_safetensors(checkpoint: Checkpoint, name: str, target: str | Path) ->
 
 
 @contextlib.contextmanager
-def _whole(target: str | Path) -> Iterator[Path]:
+def _new_file(target: str | Path) -> Iterator[Path]:
     final = Path(target)
     if os.path.lexists(final):
-        raise WrongUseError(
-            f"the file to write is a new one, got {os.fspath(target)!r}, which is there; name "
+        raise UsageError(
+            f"the output must be a new file, got {os.fspath(target)!r}, which exists; name "
             f"another, or delete it"
         )
     if not final.parent.is_dir():
-        raise WrongUseError(
-            f"the file to write lies in a directory that is there, got {os.fspath(target)!r}; make "
+        raise UsageError(
+            f"the directory of the output must exist, got {os.fspath(target)!r}; make "
             f"{os.fspath(final.parent)!r} first"
         )
     temporary = final.with_name(f".{final.name}.{os.getpid()}")

@@ -1,75 +1,36 @@
-"""Parameters from elsewhere: a model that was trained before, in whole or in part."""
+"""Collect pretrained parameters from files and URLs, and load them."""
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from brain_ckpt.errors import CheckpointMismatchError
-from brain_ckpt.loading.shards import assemble
-from brain_ckpt.recoverables.hooks import HookRegistry, find_loader, find_transfer, torch_recovery
-from brain_ckpt.recoverables.serialization import read_state
-from brain_ckpt.recoverables.states import bare_module, fit_keys
-from brain_ckpt.storage.layout import PARAMFILE_EXT, SHARDS_DIRECTORY, check_name
+from brain_ckpt.recoverables.hooks import (
+    HookRegistry,
+    find_loader,
+    find_transfer,
+    torch_recovery,
+)
+from brain_ckpt.storage.layout import PARAMFILE_EXT, check_name
 from brain_ckpt.storage.manifest import MANIFEST_NAME
-from brain_ckpt.storage.verify_file import check_file
+from brain_ckpt.storage.verify import verify_file
+from brain_ckpt.transfer.parameters import torch_parameter_transfer
 from brain_dist import ddp_barrier, main_process_only
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 _STRATEGIES = {
     "symlink": "symlink", "copy": "copy", "copy_skip_cache": "copy", "no_link": "no_link",
 }  # fmt: skip
 
 
-def torch_parameter_transfer(obj: torch.nn.Module, path: str | Path) -> None:
-    """Load the parameters that fit by name, and warn of each one that does not.
-
-    Parameters
-    ----------
-    obj : torch.nn.Module
-        The module.
-    path : str or Path
-        A state dict that torch.save wrote, or one in a checkpoint.
-
-    Raises
-    ------
-    CheckpointDamagedError, UnsafeCheckpointError
-        If the file is not what was written, or would run code.
-    CheckpointMismatchError
-        If a parameter has the name of one of the module's, and another shape.
-    """
-    file = Path(path).resolve()
-    check_file(file)
-    module = bare_module(obj)
-    state = read_state(file)
-    state = assemble(module, state, file.parent / SHARDS_DIRECTORY, file.stem)
-    if not isinstance(state, Mapping):
-        raise CheckpointMismatchError(
-            f"{path} has to hold a state dict, got a {type(state).__name__}; save "
-            f"module.state_dict() there"
-        )
-    try:
-        result = module.load_state_dict(fit_keys(module, state), strict=False)
-    except RuntimeError as error:
-        raise CheckpointMismatchError(
-            f"parameters taken over have the shapes of the module's, got from {path}: {error}; "
-            f"build the module alike, or load the file with a custom hook"
-        ) from error
-    for key in result.missing_keys:
-        logger.warning("%s has no parameters for %r of %s", path, key, type(module).__name__)
-    for key in result.unexpected_keys:
-        logger.warning("%s of %s knows no %r", path, type(module).__name__, key)
-
-
 class Pretrainer:
-    """Collects files with pretrained parameters, then loads each into its object.
+    """Collects files with pretrained parameters and loads each into its object.
 
     Parameters
     ----------
@@ -78,18 +39,18 @@ class Pretrainer:
     loadables : mapping of str to object
         The objects.
     paths : mapping of str to str
-        Where the file of each object is: a path, or a URL that fsspec knows (an extra), such as
+        The file of each object: a path, or a URL that fsspec (an extra) can read, such as
         "https://...", "s3://..." or "hf://user/repository/model.ckpt".
     custom_hooks : mapping of str to callable
-        ``hook(obj, path)`` for those that are not loaded as usual.
+        ``hook(obj, path)`` for objects that are not loaded as usual.
     conditions : mapping of str to bool or callable
-        Objects whose condition is false are left alone.
+        Objects whose condition is false are skipped.
 
     Notes
     -----
     An object is loaded by its custom hook; else by its method marked as transfer; else by its
-    marked loader; else, if it is a module, by `torch_parameter_transfer`, and by its
-    `load_state_dict` if it is anything else.  A tokenizer of sentencepiece loads itself.
+    marked loader; else, if it is a module, by `torch_parameter_transfer`; else by its
+    `load_state_dict`.  A tokenizer of sentencepiece is loaded with its `load`.
 
     Examples
     --------
@@ -131,25 +92,25 @@ class Pretrainer:
         self.loadables.update(loadables)
 
     def add_paths(self, paths: Mapping[str, str]) -> None:
-        """Add where files are, by the names of their objects."""
+        """Add the files of objects, by the names of the objects."""
         self.paths.update(paths)
 
     def add_custom_hooks(self, custom_hooks: Mapping[str, Callable[[Any, Path], Any]]) -> None:
-        """Add hooks by the names of their objects."""
+        """Add hooks, by the names of their objects."""
         self.custom_hooks.update(custom_hooks)
 
     def add_conditions(self, conditions: Mapping[str, Any]) -> None:
-        """Add conditions by the names of their objects."""
+        """Add conditions, by the names of their objects."""
         self.conditions.update(conditions)
 
     @staticmethod
     def split_path(path: str) -> tuple[str, str]:
-        """Return the source and the file's name of a path."""
+        """Return the directory and the file name of a path."""
         source, separator, name = path.rpartition("/")
         return (source, name) if separator else ("./", name)
 
     def is_loadable(self, name: str) -> bool:
-        """Say whether an object's condition holds; one without a condition is always loaded."""
+        """Return whether the condition of an object is true; the default is True."""
         condition = self.conditions.get(name, True)
         return bool(condition() if callable(condition) else condition)
 
@@ -158,39 +119,39 @@ class Pretrainer:
         default_source: str | Path | None = None,
         local_strategy: Any = "symlink",
     ) -> dict[str, Path]:
-        """Bring the file of each object into the directory, as ``<name>.ckpt``.
+        """Collect the file of each object in the directory, as ``<name>.ckpt``.
 
-        Every rank may call it, or only the first: it is the first that brings the files, and all
-        get the same error if it cannot.  A file that was downloaded before is not again.
+        All ranks or only the first rank may call it.  The first rank collects the files, and an
+        error is raised on all ranks.  A file that was downloaded before is not downloaded again.
 
         Parameters
         ----------
         default_source : str or Path, optional
-            Where ``<name>.ckpt`` is for objects without a path; a directory or a URL.
+            The directory or URL of ``<name>.ckpt`` for objects without a path.
         local_strategy : str
-            For files on this machine: "symlink", "copy", or "no_link", which uses them where they
-            are.  SpeechBrain's LocalStrategy will do.
+            For local files: "symlink", "copy", or "no_link", which uses them where they are.
+            SpeechBrain's LocalStrategy is accepted.
 
         Returns
         -------
         dict of str to Path
-            Where each file is now.
+            The collected files.
 
         Raises
         ------
         ValueError
-            If an object has no path, or a URL or a strategy is not known.
+            If an object has no path, or a URL or the strategy is unknown.
         FileNotFoundError
-            If a file is not there.
+            If a file does not exist.
         CheckpointDamagedError
-            If a file lies in a checkpoint, and is not what was written there.
+            If a file is in a checkpoint and differs from what was written.
         """
         strategy = _strategy(local_strategy)
         for name in filter(self.is_loadable, self.loadables):
             source = self._source(name, default_source)
-            found = main_process_only(self._fetch)(name, source, strategy)
-            if found is not None:  # another rank, before there is a group, goes on without it
-                self._collected[name] = found
+            file = main_process_only(self._fetch)(name, source, strategy)
+            if file is not None:  # None on other ranks before there is a process group
+                self._collected[name] = file
         ddp_barrier()
         return dict(self._collected)
 
@@ -202,10 +163,10 @@ class Pretrainer:
         ValueError
             If an object's file was never collected.
         FileNotFoundError
-            If it is gone.
+            If it no longer exists.
         """
-        places = {name: self._place(name) for name in filter(self.is_loadable, self.loadables)}
-        for name, path in places.items():
+        files = {name: self._file(name) for name in filter(self.is_loadable, self.loadables)}
+        for name, path in files.items():
             self._load(name, self.loadables[name], path)
 
     def _source(self, name: str, default_source: str | Path | None) -> str:
@@ -213,42 +174,42 @@ class Pretrainer:
             return os.fspath(self.paths[name])
         if default_source is None:
             raise ValueError(
-                f"every loadable needs a path or a default_source, got neither for {name!r}; add "
+                f"a loadable needs a path or a default_source, got neither for {name!r}; add "
                 f"paths={{{name!r}: ...}}"
             )
         return f"{os.fspath(default_source)}/{name}{PARAMFILE_EXT}"
 
-    def _place(self, name: str) -> Path:
+    def _file(self, name: str) -> Path:
         if name in self._collected:
             return _existing(self._collected[name], name)
         if self.collect_in is not None:
-            # Collected by the first rank alone, or by an earlier run.
+            # Collected by the first rank only, or by an earlier run.
             return _existing(self.collect_in / f"{name}{PARAMFILE_EXT}", name)
         path = self.paths.get(name)
         if path is not None and not _is_url(os.fspath(path)):
             return _existing(Path(path), name)
         raise ValueError(
-            f"a file is collected before it is loaded, got none for {name!r}; call "
-            f"collect_files(), or say collect_in=..."
+            f"a file must be collected before it is loaded, got none for {name!r}; call "
+            f"collect_files(), or pass collect_in=..."
         )
 
     def _fetch(self, name: str, source: str, strategy: str) -> Path:
         if not _is_url(source):
             path = _existing(Path(source), name)
             if (path.resolve().parent / MANIFEST_NAME).exists():
-                check_file(path.resolve())
+                verify_file(path.resolve())
             if self.collect_in is None or strategy == "no_link":
                 return path
         elif self.collect_in is None:
             raise ValueError(
-                f"a URL is collected into a directory, got {source!r} and collect_in=None; say "
-                f"collect_in=..."
+                f"a URL must be collected into a directory, got {source!r} and collect_in=None; "
+                f"pass collect_in=..."
             )
         self.collect_in.mkdir(parents=True, exist_ok=True)
         target = self.collect_in / f"{name}{PARAMFILE_EXT}"
         if target.exists() and _is_same(target, source):
             return target
-        # Beside it first: a run that is killed meanwhile leaves no half of a file under its name.
+        # Written to a temporary file first, so that a killed run leaves no partial file.
         partial = target.with_name(f".{target.name}.{os.getpid()}")
         partial.unlink(missing_ok=True)
         try:
@@ -283,7 +244,7 @@ class Pretrainer:
             torch_parameter_transfer(obj, path)
         else:
             file = path.resolve()
-            check_file(file)
+            verify_file(file)
             torch_recovery(obj, file, False)  # noqa: FBT003 - positional, as loaders are called
 
 
@@ -292,7 +253,7 @@ def _strategy(given: Any) -> str:
     name = str(getattr(given, "name", given)).lower()
     if name not in _STRATEGIES:
         raise ValueError(
-            f"local_strategy is 'symlink', 'copy' or 'no_link', got {given!r}; use one of those"
+            f"local_strategy must be 'symlink', 'copy' or 'no_link', got {given!r}; use one of them"
         )
     return _STRATEGIES[name]
 
@@ -300,8 +261,8 @@ def _strategy(given: Any) -> str:
 def _existing(path: Path, name: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(
-            f"the file for {name!r} has to be there, got {os.fspath(path)!r}; correct its path (a "
-            f"file on a server is named by a URL, such as hf://user/repository/{name}.ckpt)"
+            f"the file for {name!r} must exist, got {os.fspath(path)!r}; correct its path (for a "
+            f"file on a server use a URL, such as hf://user/repository/{name}.ckpt)"
         )
     return path
 
@@ -328,7 +289,7 @@ def _is_same(target: Path, source: str) -> bool:
 
 
 def _origin(target: Path) -> Path:
-    """Return the file that says which URL a collected file is from."""
+    """Return the file that stores the URL of a collected file."""
     return target.with_name(f".{target.name}.source")
 
 
@@ -337,7 +298,7 @@ def _download(source: str, target: Path, name: str) -> None:
         import fsspec
     except ImportError as error:
         raise ImportError(
-            f"URLs such as {source!r} are read with fsspec, which is not installed; run "
+            f"URLs such as {source!r} need the package fsspec, which is not installed; run "
             f"pip install 'brain-ckpt[fsspec]'"
         ) from error
     try:
@@ -345,10 +306,10 @@ def _download(source: str, target: Path, name: str) -> None:
             shutil.copyfileobj(content, file)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"the file for {name!r} has to be there, got {source!r}; correct its path"
+            f"the file for {name!r} must exist, got {source!r}; correct its path"
         ) from error
     except (ValueError, ImportError) as error:
         raise ValueError(
-            f"a URL is one that fsspec can read, got {source!r} for {name!r}: {error}; correct "
-            f"it, or install what its protocol needs"
+            f"a URL must be readable by fsspec, got {source!r} for {name!r}: {error}; correct it, "
+            f"or install the package for its protocol"
         ) from error
