@@ -1,4 +1,4 @@
-"""The command: what it prints, and with which code it ends."""
+"""The output and exit codes of the command."""
 
 import importlib.metadata
 import json
@@ -16,7 +16,7 @@ from brain_ckpt.cli.main import main
 
 @pytest.fixture
 def save(tmp_path):
-    """Three checkpoints of a model and its optimizer; the second is inside an epoch."""
+    """Save three checkpoints of a model and its optimizer; the second is inside an epoch."""
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -32,7 +32,7 @@ def save(tmp_path):
 
 @pytest.fixture
 def run(capsys):
-    """Runs the command; returns its code and what it printed."""
+    """Return a function that runs the command and returns its exit code and output."""
 
     def runs(*arguments):
         code = main([str(argument) for argument in arguments])
@@ -44,7 +44,7 @@ def run(capsys):
 
 @pytest.fixture
 def run_json(run):
-    """Runs the command with --json; returns its code and what it answered."""
+    """Return a function that runs the command with --json and returns its exit code and result."""
 
     def runs(*arguments):
         code, said, _ = run(*arguments, "--json")
@@ -60,8 +60,8 @@ def damage(checkpoint, name="model.ckpt"):
     (checkpoint / name).write_bytes(content)
 
 
-def test_ls_is_a_table_of_the_newest_first(save, run):
-    """With name, place, metrics and whether it is intact."""
+def test_ls_lists_the_newest_first(save, run):
+    """The table has name, place, metrics and whether each checkpoint is intact."""
     code, said, _ = run("ls", save)
     lines = said.splitlines()
     assert code == 0
@@ -72,14 +72,14 @@ def test_ls_is_a_table_of_the_newest_first(save, run):
     assert all(line.endswith(" yes") for line in lines[1:])
 
 
-def test_ls_says_which_are_damaged_and_ends_with_1(save, run, run_json):
-    """A flipped bit, and a meta file that is cut."""
+def test_ls_reports_damage_and_exits_with_1(save, run, run_json):
+    """A flipped bit and a truncated meta file are reported."""
     damage(save / "CKPT+two")
     (save / "CKPT+one" / "CKPT.yaml").write_text("")
     code, said, _ = run("ls", save)
     assert code == 1
     assert "CKPT+two: model.ckpt is damaged" in said
-    assert "CKPT.yaml has to hold a mapping" in said
+    assert "CKPT.yaml must hold a mapping" in said
     code, found = run_json("ls", save)
     assert {row["name"]: row["intact"] for row in found["checkpoints"]} == {
         "CKPT+three": True,
@@ -88,24 +88,24 @@ def test_ls_says_which_are_damaged_and_ends_with_1(save, run, run_json):
     }
 
 
-def test_ls_can_leave_the_files_unread(save, run):
-    """Then it does not say that they are intact."""
+def test_quick_ls_does_not_verify_files(save, run):
+    """With --quick the files are not reported as intact."""
     damage(save / "CKPT+two")
     code, said, _ = run("ls", save, "--quick")
     assert code == 0
     assert said.count("not checked") == 3
 
 
-def test_ls_names_what_a_killed_save_left(save, run):
-    """A directory that is no checkpoint yet."""
+def test_ls_names_unfinished_directories(save, run):
+    """A directory that is not a checkpoint yet is listed by name."""
     (save / ".tmp-CKPT+four.run.1").mkdir()
     code, said, _ = run("ls", save)
     assert code == 0
-    assert "unfinished, swept by the next save: .tmp-CKPT+four.run.1" in said
+    assert "unfinished, removed by the next save: .tmp-CKPT+four.run.1" in said
 
 
 def test_ls_reads_a_directory_of_speechbrain(speechbrain_run, run_json):
-    """The step is that of its Brain, and the zip's checksums vouch for the tensors."""
+    """The step comes from its Brain, and the files are compared with the checksums of the zip."""
     code, found = run_json("ls", speechbrain_run / "stopped")
     newest, best = found["checkpoints"]
     assert code == 0
@@ -114,16 +114,16 @@ def test_ls_reads_a_directory_of_speechbrain(speechbrain_run, run_json):
     assert newest["intact"] is True
 
 
-def test_an_empty_directory_is_fine_to_list_and_nothing_to_verify(tmp_path, run):
-    """A script that verifies must not pass when it names the wrong directory."""
+def test_an_empty_directory_can_be_listed_but_not_verified(tmp_path, run):
+    """A script that verifies the wrong directory must fail."""
     assert run("ls", tmp_path)[:2] == (0, f"no checkpoint in {tmp_path}\n")
     code, _, error = run("verify", tmp_path)
     assert code == 2
     assert "got none in" in error
 
 
-def test_verify_goes_through_every_file(save, run_json):
-    """And on, after the first damaged one."""
+def test_verify_checks_every_file(save, run_json):
+    """Files after the first damaged one are compared, too."""
     code, found = run_json("verify", save)
     assert (code, found["damaged"]) == (0, [])
     damage(save / "CKPT+three")
@@ -139,8 +139,8 @@ def test_verify_goes_through_every_file(save, run_json):
     assert "is not in the manifest" in problems["extra.ckpt"]
 
 
-def test_verify_finds_damage_where_there_is_no_manifest(tmp_path, speechbrain_run, run):
-    """By the checksums of the zip."""
+def test_verify_finds_damage_without_a_manifest(tmp_path, speechbrain_run, run):
+    """The files are compared with the checksums of the zip."""
     save = tmp_path / "save"
     shutil.copytree(speechbrain_run / "stopped", save)
     assert run("verify", save)[0] == 0
@@ -156,8 +156,8 @@ def test_verify_finds_damage_where_there_is_no_manifest(tmp_path, speechbrain_ru
     assert "1 of 2 intact" in said
 
 
-def test_what_a_kill_of_speechbrain_leaves_is_not_intact(tmp_path, speechbrain_run, run):
-    """It writes the meta file first: a file that the older one has is missing."""
+def test_a_checkpoint_of_a_killed_speechbrain_run_is_not_intact(tmp_path, speechbrain_run, run):
+    """SpeechBrain writes the meta file first, so files of older checkpoints can be missing."""
     save = tmp_path / "save"
     shutil.copytree(speechbrain_run / "stopped", save)
     (next(save.glob("*+00")) / "optimizer.ckpt").unlink()
@@ -171,7 +171,7 @@ def test_what_a_kill_of_speechbrain_leaves_is_not_intact(tmp_path, speechbrain_r
 
 
 def test_verify_refuses_a_link_in_a_checkpoint(save, tmp_path, run):
-    """A file of the manifest that is a link, and a link that the manifest does not know."""
+    """A link in place of a file, and a link that is not in the manifest, are damage."""
     (tmp_path / "elsewhere").mkdir()
     (save / "CKPT+one" / "ranks").symlink_to(tmp_path / "elsewhere")
     model = save / "CKPT+two" / "model.ckpt"
@@ -181,11 +181,11 @@ def test_verify_refuses_a_link_in_a_checkpoint(save, tmp_path, run):
     assert run("verify", save / "CKPT+two")[0] == 1
 
 
-def test_a_long_verification_shows_a_bar_on_a_terminal_only(save, run, monkeypatch):
-    """The bar goes to the standard error, and away at the end."""
+def test_a_long_verification_shows_a_progress_bar_on_a_terminal_only(save, run, monkeypatch):
+    """The bar is written to the standard error and cleared at the end."""
     from brain_ckpt.cli import output
 
-    monkeypatch.setattr(output, "_BAR_FROM_BYTES", 0)
+    monkeypatch.setattr(output, "_BAR_MIN_BYTES", 0)
     assert run("verify", save)[2] == ""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     bar = run("verify", save)[2]
@@ -194,7 +194,7 @@ def test_a_long_verification_shows_a_bar_on_a_terminal_only(save, run, monkeypat
 
 
 def test_show_lists_tensors_and_values(save, run, run_json):
-    """Of all files, or of one."""
+    """All files are shown, or the named one."""
     code, said, _ = run("show", save / "CKPT+two")
     lines = [line.split() for line in said.splitlines()]
     assert code == 0
@@ -212,21 +212,21 @@ def test_show_lists_tensors_and_values(save, run, run_json):
     }
 
 
-def test_show_prints_the_texts_of_speechbrain(speechbrain_run, run):
-    """Its Brain is YAML, its counter a number."""
+def test_show_prints_the_text_files_of_speechbrain(speechbrain_run, run):
+    """The file of its Brain is YAML, and that of its counter a number."""
     newest = next((speechbrain_run / "stopped").glob("*+00"))
     assert "  optimizer_step: 72\n" in run("show", newest, "brain")[1]
     assert run("show", newest, "counter.ckpt")[1].endswith("counter.ckpt:\n  2\n")
 
 
-def test_show_reads_a_lone_file(save, run):
-    """Such as an average."""
+def test_show_reads_a_single_file(save, run):
+    """A file outside a checkpoint, such as an average, can be shown."""
     code, said, _ = run("show", save / "CKPT+two" / "model.ckpt")
     assert (code, said.splitlines()[1]) == (0, "model.ckpt: 2 tensors, 40 B")
 
 
-def test_show_runs_no_code_and_steers_no_terminal(tmp_path, run):
-    """A pickle that asks for code is damage; a control character is a blank."""
+def test_show_runs_no_code_and_prints_no_control_characters(tmp_path, run):
+    """A pickle that names code is damage, and a control character is shown as a space."""
     path = tmp_path / "CKPT+bad"
     path.mkdir()
     (path / "CKPT.yaml").write_text('unixtime: 1.0\nnote: "a\\e[31mb"\n')
@@ -239,8 +239,8 @@ def test_show_runs_no_code_and_steers_no_terminal(tmp_path, run):
     assert "tensors and plain values only" in error
 
 
-def test_an_average_can_be_loaded_and_lies_between(save, tmp_path, run):
-    """Into a new file, by torch.load."""
+def test_an_average_can_be_loaded_by_torch(save, tmp_path, run):
+    """The average is written to a new file and lies between its inputs."""
     target = tmp_path / "average.ckpt"
     code, said, _ = run("average", save / "CKPT+one", save / "CKPT+two", "-o", target)
     assert (code, said) == (0, f"{target}: 2 values, the average of 2\n")
@@ -253,8 +253,8 @@ def test_an_average_can_be_loaded_and_lies_between(save, tmp_path, run):
     torch.nn.Linear(4, 2).load_state_dict(found)
 
 
-def test_an_average_replaces_nothing_and_reads_nothing_damaged(save, tmp_path, run):
-    """A file that is there is wrong use, a damaged checkpoint is damage."""
+def test_average_refuses_existing_outputs_and_damaged_inputs(save, tmp_path, run):
+    """An existing file is a usage error, and a damaged checkpoint is damage."""
     target = tmp_path / "average.ckpt"
     target.write_text("mine")
     code, _, error = run("average", save / "CKPT+one", "-o", target)
@@ -268,8 +268,8 @@ def test_an_average_replaces_nothing_and_reads_nothing_damaged(save, tmp_path, r
     assert sorted(path.name for path in tmp_path.iterdir()) == ["average.ckpt", "save"]
 
 
-def test_an_average_names_a_recoverable_that_is_not_there(save, tmp_path, run):
-    """And those that are."""
+def test_average_names_a_missing_recoverable(save, tmp_path, run):
+    """The error also names the recoverables that exist."""
     target = tmp_path / "average.ckpt"
     code, _, error = run("average", save / "CKPT+one", "-o", target, "--recoverable", "generator")
     assert code == 2
@@ -277,16 +277,16 @@ def test_an_average_names_a_recoverable_that_is_not_there(save, tmp_path, run):
     assert "'optimizer'" in error
 
 
-def test_an_average_is_of_parameters(save, tmp_path, run):
-    """An optimizer's state holds some by number, deeper down."""
+def test_average_needs_parameters_by_name(save, tmp_path, run):
+    """The state of an optimizer is not accepted."""
     arguments = ["average", save / "CKPT+one", "-o", tmp_path / "x", "--recoverable", "optimizer"]
     code, _, error = run(*arguments)
     assert (code, (tmp_path / "x").exists()) == (2, False)
     assert "got no tensor in 'optimizer'" in error
 
 
-def test_diff_says_what_changed_and_by_how_much(save, run, run_json):
-    """The largest change of an element, and the norm of the change relative to the first."""
+def test_diff_shows_what_changed_and_by_how_much(save, run, run_json):
+    """The largest change of an element and the relative norm of the change are shown."""
     code, found = run_json("diff", save / "CKPT+one", save / "CKPT+two")
     assert code == 1
     one = {entry["key"]: entry for entry in found["differences"]}["weight"]
@@ -303,8 +303,8 @@ def test_diff_says_what_changed_and_by_how_much(save, run, run_json):
     assert "model.ckpt" in said
 
 
-def test_diff_of_equal_states_ends_with_0(save, tmp_path, run_json):
-    """Metas tell checkpoints apart, and are no difference of states."""
+def test_diff_of_equal_states_exits_with_0(save, tmp_path, run_json):
+    """A difference between metas does not count."""
     shutil.copytree(save / "CKPT+one", tmp_path / "copy")
     meta = (tmp_path / "copy" / "CKPT.yaml").read_text()
     (tmp_path / "copy" / "MANIFEST.json").unlink()
@@ -316,8 +316,8 @@ def test_diff_of_equal_states_ends_with_0(save, tmp_path, run_json):
     assert found["equal"] > 2
 
 
-def test_export_writes_what_safetensors_reads(save, tmp_path, run):
-    """Bit by bit the same, each name with a tensor of its own."""
+def test_export_writes_a_file_that_safetensors_reads(save, tmp_path, run):
+    """The tensors are bit-equal."""
     safetensors = pytest.importorskip("safetensors.torch")
     target = tmp_path / "model.safetensors"
     code, said, _ = run("export", save / "CKPT+two", target)
@@ -329,8 +329,8 @@ def test_export_writes_what_safetensors_reads(save, tmp_path, run):
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-def test_export_copies_tied_tensors_and_names_what_it_leaves_out(tmp_path, run):
-    """Tied weights share memory, which the format cannot say."""
+def test_export_copies_tied_tensors_and_names_skipped_values(tmp_path, run):
+    """The format does not support tensors that share memory."""
     safetensors = pytest.importorskip("safetensors.torch")
 
     class Tied(torch.nn.Module):
@@ -350,13 +350,13 @@ def test_export_copies_tied_tensors_and_names_what_it_leaves_out(tmp_path, run):
     target = tmp_path / "model.safetensors"
     code, said, _ = run("export", saved.path, target)
     assert code == 0
-    assert said.endswith("left out, since it is no tensor: _extra_state\n")
+    assert said.endswith("skipped, because it is not a tensor: _extra_state\n")
     found = safetensors.load_file(target)
     assert torch.equal(found["a.weight"], found["b.weight"])
 
 
-def test_export_without_its_extra_says_which(save, tmp_path, run, monkeypatch):
-    """And ends as wrong use does."""
+def test_export_without_the_extra_names_it(save, tmp_path, run, monkeypatch):
+    """A missing extra is a usage error."""
     monkeypatch.setitem(sys.modules, "safetensors", None)
     code, _, error = run("export", save / "CKPT+two", tmp_path / "model.safetensors")
     assert code == 2
@@ -366,15 +366,15 @@ def test_export_without_its_extra_says_which(save, tmp_path, run, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["ls", "nowhere"], "DIR is a directory of checkpoints, got 'nowhere'"),
-        (["show", "nowhere"], "CKPT is one checkpoint, got 'nowhere'"),
-        (["show", "{save}"], "directory of 3 of them; name one, such as {save}/CKPT+three"),
+        (["ls", "nowhere"], "DIR must be a directory of checkpoints, got 'nowhere'"),
+        (["show", "nowhere"], "CKPT must be one checkpoint, got 'nowhere'"),
+        (["show", "{save}"], "directory of 3 checkpoints; name one, such as {save}/CKPT+three"),
         (["show", "{save}/CKPT+one", "lm"], "got 'lm'; it holds model.ckpt, optimizer.ckpt"),
         (["export", "{save}/CKPT+one", "{save}/no/x.safetensors"], "make '{save}/no' first"),
     ],
 )
-def test_wrong_use_is_answered_in_three_parts(arguments, expected, save, run):
-    """What is required, what was got, what to do."""
+def test_usage_errors_have_three_parts(arguments, expected, save, run):
+    """An error says what is required, what was given and what to do."""
     code, said, error = run(*(argument.format(save=save) for argument in arguments))
     assert (code, said) == (2, "")
     assert expected.format(save=save) in error
@@ -390,16 +390,16 @@ def test_wrong_use_is_answered_in_three_parts(arguments, expected, save, run):
         (["prune", "x", "--budget", "lots"], "write for example 20G"),
     ],
 )
-def test_an_option_that_cannot_be_read_ends_with_2(arguments, expected, capsys):
-    """Before anything is looked at."""
+def test_an_invalid_option_exits_with_2(arguments, expected, capsys):
+    """Invalid options are found before anything is read."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
     assert expected in capsys.readouterr().err
 
 
-def test_it_is_installed_and_runs_as_a_module(save):
-    """As brain-ckpt, and as python -m brain_ckpt; a reader that leaves early is no error."""
+def test_the_command_is_installed_and_runs_as_a_module(save):
+    """It runs as brain-ckpt and as python -m brain_ckpt, and a closed pipe is not an error."""
     scripts = importlib.metadata.distribution("brain-ckpt").entry_points
     assert [(one.name, one.value) for one in scripts] == [
         ("brain-ckpt", "brain_ckpt.cli.main:main")

@@ -1,4 +1,4 @@
-"""What the command's parts find out, without the command."""
+"""The functions behind the command."""
 
 import math
 
@@ -23,7 +23,7 @@ from brain_ckpt.storage.verify import verify_file
 
 
 class State:
-    """Has whatever state it is given."""
+    """An object with a given state."""
 
     def __init__(self, state):
         self.state = state
@@ -37,7 +37,7 @@ class State:
 
 @pytest.fixture
 def saved(tmp_path):
-    """Saves a state and returns its checkpoint."""
+    """Return a function that saves a state and returns its checkpoint."""
 
     def saves(state, name="one", **meta):
         checkpointer = Checkpointer(tmp_path / "save", {"state": State(state)})
@@ -53,8 +53,8 @@ def changes(comparison):
     return {one.key: (one.change, one.max_abs, one.relative) for one in comparison.differences}
 
 
-def test_states_are_flattened_by_keys_and_numbers():
-    """A list of plain values stays one value."""
+def test_states_are_flattened_by_key_and_index():
+    """A list of plain values is one value."""
     state = {"a": {"b": torch.ones(2)}, "groups": [{"lr": 0.1, "params": [0, 1]}], "empty": {}}
     assert [entry.key for entry in entries(state)] == [
         "a.b",
@@ -80,14 +80,14 @@ def test_states_are_flattened_by_keys_and_numbers():
     ],
 )
 def test_a_distance_is_the_largest_change_and_its_relative_norm(before, after, expected):
-    """In float64, of any dtype."""
+    """Distances are computed in float64 for any dtype."""
     from brain_ckpt.cli.diff import _dense
 
     assert distance(_dense(before), _dense(after)) == pytest.approx(expected)
 
 
-def test_a_nan_is_equal_to_itself_and_far_from_any_number(saved):
-    """Bits are compared, not numbers."""
+def test_a_nan_equals_itself_and_no_number(saved):
+    """Values are compared by their bits."""
     nan = torch.tensor([1.0, math.nan])
     same = compare(saved({"w": nan}), saved({"w": nan.clone()}, "two"))
     assert (same.differences, same.equal) == ([], 1)
@@ -95,8 +95,8 @@ def test_a_nan_is_equal_to_itself_and_far_from_any_number(saved):
     assert math.isnan(found["w"][1])
 
 
-def test_what_is_on_one_side_only_or_of_another_shape_has_no_distance(saved):
-    """A dtype that changed does have one."""
+def test_missing_values_and_other_shapes_have_no_distance(saved):
+    """A changed dtype has a distance."""
     before = saved({"gone": 1, "shape": torch.ones(2), "dtype": torch.ones(2), "lr": 0.5, "t": "a"})
     after = saved(
         {"new": 1, "shape": torch.ones(3), "dtype": torch.ones(2).half(), "lr": 0.25, "t": "b"},
@@ -112,8 +112,8 @@ def test_what_is_on_one_side_only_or_of_another_shape_has_no_distance(saved):
     }
 
 
-def test_a_recoverable_that_one_side_lacks_is_one_difference(saved, tmp_path):
-    """Named by its file."""
+def test_a_missing_recoverable_is_one_difference(saved, tmp_path):
+    """The difference is named by the file."""
     before = saved({"w": 1})
     other = Checkpointer(tmp_path / "other", {"state": State({"w": 1}), "lm": State({"x": 1})})
     found = compare(before, other.save_checkpoint())
@@ -122,8 +122,8 @@ def test_a_recoverable_that_one_side_lacks_is_one_difference(saved, tmp_path):
     ]
 
 
-def test_damage_in_a_later_chunk_is_placed(saved):
-    """Which of the file's chunks, since a file can be long."""
+def test_damage_is_located_by_chunk(saved):
+    """The damage names the chunk of the file."""
     checkpoint = saved({"w": torch.zeros(CHUNK_BYTES // 4 + 1000)})
     file = checkpoint.paramfiles["state"]
     with file.open("r+b") as content:
@@ -135,8 +135,8 @@ def test_damage_in_a_later_chunk_is_placed(saved):
     assert sum(read) >= file.stat().st_size
 
 
-def test_a_damaged_manifest_is_the_damage(saved):
-    """Nothing can be compared with it."""
+def test_a_damaged_manifest_is_reported_alone(saved):
+    """Without a manifest nothing can be compared."""
     checkpoint = saved({"w": 1})
     manifest = checkpoint.path / "MANIFEST.json"
     manifest.write_bytes(manifest.read_bytes().replace(b'"seq": 1', b'"seq": 2'))
@@ -144,8 +144,8 @@ def test_a_damaged_manifest_is_the_damage(saved):
     assert "does not match its own checksum" in check.problem
 
 
-def test_a_file_alone_is_compared_with_the_manifest_beside_it(saved):
-    """For averages and pretrained parameters, which need no other file."""
+def test_a_single_file_is_compared_with_the_manifest_of_its_directory(saved):
+    """Averages and pretrained parameters verify one file only."""
     checkpoint = saved({"w": torch.ones(100)})
     file = checkpoint.paramfiles["state"]
     verify_file(file)
@@ -156,16 +156,16 @@ def test_a_file_alone_is_compared_with_the_manifest_beside_it(saved):
         verify_file(file)
 
 
-def test_the_step_is_that_of_the_manifest_the_meta_or_the_brain(saved, speechbrain_run):
-    """SpeechBrain's Brain writes it as YAML."""
+def test_the_step_comes_from_the_manifest_the_meta_or_the_brain(saved, speechbrain_run):
+    """The Brain of SpeechBrain writes its step as YAML."""
     assert step_of(saved({"w": 1})) is None
     assert step_of(saved({"w": 1}, step=7)) == 7
     newest = next((speechbrain_run / "stopped").glob("*+00"))
     assert step_of(open_checkpoint(newest)) == 72
 
 
-def test_a_checkpoint_is_found_by_its_path_under_any_name(saved, tmp_path):
-    """One that was renamed, or copied elsewhere, is still one."""
+def test_a_renamed_checkpoint_is_found_by_its_path(saved, tmp_path):
+    """A renamed or copied directory is recognized as a checkpoint."""
     checkpoint = saved({"w": 1})
     kept = checkpoint.path.rename(tmp_path / "best")
     assert open_checkpoint(kept).meta == checkpoint.meta
@@ -176,8 +176,8 @@ def test_a_checkpoint_is_found_by_its_path_under_any_name(saved, tmp_path):
         read_directory(kept / "CKPT.yaml")
 
 
-def test_numbers_sizes_and_ages_are_short():
-    """And what JSON cannot say is text."""
+def test_numbers_sizes_and_ages_are_formatted_briefly():
+    """Values that JSON cannot hold become strings."""
     assert [format_number(value) for value in (0.1234567, 3, "a")] == ["0.123457", "3", "a"]
     assert [format_size(value) for value in (0, 999, 1500, 2.5e9, 1e18)] == [
         "0 B",

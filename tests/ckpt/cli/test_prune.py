@@ -1,4 +1,4 @@
-"""The command's deletion: what stays, and that it is what was shown."""
+"""The command ``brain-ckpt prune``."""
 
 import json
 import os
@@ -15,7 +15,7 @@ LOSSES = [0.1, float("nan"), 0.3, 0.2]
 
 @pytest.fixture
 def save(tmp_path):
-    """Four checkpoints; the first one is the best, the second has a NaN."""
+    """Save four checkpoints; the first one is the best, the second has a NaN."""
     checkpointer = Checkpointer(tmp_path / "save", {"model": torch.nn.Linear(1, 1)})
     for name, loss in zip(NAMES, LOSSES, strict=True):
         checkpointer.save_checkpoint({"loss": loss}, name=name)
@@ -24,12 +24,12 @@ def save(tmp_path):
 
 
 def left(save):
-    """Return the names of the checkpoints that are there."""
+    """Return the names of the existing checkpoints."""
     return sorted(path.name.removeprefix("CKPT+") for path in save.glob("CKPT+*"))
 
 
 def newest_damaged(save):
-    """Flip a bit in the newest one."""
+    """Flip a bit in the newest checkpoint."""
     file = save / "CKPT+d" / "model.ckpt"
     content = bytearray(file.read_bytes())
     content[-100] ^= 4
@@ -50,8 +50,8 @@ def newest_damaged(save):
         ("--budget 1G", "abcd"),
     ],
 )
-def test_what_a_dry_run_shows_is_what_goes(policies, kept, save, capsys):
-    """Each policy adds to what stays; a NaN is never the best."""
+def test_prune_deletes_what_its_dry_run_showed(policies, kept, save, capsys):
+    """Policies add up, and a NaN is never the best."""
     code = main(["prune", str(save), *policies.split(), "--dry-run", "--json"])
     shown = json.loads(capsys.readouterr().out)
     assert (code, left(save)) == (0, NAMES)
@@ -63,30 +63,30 @@ def test_what_a_dry_run_shows_is_what_goes(policies, kept, save, capsys):
     assert sorted(shown["kept"]) == [f"CKPT+{name}" for name in kept]
 
 
-def test_nothing_is_deleted_without_a_policy(save, capsys):
-    """Which would keep nothing."""
+def test_prune_without_a_policy_deletes_nothing(save, capsys):
+    """No policy would keep nothing."""
     assert main(["prune", str(save)]) == 2
     assert "--keep-last 3" in capsys.readouterr().err
     assert left(save) == NAMES
 
 
-def test_a_metric_that_nobody_has_is_an_error(save, capsys):
-    """It would keep nothing, too."""
+def test_an_unknown_metric_is_an_error(save, capsys):
+    """An unknown metric would keep nothing."""
     assert main(["prune", str(save), "--keep-best", "los:min"]) == 2
     assert "got 'los'; they have loss" in capsys.readouterr().err
     assert left(save) == NAMES
 
 
-def test_a_damaged_checkpoint_pushes_no_intact_one_out(save, capsys):
-    """It stays where it is, and what counts is the newest intact one."""
+def test_a_damaged_checkpoint_displaces_no_intact_one(save, capsys):
+    """The damaged checkpoint is skipped, and the newest intact one is kept."""
     newest_damaged(save)
     assert main(["prune", str(save), "--keep-last", "1"]) == 0
     assert left(save) == ["c", "d"]
-    assert "left alone CKPT+d, which is damaged: model.ckpt" in capsys.readouterr().out
+    assert "skipped CKPT+d, which is damaged: model.ckpt" in capsys.readouterr().out
 
 
-def test_a_directory_that_a_run_writes_to_is_left_alone(save, capsys):
-    """The run prunes its own; a dry run is welcome to look."""
+def test_prune_refuses_a_directory_that_a_run_writes_to(save, capsys):
+    """A dry run is allowed."""
     ready, done = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
@@ -102,7 +102,7 @@ def test_a_directory_that_a_run_writes_to_is_left_alone(save, capsys):
         assert main(["prune", str(save), "--keep-last", "1", "--dry-run"]) == 0
         capsys.readouterr()
         assert main(["prune", str(save), "--keep-last", "1"]) == 2
-        assert "one run at a time writes to" in capsys.readouterr().err
+        assert "only one run may write to" in capsys.readouterr().err
     finally:
         os.write(done[1], b"x")
         os.waitpid(child, 0)
@@ -111,15 +111,15 @@ def test_a_directory_that_a_run_writes_to_is_left_alone(save, capsys):
     assert left(save) == [*NAMES, "e"]
 
 
-def test_a_checkpoint_is_not_a_directory_of_them(save, capsys):
-    """Nothing inside one is deleted, and no lock is left in it."""
+def test_prune_refuses_the_directory_of_one_checkpoint(save, capsys):
+    """Nothing inside the checkpoint is deleted, and no lock file is left in it."""
     assert main(["prune", str(save / "CKPT+a"), "--keep-last", "1"]) == 2
     assert f"name '{save}'" in capsys.readouterr().err
     assert not (save / "CKPT+a" / ".brain.lock").exists()
 
 
-def test_a_kill_while_pruning_leaves_whole_checkpoints(save, workloads):
-    """Each goes by a rename, and the rest of it with the next save."""
+def test_a_kill_during_prune_leaves_complete_checkpoints(save, workloads):
+    """A checkpoint is renamed before it is removed, and the next save removes the rest."""
 
     class Killed(BaseException):
         pass

@@ -1,4 +1,4 @@
-"""The command puts shards together, on one process and without a group."""
+"""The command assembles sharded states in one process without a process group."""
 
 import pytest
 import torch
@@ -6,13 +6,13 @@ import torch
 from brain_ckpt import CheckpointDamagedError, Checkpointer, average_checkpoints
 from brain_ckpt.cli.main import main
 
-# torch 2.6 warns where ranks seed their sharded tensors on the CPU.
+# torch 2.6 warns about the random state of sharded tensors on the CPU.
 pytestmark = pytest.mark.filterwarnings("ignore:DTensor random operators")
 
 
 @pytest.fixture
 def save(processes, rank_programs, fast_dir):
-    """A save of two ranks, each of which holds half of every tensor, and what it is as a whole."""
+    """Save a model of two ranks, each with half of every tensor; return the directory."""
     children = [
         processes.Child(
             lambda report, rank=rank: rank_programs.sharded_save_main(
@@ -26,7 +26,7 @@ def save(processes, rank_programs, fast_dir):
 
 
 def test_shards_are_shown_compared_and_averaged_as_whole_tensors(save, capsys):
-    """With the shapes that the model has."""
+    """The tensors have the shapes of the whole model."""
     (checkpoint,) = save.glob("CKPT+*")
     assert main(["ls", str(save)]) == main(["verify", str(save)]) == 0
     capsys.readouterr()
@@ -41,7 +41,7 @@ def test_shards_are_shown_compared_and_averaged_as_whole_tensors(save, capsys):
 
 
 def test_a_damaged_shard_is_not_averaged(save):
-    """It is a part of the model, in a file of its own."""
+    """The parts of the model are in files of their own."""
     shard = next(save.glob("CKPT+*/shards/*.distcp"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1

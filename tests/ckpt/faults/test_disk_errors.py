@@ -1,4 +1,4 @@
-"""An error of the disk at any operation is raised as what it is, and loses nothing."""
+"""Errors of the disk at any operation are raised and lose nothing."""
 
 import errno
 import itertools
@@ -20,7 +20,7 @@ WRITING = ("mkdir", "create", "write", "fsync", "fsync_directory", "rename", "un
 
 
 class FailAt:
-    """A failpoint that raises at the n-th operation that writes, once or from then on."""
+    """A failpoint that raises at the n-th write operation, once or from then on."""
 
     def __init__(self, number, code, lasting=False):
         self.number, self.code, self.lasting = number, code, lasting
@@ -32,7 +32,7 @@ class FailAt:
             self.count += 1
             if self.count == self.number or (self.lasting and self.count > self.number):
                 self.done += 1
-                if self.done < 200:  # an interruption for ever would be one for ever
+                if self.done < 200:  # a permanent EINTR would be retried for ever
                     raise OSError(self.code, os.strerror(self.code), path)
 
 
@@ -44,7 +44,7 @@ class FailAt:
     ],
 )
 def test_an_error_at_any_operation_loses_nothing(name, code, workloads, fast_dir, tally):
-    """Each operation that writes, with errors that pass and errors that stay in turn."""
+    """Each write operation fails, alternately once and permanently."""
     source, directory = fast_dir / "base", fast_dir / "save"
     source.mkdir()
     before = workloads.base(source, name)
@@ -53,7 +53,6 @@ def test_an_error_at_any_operation_loses_nothing(name, code, workloads, fast_dir
         number += 1
         shutil.rmtree(directory, ignore_errors=True)
         shutil.copytree(source, directory)
-        # errors that pass and errors that stay, in turn
         point = FailAt(number, getattr(errno, code), lasting=number % 2 == 0)
         acknowledged, raised = [before], None
         with workloads.failpoint(point):
@@ -77,7 +76,7 @@ def test_an_error_at_any_operation_loses_nothing(name, code, workloads, fast_dir
 
 
 def test_short_writes_are_completed(workloads, fast_dir):
-    """A disk that takes seven bytes at a time gets the same file."""
+    """A disk that accepts seven bytes at a time gets the same file."""
     run = workloads.Run(fast_dir)
     run.set(5)
     with workloads.failpoint(lambda operation, path, detail: 7 if operation == "write" else None):
@@ -86,7 +85,7 @@ def test_short_writes_are_completed(workloads, fast_dir):
 
 
 def test_a_disk_that_takes_no_byte_is_full(workloads, fast_dir):
-    """A write of nothing is an error, not an endless loop."""
+    """A write of zero bytes is an error, not an endless loop."""
     run = workloads.Run(fast_dir)
     with (
         workloads.failpoint(lambda operation, path, detail: 0 if operation == "write" else None),
@@ -96,7 +95,7 @@ def test_a_disk_that_takes_no_byte_is_full(workloads, fast_dir):
 
 
 def test_a_file_is_written_again_after_a_failed_fsync(workloads, fast_dir):
-    """What the disk holds after a failed fsync is unknown, so fsync is not called again on it."""
+    """The content of the disk is unknown after a failed fsync, so the file is written again."""
     log = []
 
     def point(operation, path, detail):
@@ -114,8 +113,8 @@ def test_a_file_is_written_again_after_a_failed_fsync(workloads, fast_dir):
     assert workloads.Run(fast_dir).recover() == 3
 
 
-def test_a_full_disk_is_named_as_such(tmp_path, processes, workloads):
-    """A real limit on file sizes: the OSError, not torch's `unexpected pos`."""
+def test_a_full_disk_is_named_in_the_error(tmp_path, processes, workloads):
+    """With a limit on file sizes the OSError is raised, not torch's `unexpected pos`."""
     model = torch.nn.Linear(600, 600)
     checkpointer = Checkpointer(tmp_path, {"model": model})
     checkpointer.save_checkpoint()
@@ -138,7 +137,7 @@ def test_a_full_disk_is_named_as_such(tmp_path, processes, workloads):
 
 
 def test_a_directory_without_write_permission_can_be_read(tmp_path, processes, workloads):
-    """Recovery needs no lock and writes nothing; a save says what is wrong."""
+    """Recovery needs no lock and writes nothing; a save raises the cause."""
     directory = tmp_path / "save"
     run = workloads.Run(directory)
     run.set(4)
@@ -165,8 +164,8 @@ def test_a_directory_without_write_permission_can_be_read(tmp_path, processes, w
     directory.chmod(0o755)
 
 
-def test_what_a_failed_save_leaves_is_swept_by_the_next(workloads, fast_dir):
-    """Also where the clearing up fails."""
+def test_the_next_save_removes_the_leftovers_of_a_failed_one(workloads, fast_dir):
+    """This also holds if the cleanup fails."""
 
     def point(operation, path, detail):
         if operation in ("fsync_directory", "unlink", "rmdir"):

@@ -1,4 +1,4 @@
-"""A training that is killed, however often, ends as if it had not been."""
+"""A training that is killed repeatedly ends like an undisturbed one."""
 
 import os
 import random
@@ -22,7 +22,7 @@ def same(result, expected):
 
 
 class Plan:
-    """Kills the process the n-th time that it comes by a place."""
+    """Kills the process the n-th time that it reaches a place."""
 
     def __init__(self, place, number):
         self.place, self.number = place, number
@@ -41,16 +41,16 @@ class Plan:
         [("step", 2), ("step", 1)],
         [("step", 4), ("saved", 1)],
         [("validation", 1), ("validation", 1)],
-        [("border", 1), ("border", 2)],
+        [("epoch_end", 1), ("epoch_end", 2)],
         [("step", 5), ("recovery", 1), ("recovered", 1)],
     ],
     ids=str,
 )
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_kills_at_awkward_places_change_nothing(
+def test_kills_at_chosen_places_change_nothing(
     kills, asynchronous, training, undisturbed, processes, fast_dir, tally
 ):
-    """Two in one epoch, during validation, at its border, during recovery."""
+    """The kills are in an epoch, in validation, between epochs and in recovery."""
     save = fast_dir / "save"
     for place, number in kills:
         plan = Plan(place, number)
@@ -62,16 +62,16 @@ def test_kills_at_awkward_places_change_nothing(
     assert same(training.train(save), undisturbed)
 
 
-def test_kills_at_random_change_nothing(
+def test_random_kills_change_nothing(
     training, undisturbed, processes, fast_dir, times, tally, workloads, progress
 ):
-    """Half of them at any time, half of them aimed at a file operation of a save."""
+    """Half of the kills are at random times, half at a file operation of a save."""
     chance = random.Random(progress.seed)
     started = time.monotonic()
     training.train(fast_dir / "timed")
     usual_s = time.monotonic() - started
-    kills, runs, wanted = 0, 0, times(30, 1000)
-    while kills < wanted:
+    kills, runs, total = 0, 0, times(30, 1000)
+    while kills < total:
         save = fast_dir / f"save-{runs}"
         runs += 1
         asynchronous = runs % 2 == 0
@@ -100,4 +100,4 @@ def test_kills_at_random_change_nothing(
         assert same(result, undisturbed), f"run {runs} of seed {progress.seed!r}"
         assert not [path for path in save.iterdir() if path.name.startswith((".tmp", ".old"))]
         shutil.rmtree(save)
-        progress("kills in training", min(kills, wanted), wanted)
+        progress("kills in training", min(kills, total), total)

@@ -1,4 +1,4 @@
-"""A process killed at any file operation of a save, a recovery or a deletion loses nothing."""
+"""Kills at any file operation of a save, a recovery or a deletion lose nothing."""
 
 import shutil
 
@@ -9,7 +9,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
 
 @pytest.fixture
 def start(workloads, fast_dir):
-    """Makes a fresh copy of what a workload starts from."""
+    """Return a function that copies the directory that a workload starts from."""
     made = {}
 
     def copy(name):
@@ -36,7 +36,7 @@ def operations_of(workloads, processes, workload, directory):
     ["first", "later", "best", "replacing", "asynchronous", "unrenamed", "unrenamed, replacing"],
 )
 def test_a_kill_at_any_operation_of_a_save_loses_nothing(name, workloads, processes, start, tally):
-    """Each operation once, and each write once more with half of it done."""
+    """Every operation is tried, every second one with a partial write."""
     workload = workloads.WORKLOADS[name]
     directory, _ = start(name)
     total = operations_of(workloads, processes, workload, directory)
@@ -62,7 +62,7 @@ def test_a_kill_at_any_operation_of_a_save_loses_nothing(name, workloads, proces
 
 
 def test_a_kill_at_any_operation_of_a_recovery_loses_nothing(workloads, processes, start, tally):
-    """Also while a replaced checkpoint is put back and leftovers are swept."""
+    """The recovery restores a replaced checkpoint and removes leftovers."""
 
     def leftovers():
         directory, before = start("replacing")

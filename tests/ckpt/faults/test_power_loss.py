@@ -1,4 +1,4 @@
-"""Whatever a loss of power leaves, the last acknowledged checkpoint is there."""
+"""After a power loss the last acknowledged checkpoint exists."""
 
 import random
 import shutil
@@ -7,7 +7,7 @@ import pytest
 
 from brain_ckpt.storage import filesystem
 
-# A save is about forty operations, and a disk may stop after any of them.
+# A save has about forty operations, and the power loss can come after any of them.
 PER_WORKLOAD = {
     "first": 300, "later": 700, "best": 400, "replacing": 500, "asynchronous": 300,
     "unrenamed": 400, "unrenamed, replacing": 400,
@@ -15,7 +15,7 @@ PER_WORKLOAD = {
 
 
 def losses(workloads, power, fast_dir, start, workload, states, *, seed, renames=True, told=None):
-    """Try states that a loss of power can leave; return (tried, distinct, what was lost)."""
+    """Try states that a power loss can leave; return (tried, distinct, problems)."""
     directory = fast_dir / "recorded"
     directory.mkdir()
     before = workloads.base(directory, start)
@@ -33,7 +33,7 @@ def losses(workloads, power, fast_dir, start, workload, states, *, seed, renames
     seen, found, tried = set(), [], 0
     places = len(operations) + 1
     for place in range(places):
-        # the loss comes after so many operations: at each place as often as at any other
+        # the power loss comes after so many operations, equally often at each place
         disk.run(operations[place - 1 : place] if place else [])
         for _ in range(states // places + (place < states % places)):
             tried += 1
@@ -55,10 +55,10 @@ def losses(workloads, power, fast_dir, start, workload, states, *, seed, renames
 
 
 @pytest.mark.parametrize("name", PER_WORKLOAD)
-def test_no_loss_of_power_takes_an_acknowledged_checkpoint(
+def test_no_power_loss_takes_an_acknowledged_checkpoint(
     name, workloads, power, fast_dir, times, tally, progress
 ):
-    """Unsynced data dropped, zeroed or cut, unsynced names in any combination."""
+    """Data that was not flushed is dropped, zeroed or truncated, and renames are reordered."""
     states = times(PER_WORKLOAD[name], -(-PER_WORKLOAD[name] * 100 // 3))
     renames = "unrenamed" not in name
     tried, distinct, found = losses(
@@ -68,13 +68,13 @@ def test_no_loss_of_power_takes_an_acknowledged_checkpoint(
     tally["states tried"] += tried
     tally["distinct states"] += distinct
     tally["losses"] += len(found)
-    assert distinct > min(states // 10, 100)  # few ways to lose a little: most come up again
+    assert distinct > min(states // 10, 100)  # small losses repeat
     assert found == []
 
 
 @pytest.mark.parametrize("name", ["later", "replacing"])
 def test_a_disk_that_renames_file_by_file_needs_the_option(name, workloads, power, fast_dir):
-    """There the usual way loses checkpoints, so that the tests above are ones of the option."""
+    """Without the option checkpoints are lost, so the tests above can fail."""
     _, _, found = losses(
         workloads, power, fast_dir, name, workloads.WORKLOADS[name], 200, seed=name, renames=False
     )
@@ -116,10 +116,10 @@ def delete_before_save(monkeypatch, workloads):
     ],
     ids=lambda mutant: mutant.__name__,
 )
-def test_a_protocol_with_a_step_left_out_loses_checkpoints(
+def test_a_protocol_without_one_of_its_steps_loses_checkpoints(
     mutant, workloads, power, fast_dir, monkeypatch, capsys
 ):
-    """The test above can fail: each mutant of the protocol turns it red."""
+    """Each mutant of the protocol loses checkpoints, so the test above can fail."""
     workload = mutant(monkeypatch, workloads)
     tried, distinct, found = losses(
         workloads, power, fast_dir, "later", workload, 300, seed="mutant"

@@ -1,9 +1,9 @@
-"""A file system that forgets what was not fsynced: which states can a loss of power leave?
+"""A simulated file system that computes the states that a power loss can leave.
 
-The operations of a real run are written down at the failpoint.  From the first k of them states
-are made: of each directory some of the changes since its last fsync are left out, in any
-combination; of each file what was written since its last fsync is there, missing, zeroed or
-cut.  A rename is one change, whole or not at all, as every local file system has it.
+The failpoint records the operations of a real run.  States are made from the first k of them: of
+each directory any subset of the changes since its last fsync is applied, and of each file the data
+written since its last fsync is kept, dropped, zeroed or truncated.  A rename is one change, as on
+every local file system.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ class Directory:
 
 
 def apply(entries, change):
-    """Carry out one change of a directory."""
+    """Apply one change to the entries of a directory."""
     kind, name, *rest = change
     if kind == "add":
         entries[name] = rest[0]
@@ -41,7 +41,7 @@ def apply(entries, change):
 
 
 class Recorder:
-    """A failpoint that writes everything down; call `acknowledge` when a save returns."""
+    """A failpoint that records all operations; `acknowledge` records a returned save."""
 
     def __init__(self, root):
         self.root = Path(root)
@@ -65,9 +65,9 @@ class Recorder:
 
 
 class Disk:
-    """What the kernel holds, and what of it the disk has confirmed.
+    """The files as the kernel has them, and as flushed to the disk.
 
-    One that does not rename in one step moves a directory file by file.
+    With ``renames=False`` a directory is renamed file by file.
     """
 
     def __init__(self, start, *, renames=True):
@@ -128,7 +128,7 @@ class Disk:
         self.acknowledged = number
 
     def after_power_loss(self, random):
-        """Return one tree of bytes that the disk may hold now."""
+        """Return a directory tree that the disk could hold after a power loss."""
         luck = random.choice((0.0, 0.5, 0.9, 1.0))
         return self._survivors(self.root, random, luck)
 
@@ -155,7 +155,7 @@ class Disk:
 
 
 def lose(file, random, luck):
-    """Return what the disk may hold of a file."""
+    """Return the content that the disk could hold of a file."""
     if file.content == file.durable or random.random() < luck * luck:
         return file.content
     kept, new = file.durable, file.content[len(file.durable) :]
@@ -166,7 +166,7 @@ def lose(file, random, luck):
 
 
 def read_tree(path):
-    """Return a directory on the disk as one that is confirmed."""
+    """Return a directory of the disk, completely flushed."""
     entries = {
         child.name: read_tree(child) if child.is_dir() else _confirmed(child.read_bytes())
         for child in path.iterdir()
@@ -176,7 +176,7 @@ def read_tree(path):
 
 
 def write_tree(tree, path):
-    """Write a tree of bytes."""
+    """Write a directory tree."""
     path.mkdir()
     for name, content in tree.items():
         if isinstance(content, dict):
@@ -186,7 +186,7 @@ def write_tree(tree, path):
 
 
 def fingerprint(tree):
-    """Return what tells two trees apart."""
+    """Return a digest of a directory tree."""
     return hashlib.sha256(repr(tree).encode()).digest()
 
 

@@ -1,4 +1,4 @@
-"""Children that are forked, since importing torch anew takes seconds, and always reaped."""
+"""Forked child processes; importing torch in a new process would take seconds."""
 
 import os
 import select
@@ -42,7 +42,7 @@ class Child:
         self.reports = []
 
     def wait(self, timeout_s=60.0):
-        """Return how the child ended; one that takes too long is killed, and has hung."""
+        """Return how the child ended; after the timeout it is killed and counts as hung."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if select.select([self.pipe], [], [], 0.1)[0]:
@@ -66,7 +66,7 @@ class Child:
 
 
 class KillAt:
-    """A failpoint that kills its process at the n-th operation; half a write may get through."""
+    """A failpoint that kills its process at the n-th operation, perhaps after half a write."""
 
     def __init__(self, number, torn=False):
         self.number = number
@@ -74,19 +74,19 @@ class KillAt:
         self.count = 0
 
     def __call__(self, operation, path, detail):
-        # A kill before a read leaves what the operation before it left.
+        # A kill before a read leaves the same state as one before it.
         self.count += operation in WRITING
         if self.count < self.number:
             return None
         if self.torn and operation == "write" and self.count == self.number and len(detail) > 1:
             return len(detail) // 2
         os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(60)  # another thread may be the one to die last
+        time.sleep(60)  # the signal may reach another thread first
         return None
 
 
 class Count:
-    """A failpoint that counts."""
+    """A failpoint that counts write operations."""
 
     def __init__(self):
         self.count = 0

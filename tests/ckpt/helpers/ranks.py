@@ -1,4 +1,4 @@
-"""Several ranks on gloo, one of which fails in a phase of a save."""
+"""Programs for the ranks of a gloo group; one of them can fail in a phase of a save."""
 
 import os
 import signal
@@ -9,23 +9,23 @@ from datetime import timedelta
 import torch
 import torch.distributed.checkpoint
 import torch.distributed.device_mesh
-import torch.distributed.tensor  # before the ranks are forked: each would take a second for it
+import torch.distributed.tensor  # importing it in each forked rank would take a second
 from torch import distributed
 
 from brain_ckpt import Checkpointer
 from brain_ckpt.storage import filesystem
 from brain_dist import set_control_timeout
 
-# What the first rank is doing when its n-th save reaches a phase.
+# The file operation of the first rank in each phase of a save.
 PHASES = {"begin": "mkdir", "write": "write", "publish": "rename", "retention": "unlink"}
-# Each rank is in these by itself.
-OWN_PHASES = ("take", "shards")
-# Only a rank that stops is noticed by it; that one is killed, at once.
+# Phases that every rank runs on its own.
+RANK_PHASES = ("snapshot", "shards")
+# The timeout for a stopped rank; a killed rank is noticed at once.
 STOPPED_TIMEOUT_S, TIMEOUT_S = 5, 60
 
 
 class PerRank:
-    """Each rank's own state; one rank may fail while it is taken."""
+    """A state of each rank; a rank can fail while it is read."""
 
     def __init__(self, rank, fail):
         self.value, self.fail = torch.full((2,), float(rank)), fail
@@ -39,7 +39,7 @@ class PerRank:
 
 
 def join(directory, rank, world, timeout_s=TIMEOUT_S):
-    """Make the group."""
+    """Make the process group."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
     distributed.init_process_group(
         "gloo",
@@ -52,7 +52,7 @@ def join(directory, rank, world, timeout_s=TIMEOUT_S):
 
 
 def sharded(model, world):
-    """Have each rank hold a part of a model."""
+    """Shard a model over the ranks."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -62,8 +62,8 @@ def sharded(model, world):
         setattr(model, key, torch.nn.Parameter(part))
 
 
-def strikes_at(rank, target, phase):
-    """Return at which file operation a rank strikes; None where it does not."""
+def target_operation(rank, target, phase):
+    """Return a predicate for the file operation at which a rank fails; None if it does not."""
     if phase == "shards" and rank == target:
         return lambda operation, path: operation == "create" and "/shards/__" in path
     if phase in PHASES and rank == 0:
@@ -72,18 +72,22 @@ def strikes_at(rank, target, phase):
 
 
 def rank_main(directory, rank, world, case, report):
-    """Save once, then once more with the fault; write down how each ended."""
+    """Save once, then again with the fault; write the outcome to a file."""
     way, phase, target, how = case.way, case.phase, case.target, case.how
     join(directory, rank, world, STOPPED_TIMEOUT_S if way == "stop" else TIMEOUT_S)
     (directory / f"pid-{rank}").write_text(str(os.getpid()))
     armed = []
 
-    def strike():
+    def fail():
         if not armed:
             return
         armed.clear()
         if way == "raise":
-            raise ZeroDivisionError("in take") if phase == "take" else OSError(5, f"in {phase}")
+            raise (
+                ZeroDivisionError("in snapshot")
+                if phase == "snapshot"
+                else OSError(5, f"in {phase}")
+            )
         pid = int((directory / f"pid-{target}").read_text())
         os.kill(pid, signal.SIGKILL if way == "kill" else signal.SIGSTOP)
         time.sleep(0.2)
@@ -94,21 +98,21 @@ def rank_main(directory, rank, world, case, report):
     checkpointer = Checkpointer(
         directory / "save", {"model": model}, asynchronous="asynchronous" in how
     )
-    taking = phase == "take" and rank == target
+    fails_in_state = phase == "snapshot" and rank == target
     checkpointer.add_recoverable(
-        "own", PerRank(rank, strike if taking else lambda: None), per_rank=True
+        "own", PerRank(rank, fail if fails_in_state else lambda: None), per_rank=True
     )
-    strikes = strikes_at(rank, target, phase)
-    if strikes is not None:
+    is_target = target_operation(rank, target, phase)
+    if is_target is not None:
         filesystem.failpoint = lambda operation, path, detail: (
-            strike() if strikes(operation, path) else None
+            fail() if is_target(operation, path) else None
         )
     torch.nn.init.constant_(model.weight, 1.0)
     checkpointer.save_and_keep_only(meta={"number": 1})
     checkpointer.poll()
     checkpointer._writer.wait()
     distributed.barrier()
-    if taking or strikes is not None:
+    if fails_in_state or is_target is not None:
         armed.append(True)
     torch.nn.init.constant_(model.weight, 2.0)
     started = time.monotonic()
@@ -121,7 +125,7 @@ def rank_main(directory, rank, world, case, report):
     (directory / f"seconds-{rank}").write_text(str(time.monotonic() - started))
     (directory / f"outcome-{rank}").write_text(outcome)
     if way == "raise":
-        # nobody is lost: the ranks go on together
+        # no rank is lost, so the ranks can save again
         checkpointer.save_and_keep_only(meta={"number": 3})
         checkpointer._writer.wait()
         report(3)
@@ -129,7 +133,7 @@ def rank_main(directory, rank, world, case, report):
 
 
 def elastic_main(directory, rank, world, number, report):
-    """Recover what is there, each rank its own part, and save the next."""
+    """Recover, report the state of this rank, and save again."""
     join(directory, rank, world)
     own = PerRank(100 + rank, lambda: None)
     model = torch.nn.Linear(2, 2)
@@ -145,7 +149,7 @@ def elastic_main(directory, rank, world, number, report):
 
 
 def sharded_objects(world, directory, **options):
-    """Make a model of which each rank holds a part, its optimizer and a checkpointer."""
+    """Make a sharded model, its optimizer and a checkpointer."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.Linear(10, 5))
     for layer in model:
@@ -156,7 +160,7 @@ def sharded_objects(world, directory, **options):
 
 
 def whole_tensors(model, optimizer):
-    """Put the parts of all ranks together."""
+    """Return the whole tensors of a sharded model and its optimizer."""
     from torch.distributed.tensor import DTensor
 
     assert all(isinstance(value, DTensor) for value in model.state_dict().values())
@@ -168,7 +172,7 @@ def whole_tensors(model, optimizer):
 
 
 def sharded_save_main(directory, rank, world, asynchronous, report):
-    """Save a sharded model, and write down what it was; it changes before it is written."""
+    """Save a sharded model and its expected tensors; the model changes before it is written."""
     join(directory, rank, world)
     model, optimizer, checkpointer = sharded_objects(world, directory, asynchronous=asynchronous)
     for number, parameter in enumerate(model.parameters()):
@@ -197,7 +201,7 @@ def sharded_save_main(directory, rank, world, asynchronous, report):
 
 
 def sharded_load_main(directory, rank, world, report):
-    """Load it on another number of ranks, and compare."""
+    """Load a sharded model on another number of ranks and compare."""
     join(directory, rank, world)
     model, optimizer, checkpointer = sharded_objects(world, directory)
     assert checkpointer.recover_if_possible() is not None
@@ -209,7 +213,7 @@ def sharded_load_main(directory, rank, world, report):
 
 
 def nodes_main(directory, rank, world, number, fatal, report):
-    """Save on nodes of which each has a directory of its own; two ranks a node."""
+    """Save on nodes with two ranks and a directory each."""
     join(directory, rank, world)
     model = torch.nn.Linear(2, 2)
     checkpointer = Checkpointer(directory / f"node-{rank // 2}", {"model": model})
@@ -219,11 +223,11 @@ def nodes_main(directory, rank, world, number, fatal, report):
     assert not checkpointer._directory.nodes().shared
     if fatal is not None and rank == 2:
 
-        def strike(operation, path, detail):
+        def kill(operation, path, detail):
             if operation == fatal:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        filesystem.failpoint = strike
+        filesystem.failpoint = kill
     try:
         checkpointer.save_and_keep_only(meta={"number": number})
         outcome = "saved"

@@ -1,4 +1,4 @@
-"""A training that can be killed anywhere: its end, and the samples it saw, must not tell."""
+"""A training loop that can be killed anywhere and must end with the same result."""
 
 import torch
 
@@ -8,7 +8,7 @@ EPOCHS, BATCHES, SAVE_EACH = 3, 8, 3
 
 
 class Progress:
-    """Where a run is, and what it saw in this epoch."""
+    """The position of a run and the samples of the current epoch."""
 
     def __init__(self):
         self.epoch, self.batch, self.seen, self.validated = 0, 0, [], []
@@ -21,7 +21,7 @@ class Progress:
 
 
 def train(directory, mark=lambda place: None, **options):
-    """Train to the end from wherever the checkpoints are; return the weights and what was seen."""
+    """Train to the end from the newest checkpoint; return the weights and validation losses."""
     torch.manual_seed(7)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
@@ -51,7 +51,7 @@ def train(directory, mark=lambda place: None, **options):
             if progress.batch % SAVE_EACH == 0:
                 checkpointer.save_and_keep_only(end_of_epoch=False)
                 mark("saved")
-        mark("border")
+        mark("epoch_end")
         model.eval()
         with torch.no_grad():
             loss = model(rows).square().mean().item()
@@ -60,6 +60,6 @@ def train(directory, mark=lambda place: None, **options):
         progress.epoch, progress.batch, progress.seen = progress.epoch + 1, 0, []
         progress.validated = [*progress.validated, loss]
         checkpointer.save_and_keep_only(meta={"loss": loss}, min_keys=["loss"])
-        mark("border")
+        mark("epoch_end")
     checkpointer.close()
     return [parameter.detach().clone() for parameter in model.parameters()], progress.validated

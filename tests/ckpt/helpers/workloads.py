@@ -1,4 +1,4 @@
-"""A run whose state is a number, so that one look tells which save a recovered state is of."""
+"""Runs whose state is the number of the save, so that a recovered state tells its save."""
 
 import contextlib
 
@@ -19,7 +19,7 @@ from brain_ckpt.storage.verify import verify
 
 @register_checkpoint_hooks
 class Counter:
-    """Writes its file itself, as SpeechBrain's counters do."""
+    """A counter that writes its file itself, as in SpeechBrain."""
 
     def __init__(self):
         self.count = 0
@@ -34,7 +34,7 @@ class Counter:
 
 
 class Run:
-    """Objects whose state is the number of the save, in each of their ways."""
+    """Objects of each kind whose state is the number of the save."""
 
     def __init__(self, directory, **options):
         self.model = torch.nn.Linear(3, 2)
@@ -48,7 +48,7 @@ class Run:
         self.checkpointer.add_recoverable("rng", RNGState(), per_rank=True)
 
     def set(self, number):
-        """Make the state that of a save."""
+        """Set the state to the number of a save."""
         self.counter.count = number
         with torch.no_grad():
             for parameter in self.model.parameters():
@@ -59,7 +59,7 @@ class Run:
         torch.manual_seed(number)
 
     def number(self):
-        """Return which save the state is of; it must be of one as a whole."""
+        """Return the number of the save of the state; all objects must have the same."""
         found = {float(self.counter.count), torch.initial_seed() * 1.0}
         for parameter in self.model.parameters():
             found |= set(parameter.detach().flatten().tolist())
@@ -68,7 +68,7 @@ class Run:
         return int(found.pop())
 
     def recover(self):
-        """Load the newest intact checkpoint; return its number, 0 if there is none."""
+        """Load the newest intact checkpoint; return its number, or 0 if there is none."""
         self.set(0)
         found = self.checkpointer.recover_if_possible()
         return 0 if found is None else self.number()
@@ -83,7 +83,7 @@ def first_save(directory, acknowledge, saves=1, **options):
 
 
 def later_saves(directory, acknowledge, saves=1, **options):
-    """Save, and let only the newest stay."""
+    """Save and keep the newest."""
     run = Run(directory, **options)
     start = run.recover()
     for number in range(start + 1, start + 1 + saves):
@@ -93,7 +93,7 @@ def later_saves(directory, acknowledge, saves=1, **options):
 
 
 def best_saves(directory, acknowledge, saves=1):
-    """Save; the newest and the best stay."""
+    """Save and keep the newest and the best."""
     run = Run(directory)
     start = run.recover()
     for number, loss in ((start + 1, 0.5), (start + 2, 0.7))[:saves]:
@@ -103,7 +103,7 @@ def best_saves(directory, acknowledge, saves=1):
 
 
 def replacing_saves(directory, acknowledge, saves=1, **options):
-    """Save twice under one name."""
+    """Save repeatedly under one name."""
     run = Run(directory, **options)
     start = run.recover()
     for number in range(start + 1, start + 1 + saves):
@@ -113,7 +113,7 @@ def replacing_saves(directory, acknowledge, saves=1, **options):
 
 
 def asynchronous_saves(directory, acknowledge, saves=1):
-    """Save while the state changes."""
+    """Save asynchronously while the state changes."""
     run = Run(directory, asynchronous=True)
     start = run.recover()
     for number in range(start + 1, start + 1 + saves):
@@ -126,7 +126,7 @@ def asynchronous_saves(directory, acknowledge, saves=1):
 
 
 def deleting_first(directory, acknowledge, saves=1):
-    """Delete before saving, as nobody should."""
+    """Delete before saving, which is wrong."""
     run = Run(directory)
     start = run.recover()
     for number in range(start + 1, start + 1 + saves):
@@ -137,12 +137,12 @@ def deleting_first(directory, acknowledge, saves=1):
 
 
 def unrenamed_saves(directory, acknowledge, saves=1):
-    """As later saves, on a file system that renames a directory in several steps."""
+    """Save as `later_saves` does, without renaming directories."""
     later_saves(directory, acknowledge, saves, atomic_rename=False)
 
 
 def unrenamed_replacing_saves(directory, acknowledge, saves=1):
-    """As replacing saves, on such a file system."""
+    """Save as `replacing_saves` does, without renaming directories."""
     replacing_saves(directory, acknowledge, saves, atomic_rename=False)
 
 
@@ -170,7 +170,7 @@ def base(directory, workload):
 
 @contextlib.contextmanager
 def failpoint(function):
-    """Have every file operation go through a function."""
+    """Set the failpoint."""
     filesystem.failpoint = function
     try:
         yield
@@ -179,10 +179,10 @@ def failpoint(function):
 
 
 def problem_after_fault(directory, acknowledged, *, saves_again=False, **options):
-    """Return what a fault broke, or None.
+    """Return a problem that a fault has caused, or None.
 
-    The newest that can be recovered is at least the last that was acknowledged; every listed
-    checkpoint is intact; the next save leaves nothing temporary.
+    The recovered save must be at least the last acknowledged one, every listed checkpoint must be
+    intact, and the next save must leave no temporary directory.
     """
     run = Run(directory, **options)
     try:
@@ -213,5 +213,5 @@ def problem_after_fault(directory, acknowledged, *, saves_again=False, **options
 
 
 def seq_of(checkpoint):
-    """Return the number that a manifest gives a save."""
+    """Return the number of a save in its manifest."""
     return read_manifest(checkpoint.path).seq

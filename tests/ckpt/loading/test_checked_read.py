@@ -1,4 +1,4 @@
-"""A state that is read and checked in one go is the one that was written, or is not used."""
+"""Reading and verifying a state in one pass."""
 
 import random
 
@@ -32,8 +32,8 @@ def same(one, other):
 
 @pytest.mark.parametrize("algorithm", ["crc32", "sha256"])
 @pytest.mark.parametrize("state", list(states()), ids=["plain", "many", "shared", "odd"])
-def test_what_is_read_is_what_torch_reads(state, algorithm, tmp_path):
-    """Many small tensors, views, tensors that share memory, and none at all."""
+def test_a_checked_read_returns_what_torch_reads(state, algorithm, tmp_path):
+    """The states have many small tensors, views, tensors that share memory, or none."""
     file = tmp_path / "state"
     digest = write_file(file, lambda stream: write_state(state, stream), algorithm)
     found = read_checked(file, digest, algorithm)
@@ -44,8 +44,8 @@ def test_what_is_read_is_what_torch_reads(state, algorithm, tmp_path):
         assert first.data_ptr() == second.data_ptr()
 
 
-def test_no_damage_is_read(tmp_path):
-    """One bit anywhere, in a tensor or between two of them, and nothing is returned."""
+def test_a_checked_read_returns_nothing_for_a_damaged_file(tmp_path):
+    """Any flipped bit, in a tensor or between tensors, is found."""
     file = tmp_path / "state"
     state = {str(n): torch.randn(37 * n) for n in range(60)}
     digest = write_file(file, lambda stream: write_state(state, stream))
@@ -61,8 +61,8 @@ def test_no_damage_is_read(tmp_path):
     assert read_checked(file, digest, "crc32") is None
 
 
-def test_what_would_run_code_is_not_read(tmp_path):
-    """However intact its file is."""
+def test_a_checked_read_runs_no_code(tmp_path):
+    """An intact file does not make it safe."""
     file = tmp_path / "state"
     torch.save({"code": print, "tensor": torch.ones(9)}, file)
     assert read_checked(file, digest_file(file, "crc32"), "crc32") is None
@@ -76,8 +76,8 @@ def big_run(directory):
     return Checkpointer(directory, {"model": model, "optimizer": optimizer}), optimizer
 
 
-def test_a_large_optimizer_is_read_once_and_keeps_no_file(tmp_path, monkeypatch):
-    """Its moments come from the file that was checked, into memory of their own."""
+def test_a_large_optimizer_state_is_read_once(tmp_path, monkeypatch):
+    """Its moments are read from the verified file into memory of their own."""
     checkpointer, optimizer = big_run(tmp_path)
     saved = checkpointer.save_checkpoint()
     expected = [entry["exp_avg"].clone() for entry in optimizer.state.values()]
@@ -96,8 +96,8 @@ def test_a_large_optimizer_is_read_once_and_keeps_no_file(tmp_path, monkeypatch)
     assert all(map(torch.equal, found, expected))
 
 
-def test_damage_of_a_large_optimizer_is_named(tmp_path):
-    """As that of any file: with its name and its place."""
+def test_damage_of_a_large_optimizer_state_is_named(tmp_path):
+    """The error has the name of the file and the position."""
     checkpointer, _ = big_run(tmp_path)
     saved = checkpointer.save_checkpoint()
     file = saved.path / "optimizer.ckpt"
@@ -108,8 +108,8 @@ def test_damage_of_a_large_optimizer_is_named(tmp_path):
         checkpointer.load_checkpoint(saved)
 
 
-def test_code_in_a_large_optimizer_is_refused(tmp_path):
-    """The usual way says so, by name."""
+def test_code_in_a_large_optimizer_state_is_refused(tmp_path):
+    """The error is that of the usual way of reading."""
 
     class Odd(torch.optim.SGD):
         def state_dict(self):

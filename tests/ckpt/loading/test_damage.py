@@ -46,7 +46,7 @@ def lengthen(content, chance):
 
 @pytest.mark.parametrize("name", FILES)
 def test_no_damage_of_a_file_is_loaded_silently(name, workloads, fast_dir, times, tally, progress):
-    """Flipped bits, truncations, zeroed pages, more bytes: refused, with nothing touched."""
+    """Flipped bits, truncations, zeroed pages and appended bytes are found, no object changes."""
     run = workloads.Run(fast_dir)
     run.set(7)
     checkpoint = run.checkpointer.save_checkpoint()
@@ -54,9 +54,9 @@ def test_no_damage_of_a_file_is_loaded_silently(name, workloads, fast_dir, times
     intact = file.read_bytes()
     chance = random.Random(progress.seed)
     run.set(1)
-    wanted = times(500, 10_000)
-    for number in range(wanted):
-        progress("damaged files", number + 1, wanted)
+    total = times(500, 10_000)
+    for number in range(total):
+        progress("damaged files", number + 1, total)
         way = (flip, flip, flip, truncate, zero_a_page, lengthen)[number % 6]
         damaged = way(intact, chance)
         if damaged == intact:
@@ -74,7 +74,7 @@ def test_no_damage_of_a_file_is_loaded_silently(name, workloads, fast_dir, times
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_found(name, workloads, fast_dir):
-    """Whichever it is, and however old the checkpoint beside it."""
+    """Any file can be missing, and the next older checkpoint is loaded."""
     run = workloads.Run(fast_dir)
     for number in (1, 2):
         run.set(number)
@@ -84,8 +84,8 @@ def test_a_missing_file_is_found(name, workloads, fast_dir):
 
 
 @pytest.mark.parametrize("name", ["model.ckpt", "counter.ckpt", "MANIFEST.json", "CKPT.yaml"])
-def test_a_file_swapped_with_that_of_another_checkpoint_is_found(name, workloads, fast_dir):
-    """Two intact files of two saves do not make one intact checkpoint."""
+def test_a_file_from_another_checkpoint_is_found(name, workloads, fast_dir):
+    """Intact files of two saves are not an intact checkpoint."""
     run = workloads.Run(fast_dir)
     saved = []
     for number in (1, 2):
@@ -99,8 +99,10 @@ def test_a_file_swapped_with_that_of_another_checkpoint_is_found(name, workloads
         workloads.Run(fast_dir).recover()
 
 
-def test_the_next_older_one_is_loaded_and_the_damaged_file_named(workloads, fast_dir, caplog):
-    """A damaged newest checkpoint costs an interval, not the run."""
+def test_the_next_older_checkpoint_is_loaded_and_the_damaged_file_is_named(
+    workloads, fast_dir, caplog
+):
+    """Damage of the newest checkpoint costs one interval."""
     run = workloads.Run(fast_dir)
     for number in (1, 2):
         run.set(number)
@@ -113,7 +115,7 @@ def test_the_next_older_one_is_loaded_and_the_damaged_file_named(workloads, fast
 
 
 def test_a_damaged_best_checkpoint_is_an_error(workloads, fast_dir):
-    """Another model than the best would be evaluated as if it were."""
+    """Another model would be evaluated as the best one."""
     run = workloads.Run(fast_dir)
     for number, loss in ((1, 0.1), (2, 0.2)):
         run.set(number)
@@ -124,8 +126,8 @@ def test_a_damaged_best_checkpoint_is_an_error(workloads, fast_dir):
         run.checkpointer.recover_if_possible(min_key="loss")
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_afresh(workloads, fast_dir):
-    """Also where not one of them can be listed."""
+def test_a_run_with_only_damaged_checkpoints_does_not_start_over(workloads, fast_dir):
+    """This also holds if none of them can be listed."""
     run = workloads.Run(fast_dir)
     run.set(3)
     saved = run.checkpointer.save_checkpoint()
@@ -138,7 +140,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_afresh(workloads
 def test_a_checkpoint_of_speechbrain_with_a_damaged_tensor_is_passed_over(
     tmp_path, speechbrain_run
 ):
-    """Without a manifest the zip's own checksums are compared."""
+    """Without a manifest the checksums of the zip are compared."""
     save = tmp_path / "save"
     shutil.copytree(speechbrain_run / "stopped", save)
     newest = max(
@@ -165,8 +167,8 @@ def test_a_checkpoint_of_speechbrain_with_a_damaged_tensor_is_passed_over(
     assert passed_over > 50
 
 
-def test_what_a_kill_of_speechbrain_leaves_is_passed_over(tmp_path, speechbrain_run):
-    """It writes CKPT.yaml first, so that tensors are missing, empty or cut."""
+def test_a_checkpoint_of_a_killed_speechbrain_run_is_passed_over(tmp_path, speechbrain_run):
+    """SpeechBrain writes CKPT.yaml first, so state files can be missing, empty or truncated."""
     for name, content in (
         ("model.ckpt", None),
         ("model.ckpt", b""),

@@ -1,4 +1,4 @@
-"""A file made to do harm does none."""
+"""Malicious files."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from brain_ckpt import Checkpointer, CheckpointError, NoIntactCheckpointError, U
 
 
 class Harm:
-    """Unpickled, it makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, canary):
         self.canary = canary
@@ -38,7 +38,7 @@ def saved(tmp_path):
 
 
 def sign(path, change):
-    """Edit a manifest and give it a checksum that fits, as an attacker can."""
+    """Edit a manifest and update its checksum, as an attacker can."""
     file = path / "MANIFEST.json"
     fields = json.loads(file.read_text())
     change(fields)
@@ -55,7 +55,7 @@ def refit(path, name):
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_pickle_that_runs_code_is_refused(legacy, saved, canary):
-    """Its checksum is right, so that it is the unpickler that has to refuse."""
+    """Its checksum is correct, so the unpickler must refuse it."""
     checkpointer, path = saved
     torch.save(
         {"weight": Harm(canary)}, path / "model.ckpt", _use_new_zipfile_serialization=not legacy
@@ -66,7 +66,7 @@ def test_a_pickle_that_runs_code_is_refused(legacy, saved, canary):
 
 
 def test_a_bare_pickle_is_refused(saved, canary):
-    """A file that torch.save did not write at all."""
+    """The file was not written by torch.save."""
     checkpointer, path = saved
     (path / "model.ckpt").write_bytes(pickle.dumps(Harm(canary), protocol=2))
     refit(path, "model.ckpt")
@@ -87,8 +87,8 @@ def test_a_bare_pickle_is_refused(saved, canary):
         ),
     ],
 )
-def test_a_tag_in_the_meta_file_runs_nothing(tag, saved, canary):
-    """It is refused by its name."""
+def test_a_tag_in_the_meta_file_runs_no_code(tag, saved, canary):
+    """The error names the tag."""
     checkpointer, path = saved
     (path / "CKPT.yaml").write_text(
         f"unixtime: 1.0\nend-of-epoch: true\nloss: {tag.format(canary)}\n"
@@ -101,8 +101,8 @@ def test_a_tag_in_the_meta_file_runs_nothing(tag, saved, canary):
 @pytest.mark.parametrize(
     "name", ["../../../etc/passwd", "/etc/passwd", "a/../../b", "", "a\\b", "./model.ckpt"]
 )
-def test_a_manifest_names_no_path_outside_its_directory(name, saved):
-    """However it spells it."""
+def test_a_manifest_with_a_path_outside_its_directory_is_refused(name, saved):
+    """Every spelling is refused."""
     checkpointer, path = saved
     sign(path, lambda fields: fields["files"].update({name: {"size": 1, "chunks": ["0" * 8]}}))
     checkpoint = checkpointer.list_checkpoints()[0]
@@ -111,7 +111,7 @@ def test_a_manifest_names_no_path_outside_its_directory(name, saved):
 
 
 def test_a_link_is_not_followed_when_loading(saved, tmp_path):
-    """Neither a file that is one nor one on the way to it."""
+    """Neither a linked file nor a linked directory is followed."""
     checkpointer, path = saved
     outside = tmp_path / "outside.ckpt"
     (path / "model.ckpt").rename(outside)
@@ -121,7 +121,7 @@ def test_a_link_is_not_followed_when_loading(saved, tmp_path):
 
 
 def test_a_link_is_not_followed_when_deleting(saved, tmp_path):
-    """What it points at stays."""
+    """The target of the link is kept."""
     checkpointer, path = saved
     treasure = tmp_path / "treasure"
     treasure.mkdir()
@@ -133,7 +133,7 @@ def test_a_link_is_not_followed_when_deleting(saved, tmp_path):
 
 
 def test_a_hook_that_makes_a_link_is_refused(tmp_path):
-    """The checkpoint would be as safe as what it points at."""
+    """The target of a link could change later."""
     outside = tmp_path / "outside"
     outside.write_text("1")
     checkpointer = Checkpointer(tmp_path / "save")
@@ -145,7 +145,7 @@ def test_a_hook_that_makes_a_link_is_refused(tmp_path):
 
 
 def test_a_zip_bomb_is_refused_unread(tmp_path, speechbrain_run):
-    """torch.save never compresses."""
+    """torch.save never compresses files."""
     path = tmp_path / "save" / "CKPT+bomb"
     path.mkdir(parents=True)
     (path / "CKPT.yaml").write_text("unixtime: 1.0\nend-of-epoch: true\n")
@@ -157,15 +157,15 @@ def test_a_zip_bomb_is_refused_unread(tmp_path, speechbrain_run):
 
 @pytest.mark.parametrize("name", ["CKPT.yaml", "MANIFEST.json"])
 def test_an_endless_meta_file_is_refused_unread(name, saved):
-    """A sparse file of a terabyte costs nothing to make."""
+    """An attacker can make a sparse file of a terabyte."""
     checkpointer, path = saved
     os.truncate(path / name, 2**40)
     with pytest.raises(CheckpointError):
         checkpointer.recover_if_possible()
 
 
-def test_trust_is_given_by_name_and_for_one_call(tmp_path):
-    """A state that only unpickling can load is loaded where that is asked for."""
+def test_trusted_applies_to_one_call(tmp_path):
+    """A state that needs unpickling is loaded only with trusted=True."""
 
     class Holder:
         value = None

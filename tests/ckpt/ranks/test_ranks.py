@@ -1,4 +1,4 @@
-"""Several ranks: a save in which one fails ends on all others, with the same error, and soon."""
+"""A save in which one rank fails ends on all other ranks, with the same error."""
 
 import itertools
 import os
@@ -14,12 +14,12 @@ from brain_ckpt import Checkpointer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
 
-ALWAYS = ("take", "begin", "write", "publish", "retention")
+ALWAYS = ("snapshot", "begin", "write", "publish", "retention")
 AT_ONCE = 6
 
 
 class Case(NamedTuple):
-    """One rank of some, at one place of a save, and how that is done."""
+    """A failure of one rank in one phase of a save."""
 
     way: str
     phase: str
@@ -29,15 +29,15 @@ class Case(NamedTuple):
 
 
 def all_cases():
-    """Each way on each number of ranks in each phase; the first or the last rank in turn."""
+    """Return all combinations of ways, numbers of ranks and phases."""
     cases = []
     for world, way in itertools.product((2, 3, 4), ("raise", "kill", "stop")):
         for number, phase in enumerate((*ALWAYS, "shards")):
-            # only the first rank can raise where only the first one works
-            lonely = way == "raise" and phase in ALWAYS[1:]
-            target = 0 if lonely or (number + world) % 2 else world - 1
+            # only the first rank can raise in a phase that only it runs
+            first_only = way == "raise" and phase in ALWAYS[1:]
+            target = 0 if first_only or (number + world) % 2 else world - 1
             how = "sharded" if phase == "shards" else ""
-            # the deletion comes after the save either way
+            # retention runs after the save in both cases
             if (number + len(cases)) % 2 and phase != "retention":
                 how = f"{how} asynchronous"
             cases.append(Case(way, phase, target, world, how))
@@ -54,7 +54,7 @@ def launch(processes, directory, main, world, *arguments):
 
 
 def end(processes, children, target, way):
-    """Wait for all but a stopped child, which is killed then; return how each ended."""
+    """Wait for all children, kill a stopped one and return how each ended."""
     ends = {
         rank: child.wait(120)
         for rank, child in enumerate(children)
@@ -79,12 +79,12 @@ def check(directory, ends, case, processes, tally):
         assert f"in {phase}" in outcomes.pop()
         assert kinds == {"CheckpointSaveError"}, (case, outcomes)
     elif phase == "retention":
-        # the save was acknowledged before: a failed deletion is logged, a lost rank is raised
+        # after the save a failed deletion is logged and a lost rank is raised
         assert kinds == {"saved" if way == "raise" else "RanksLostError"}, (case, outcomes)
     else:
         assert kinds == {"CheckpointSaveError"}, (case, outcomes)
     seconds = [float((directory / f"seconds-{rank}").read_text()) for rank in alive]
-    # by the timeout where a rank has stopped, and long before it where one is gone
+    # a stopped rank is noticed at the timeout, a killed one long before
     assert max(seconds) < 45, (case, seconds)
     model = torch.nn.Linear(4, 8)
     checkpointer = Checkpointer(directory / "save", {"model": model})
@@ -99,10 +99,10 @@ def check(directory, ends, case, processes, tally):
     assert left == [".brain.lock"]
 
 
-def test_a_rank_that_fails_in_a_save_hangs_and_loses_nothing(
+def test_a_failing_rank_hangs_no_other_and_loses_nothing(
     processes, rank_programs, fast_dir, times, tally, progress
 ):
-    """It raises, is killed or stops, in each phase, of 2, 3 and 4 ranks; six groups at a time."""
+    """One of 2, 3 or 4 ranks raises, is killed or stops in each phase."""
     cases = all_cases()[:: times(7, 1)]
     chance = random.Random(progress.seed)
     losing = [case for case in cases if case.way != "raise"]
@@ -120,10 +120,8 @@ def test_a_rank_that_fails_in_a_save_hangs_and_loses_nothing(
         progress("groups of ranks", start + len(groups), len(cases))
 
 
-def test_each_rank_gets_its_own_part_back_and_a_new_rank_keeps_its_own(
-    processes, rank_programs, fast_dir
-):
-    """Saved by two ranks, loaded by three."""
+def test_each_rank_restores_its_own_state(processes, rank_programs, fast_dir):
+    """A third rank without a saved state keeps its own."""
     for world, number, expected in ((2, 1, [255, 255]), (3, 0, [100, 101, 102])):
         children = launch(processes, fast_dir, rank_programs.elastic_main, world, number)
         assert [child.wait(90) for child in children] == [processes.FINISHED] * world
@@ -136,10 +134,10 @@ def commits_of(directory):
     return [set(Store(directory / f"node-{node}", "reader").published_commits()) for node in (0, 1)]
 
 
-def test_nodes_without_a_shared_file_system_each_keep_a_whole_copy(
+def test_nodes_without_a_shared_file_system_each_keep_a_complete_copy(
     processes, rank_programs, fast_dir
 ):
-    """The same commit on both, and the older one gone from both."""
+    """Both nodes have the same commit, and the older one is deleted on both."""
     for number in (1, 2):
         children = launch(processes, fast_dir, rank_programs.nodes_main, 4, number, None)
         assert [child.wait(90) for child in children] == [processes.FINISHED] * 4
@@ -153,10 +151,10 @@ def test_nodes_without_a_shared_file_system_each_keep_a_whole_copy(
 
 
 @pytest.mark.parametrize(("fatal", "recovered"), [("write", 1), ("rename", 2)])
-def test_a_node_that_dies_in_a_save_leaves_the_nodes_in_agreement(
+def test_nodes_agree_after_one_dies_during_a_save(
     fatal, recovered, processes, rank_programs, fast_dir
 ):
-    """What was prepared everywhere and published somewhere is rolled forward; else nothing was."""
+    """A commit prepared everywhere and published somewhere is rolled forward."""
     children = launch(processes, fast_dir, rank_programs.nodes_main, 4, 1, None)
     assert [child.wait(90) for child in children] == [processes.FINISHED] * 4
     children = launch(processes, fast_dir, rank_programs.nodes_main, 4, 2, fatal)

@@ -1,4 +1,4 @@
-"""What SpeechBrain 1.1 writes is read here, and what is written here is read there."""
+"""File formats: those of SpeechBrain 1.1, and those of common objects."""
 
 import logging
 import shutil
@@ -12,7 +12,7 @@ from brain_ckpt.storage.meta import load_meta
 
 
 class Text:
-    """A class that carries SpeechBrain's marks, and reads text."""
+    """A class with SpeechBrain's marks that reads text."""
 
     text = None
 
@@ -27,7 +27,7 @@ class Text:
 
 
 class Progress:
-    """Has a state, as our Brain; SpeechBrain's wrote YAML."""
+    """An object with a state, like brain_core's Brain; SpeechBrain's Brain wrote YAML."""
 
     def state_dict(self):
         return {}
@@ -52,7 +52,7 @@ def objects():
 
 
 def test_a_run_of_speechbrain_is_recovered(tmp_path, speechbrain_run):
-    """Its newest checkpoint, which is inside an epoch, and its best, at an epoch's end."""
+    """The newest checkpoint is inside an epoch, and the best one at the end of an epoch."""
     save = tmp_path / "save"
     shutil.copytree(speechbrain_run / "stopped", save)
     found = objects()
@@ -77,7 +77,7 @@ def test_a_run_of_speechbrain_is_recovered(tmp_path, speechbrain_run):
 
 
 def list_as_the_format_says(save):
-    """A lister written from the description of the format: names, meta files, parameter files."""
+    """List checkpoints by the format description: names, meta files, parameter files."""
     found = []
     for path in save.iterdir():
         if path.is_dir() and path.name.startswith("CKPT") and (path / "CKPT.yaml").exists():
@@ -87,8 +87,8 @@ def list_as_the_format_says(save):
     return sorted(found)
 
 
-def test_a_lister_and_loader_written_from_the_format_read_ours(tmp_path):
-    """Nothing temporary is listed, and no file of ours is taken for a recoverable."""
+def test_a_reader_written_from_the_format_description_reads_a_checkpoint(tmp_path):
+    """No temporary directory is listed, and no other file is taken for a recoverable."""
     found = objects()
     found["counter"].text = found["dataloader-TRAIN"].text = "1"
     found.pop("brain")
@@ -108,7 +108,7 @@ def test_a_lister_and_loader_written_from_the_format_read_ours(tmp_path):
 
 
 def test_metas_with_numpy_scalars_and_tuples_are_read():
-    """As PyYAML's unsafe dumper wrote them, with NumPy 1 and 2."""
+    """They are as PyYAML's unsafe dumper wrote them, with NumPy 1 and 2."""
     import numpy as np
 
     meta = {
@@ -129,8 +129,8 @@ def test_metas_with_numpy_scalars_and_tuples_are_read():
         assert read["pair"] == (1, 2.5)
 
 
-def test_tensors_in_the_old_format_are_read(tmp_path):
-    """Not a zip: the format of torch before 1.6."""
+def test_files_in_the_format_before_torch_1_6_are_read(tmp_path):
+    """The old format is not a zip file."""
     model = torch.nn.Linear(2, 2)
     path = tmp_path / "CKPT+old"
     path.mkdir()
@@ -143,7 +143,7 @@ def test_tensors_in_the_old_format_are_read(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_prefixes_of_wrappers_are_stripped_when_loading(prefix, tmp_path):
-    """A checkpoint of a wrapped model is one of the model."""
+    """A checkpoint of a wrapped model fits the bare model."""
     model = torch.nn.Sequential(torch.nn.Linear(2, 2))
     path = tmp_path / "CKPT+wrapped"
     path.mkdir()
@@ -155,8 +155,8 @@ def test_prefixes_of_wrappers_are_stripped_when_loading(prefix, tmp_path):
     assert torch.equal(model[0].weight, expected)
 
 
-def test_a_module_that_is_called_module_keeps_its_name(tmp_path):
-    """A prefix is only stripped where the keys fit without it alone."""
+def test_a_submodule_named_module_keeps_its_name(tmp_path):
+    """A prefix is removed only if the keys fit without it."""
     model = torch.nn.ModuleDict({"module": torch.nn.Linear(1, 1), "head": torch.nn.Linear(1, 1)})
     before = model["module"].weight.detach().clone()
     checkpointer = Checkpointer(tmp_path, {"model": model})
@@ -167,8 +167,8 @@ def test_a_module_that_is_called_module_keeps_its_name(tmp_path):
     assert torch.equal(model["module"].weight, before)
 
 
-def test_a_compiled_module_is_saved_under_its_own_keys(tmp_path):
-    """Whole or as a part of another one."""
+def test_a_compiled_module_is_saved_under_the_keys_of_the_bare_module(tmp_path):
+    """This holds for a whole module and for a submodule."""
     compiled = torch.compile(torch.nn.Linear(2, 2), backend="eager")
     models = {"whole": compiled, "part": torch.nn.ModuleDict({"a": compiled})}
     saved = Checkpointer(tmp_path, models).save_checkpoint()
@@ -179,7 +179,7 @@ def test_a_compiled_module_is_saved_under_its_own_keys(tmp_path):
     Checkpointer(tmp_path, models).recover_if_possible()
 
 
-def test_an_optimizers_state_keeps_its_dtypes(tmp_path):
+def test_the_state_of_an_optimizer_keeps_its_dtypes(tmp_path):
     """torch casts float32 moments to the bfloat16 of the parameters (pytorch#43706)."""
     model = torch.nn.Linear(3, 3, dtype=torch.bfloat16)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -196,7 +196,7 @@ def test_an_optimizers_state_keeps_its_dtypes(tmp_path):
 
 
 def test_schedulers_and_scalers_are_recovered(tmp_path):
-    """Each kind, and a CyclicLR whose file SpeechBrain wrote."""
+    """Each type is recovered, and a CyclicLR from a file of SpeechBrain."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
     cyclic = torch.optim.lr_scheduler.CyclicLR(optimizer, 0.1, 0.2, mode="exp_range")
@@ -216,8 +216,8 @@ def test_schedulers_and_scalers_are_recovered(tmp_path):
     cyclic.step()
 
 
-def test_a_dataclass_is_its_fields(tmp_path):
-    """A plain counter needs no methods."""
+def test_a_dataclass_is_saved_by_its_fields(tmp_path):
+    """A dataclass needs no methods."""
     from dataclasses import dataclass
 
     @dataclass
@@ -233,8 +233,8 @@ def test_a_dataclass_is_its_fields(tmp_path):
     assert counter == Counter(5, 0.1)
 
 
-def test_a_hook_may_write_more_files_beside_its_path(tmp_path):
-    """They are in the manifest: a damaged one is found."""
+def test_a_hook_can_write_additional_files(tmp_path):
+    """They are in the manifest, so damage is found."""
 
     class Loader:
         @mark_as_saver
@@ -254,8 +254,8 @@ def test_a_hook_may_write_more_files_beside_its_path(tmp_path):
         checkpointer.recover_if_possible()
 
 
-def test_custom_hooks_come_first_and_may_leave_the_flag_out(tmp_path):
-    """``hook(obj, path)`` as SpeechBrain documents it, or with end_of_epoch as it calls it."""
+def test_custom_hooks_come_first_and_may_omit_the_flag(tmp_path):
+    """A hook is called with or without end_of_epoch."""
     model, told = torch.nn.Linear(1, 1), []
     checkpointer = Checkpointer(
         tmp_path,
@@ -272,7 +272,7 @@ def test_custom_hooks_come_first_and_may_leave_the_flag_out(tmp_path):
 
 
 def test_what_only_trust_can_load_is_warned_of_when_it_is_saved(tmp_path, caplog):
-    """A NumPy scalar in a state becomes a plain one; a function cannot."""
+    """A NumPy scalar becomes a plain number; a function cannot be replaced."""
     import numpy as np
 
     class Odd:

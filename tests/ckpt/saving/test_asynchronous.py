@@ -1,4 +1,4 @@
-"""A save that is written while training goes on."""
+"""Asynchronous saves."""
 
 import errno
 import subprocess
@@ -15,7 +15,7 @@ from brain_ckpt.saving.buffers import SnapshotBuffers
 
 @pytest.fixture
 def gate(workloads):
-    """Holds the writer back at its first write until it is opened."""
+    """Blocks the writer at its first write until it is opened."""
     opened = threading.Event()
     main = threading.main_thread()
 
@@ -32,8 +32,8 @@ def published(directory):
     return sorted(path.name for path in directory.glob("CKPT*"))
 
 
-def test_the_state_of_the_moment_is_saved(tmp_path, workloads, gate):
-    """Whatever training does to it while it is written."""
+def test_the_state_at_the_call_is_saved(tmp_path, workloads, gate):
+    """Later changes of the state do not matter."""
     run = workloads.Run(tmp_path, asynchronous=True)
     run.set(5)
     run.checkpointer.save_checkpoint()
@@ -43,8 +43,8 @@ def test_the_state_of_the_moment_is_saved(tmp_path, workloads, gate):
     assert workloads.Run(tmp_path).recover() == 5
 
 
-def test_it_is_published_at_the_first_poll_after_it_is_written(tmp_path, workloads, gate):
-    """Not before, and by the thread that trains."""
+def test_a_written_save_is_published_at_the_next_poll(tmp_path, workloads, gate):
+    """It is published by the training thread, not earlier."""
     run = workloads.Run(tmp_path, asynchronous=True)
     run.checkpointer.save_checkpoint()
     run.checkpointer.poll()
@@ -57,8 +57,8 @@ def test_it_is_published_at_the_first_poll_after_it_is_written(tmp_path, workloa
     assert len(published(tmp_path)) == 1
 
 
-def test_one_save_is_under_way_at_a_time(tmp_path, workloads, gate):
-    """The next one waits for it: memory for two is never taken."""
+def test_one_save_is_pending_at_a_time(tmp_path, workloads, gate):
+    """The next save waits, so that only one copy of the state exists."""
     run = workloads.Run(tmp_path, asynchronous=True)
     run.checkpointer.save_checkpoint()
     threading.Timer(0.2, gate.set).start()
@@ -69,7 +69,7 @@ def test_one_save_is_under_way_at_a_time(tmp_path, workloads, gate):
 
 
 def test_retention_runs_after_publication(tmp_path, workloads, gate):
-    """The older one stays until the newer one is there."""
+    """The older checkpoint is kept until the newer one is published."""
     blocking = workloads.Run(tmp_path)
     blocking.checkpointer.save_checkpoint(name="older")
     blocking.checkpointer.close()
@@ -82,7 +82,7 @@ def test_retention_runs_after_publication(tmp_path, workloads, gate):
 
 
 def test_an_error_is_raised_in_the_loop(tmp_path, workloads):
-    """At the next poll, never only logged; the save after it works."""
+    """The next poll raises it, and a later save succeeds."""
     run = workloads.Run(tmp_path, asynchronous=True)
 
     def point(operation, path, detail):
@@ -101,16 +101,16 @@ def test_an_error_is_raised_in_the_loop(tmp_path, workloads):
     assert workloads.Run(tmp_path).recover() == 2
 
 
-def test_recovery_waits_for_what_is_under_way(tmp_path, workloads):
-    """And so finds it."""
+def test_recovery_waits_for_a_pending_save(tmp_path, workloads):
+    """The recovery finds the pending save."""
     run = workloads.Run(tmp_path, asynchronous=True)
     run.set(8)
     run.checkpointer.save_checkpoint()
     assert run.recover() == 8
 
 
-def test_the_end_of_the_program_publishes_the_last_save(tmp_path):
-    """Also where nobody called close."""
+def test_the_exit_of_the_program_publishes_a_pending_save(tmp_path):
+    """This also holds if close was not called."""
     program = f"""
 import torch
 from brain_ckpt import Checkpointer
@@ -124,8 +124,8 @@ checkpointer.save_checkpoint()
     )
 
 
-def test_copies_share_memory_where_the_originals_do():
-    """Tied weights are one tensor in the file, and views stay views."""
+def test_copies_share_memory_like_the_originals():
+    """Tied weights are one tensor in the file, and views remain views."""
     base = torch.arange(12.0)
     state = {"a": base, "b": base[3:6], "c": {"d": [base.view(3, 4).t(), 1, "x"]}, "e": (base,)}
     snapshots = SnapshotBuffers()
@@ -139,8 +139,8 @@ def test_copies_share_memory_where_the_originals_do():
     assert copied["b"].untyped_storage().data_ptr() == copied["e"][0].untyped_storage().data_ptr()
 
 
-def test_buffers_are_kept_from_save_to_save():
-    """The second copy lies where the first did."""
+def test_buffers_are_reused_by_the_next_save():
+    """The second copy has the address of the first."""
     snapshots = SnapshotBuffers()
     places = []
     for _ in range(2):

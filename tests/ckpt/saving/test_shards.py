@@ -1,4 +1,4 @@
-"""State of which each rank holds a part is readable by any number of ranks."""
+"""Sharded states can be read on any number of ranks."""
 
 import io
 import pickle
@@ -26,9 +26,9 @@ def run(processes, directory, main, world, *arguments):
 def test_shards_of_four_ranks_are_loaded_by_one_two_and_three(
     asynchronous, processes, rank_programs, fast_dir
 ):
-    """Equal tensors, of the model and of its optimizer; also without any group.
+    """The tensors of the model and its optimizer are those at the time of the save.
 
-    And those of the moment of the save, though the model changes while they are written.
+    They can also be loaded without a process group.
     """
     run(processes, fast_dir, rank_programs.sharded_save_main, 4, asynchronous)
     for world in (1, 2, 3):
@@ -53,7 +53,7 @@ def test_shards_of_four_ranks_are_loaded_by_one_two_and_three(
 
 
 def test_torch_reads_the_shards(processes, rank_programs, fast_dir):
-    """They are a distributed checkpoint of torch's own."""
+    """The shards are a distributed checkpoint of torch."""
     from torch.distributed.checkpoint import FileSystemReader, load
 
     run(processes, fast_dir, rank_programs.sharded_save_main, 2, None)
@@ -65,7 +65,7 @@ def test_torch_reads_the_shards(processes, rank_programs, fast_dir):
 
 
 class ByGetattr:
-    """Pickled as ``getattr(kind, name)``, as Python 3.11.2 pickles what is enumerated."""
+    """Pickled as ``getattr(kind, name)``, as Python 3.11.2 pickles enum members."""
 
     def __init__(self, kind, name):
         self.arguments = kind, name
@@ -74,8 +74,8 @@ class ByGetattr:
         return getattr, self.arguments
 
 
-def test_the_metadata_may_hold_what_is_enumerated_however_it_was_pickled():
-    """Early Pythons 3.11 name `getattr` for it."""
+def test_the_metadata_may_hold_enum_members_in_any_pickle_format():
+    """Early versions of Python 3.11 pickle them with `getattr`."""
     member = _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
     for value in (member, ByGetattr(type(member), member.name)):
         assert _MetadataUnpickler(io.BytesIO(pickle.dumps(value))).load() is member
@@ -85,14 +85,14 @@ def test_the_metadata_may_hold_what_is_enumerated_however_it_was_pickled():
     ("kind", "name"), [(_MEM_FORMAT_ENCODING, "__init__"), (TensorStorageMetadata, "__init__")]
 )
 def test_the_metadata_reaches_no_other_attribute(kind, name):
-    """A class's methods are code."""
+    """The methods of a class are code."""
     content = io.BytesIO(pickle.dumps(ByGetattr(kind, name)))
     with pytest.raises(UnsafeCheckpointError, match="the attribute '__init__'"):
         _MetadataUnpickler(content).load()
 
 
 def test_the_metadata_of_shards_runs_no_code(tmp_path):
-    """torch itself unpickles it in full."""
+    """torch unpickles any object from it."""
     file = tmp_path / "metadata"
     file.write_bytes(pickle.dumps(eval))
     with file.open("rb") as content, pytest.raises(UnsafeCheckpointError, match=r"builtins\.eval"):

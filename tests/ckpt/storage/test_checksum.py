@@ -1,4 +1,4 @@
-"""A checksum is the same however the bytes come, and whoever sums them up."""
+"""Checksums do not depend on the sizes of the pieces or on the library."""
 
 import os
 import random
@@ -15,7 +15,7 @@ SIZES = (0, 1, 4096, CHUNK_BYTES - 1, CHUNK_BYTES, 2 * CHUNK_BYTES + 12345)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_each_chunk_has_the_crc_of_zlib_whatever_the_pieces(size):
+def test_each_chunk_has_the_crc_of_zlib_for_pieces_of_any_size(size):
     draw = random.Random(size)
     content = memoryview(os.urandom(size))
     digester, start = Digester("crc32"), 0
@@ -27,7 +27,7 @@ def test_each_chunk_has_the_crc_of_zlib_whatever_the_pieces(size):
     assert digester.finish() == (size, tuple(f"{zlib.crc32(chunk):08x}" for chunk in chunks))
 
 
-def test_what_was_saved_with_the_extra_is_loaded_without_it(tmp_path, monkeypatch):
+def test_a_checkpoint_saved_with_the_extra_is_loaded_without_it(tmp_path, monkeypatch):
     fast = pytest.importorskip("isal.isal_zlib")
     assert checksum.fastest_crc32() is fast.crc32
     saved, loaded = torch.nn.Linear(700, 700), torch.nn.Linear(700, 700)

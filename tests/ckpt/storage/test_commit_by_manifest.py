@@ -1,4 +1,4 @@
-"""Checkpoints on a file system that does not rename a directory in one step."""
+"""Checkpoints on a file system that does not rename directories atomically."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def operations_of(workloads, action):
 
 
 def test_no_directory_is_renamed(workloads, run, fast_dir):
-    """Neither to publish, nor to replace, nor to delete."""
+    """Publishing, replacing and deleting rename files only."""
 
     def saves():
         for number in (1, 2, 3):
@@ -38,15 +38,15 @@ def test_no_directory_is_renamed(workloads, run, fast_dir):
 
 
 def test_the_manifest_is_written_last(workloads, run):
-    """What comes after it are the confirmation, and the removal of the mark."""
+    """Only the flush and the removal of the mark come after it."""
     done = operations_of(workloads, run.checkpointer.save_checkpoint)
     created = [path.rpartition("/")[2] for operation, path in done if operation == "create"]
     assert created[0] == ".unfinished"
     assert created[-2:] == [".CKPT.yaml.part", "MANIFEST.json"]
 
 
-def test_the_manifest_goes_first_and_its_going_is_confirmed(workloads, run, fast_dir):
-    """A disk that forgets it, and not what goes after it, would leave half a checkpoint."""
+def test_a_deletion_removes_the_manifest_first_and_flushes_it(workloads, run, fast_dir):
+    """Without the flush a power loss could leave half a checkpoint."""
     run.checkpointer.save_checkpoint()
     done = operations_of(workloads, lambda: run.checkpointer.delete_checkpoints(num_to_keep=0))
     removed = [number for number, (operation, _) in enumerate(done) if operation == "unlink"]
@@ -56,8 +56,8 @@ def test_the_manifest_goes_first_and_its_going_is_confirmed(workloads, run, fast
     assert there(fast_dir) == []
 
 
-def test_one_that_is_being_written_is_not_listed(workloads, run, fast_dir):
-    """Nor taken for a damaged one; another run's is swept by the next save."""
+def test_an_unfinished_checkpoint_is_not_listed(workloads, run, fast_dir):
+    """It is not reported as damaged, either."""
     run.set(1)
     run.checkpointer.save_checkpoint()
     seen = []
@@ -78,7 +78,7 @@ def test_one_that_is_being_written_is_not_listed(workloads, run, fast_dir):
 
 
 def test_an_interrupted_deletion_is_finished_by_the_next_save(workloads, run, fast_dir):
-    """And what it left is not listed meanwhile."""
+    """The rest of the checkpoint is not listed in between."""
     run.set(1)
     run.checkpointer.save_checkpoint()
 
@@ -98,8 +98,8 @@ def test_an_interrupted_deletion_is_finished_by_the_next_save(workloads, run, fa
     assert workloads.Run(fast_dir).recover() == 3
 
 
-def test_a_full_disk_leaves_what_was_there(workloads, run, fast_dir):
-    """The checkpoint of the same name too, which was not touched yet."""
+def test_a_full_disk_leaves_the_replaced_checkpoint(workloads, run, fast_dir):
+    """The checkpoint of the same name is not changed before the new one is written."""
     run.set(1)
     run.checkpointer.save_checkpoint(name="last")
 
@@ -114,8 +114,8 @@ def test_a_full_disk_leaves_what_was_there(workloads, run, fast_dir):
     assert run.recover() == 1
 
 
-def test_the_command_prunes_without_renaming(workloads, run, fast_dir, capsys):
-    """With the option of the same name."""
+def test_prune_can_work_without_renaming(workloads, run, fast_dir, capsys):
+    """The option has the name of the argument."""
     for number in (1, 2, 3):
         run.set(number)
         run.checkpointer.save_checkpoint()
@@ -128,8 +128,8 @@ def test_the_command_prunes_without_renaming(workloads, run, fast_dir, capsys):
     capsys.readouterr()
 
 
-def test_asynchronous_saves_appear_by_their_manifest(workloads, fast_dir):
-    """At the poll, as a rename would be."""
+def test_asynchronous_saves_are_published_by_their_manifest(workloads, fast_dir):
+    """They are published by `poll` or `close`."""
     run = workloads.Run(fast_dir, atomic_rename=False, asynchronous=True)
     run.set(4)
     run.checkpointer.save_checkpoint()

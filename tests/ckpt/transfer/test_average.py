@@ -1,4 +1,4 @@
-"""Averages of parameters: of which precision, over what, and what they refuse."""
+"""Averages of parameters."""
 
 import gc
 import weakref
@@ -16,7 +16,7 @@ from brain_ckpt import (
 
 
 def model_of(value):
-    """A module of equal numbers, with an integer buffer."""
+    """A module with equal parameters and an integer buffer."""
     model = torch.nn.BatchNorm1d(2)
     for tensor in (*model.parameters(), model.running_mean, model.running_var):
         torch.nn.init.constant_(tensor, value)
@@ -26,7 +26,7 @@ def model_of(value):
 
 @pytest.fixture
 def saved(tmp_path):
-    """Five checkpoints, of 1 to 5, in a directory."""
+    """Save five checkpoints with the parameters 1 to 5."""
     model = model_of(0)
     checkpointer = Checkpointer(tmp_path / "save", {"model": model, "other": model_of(9)})
     for value in range(1, 6):
@@ -35,8 +35,8 @@ def saved(tmp_path):
     return checkpointer
 
 
-def test_the_newest_are_averaged_and_load_as_they_are(saved):
-    """The way of SpeechBrain's recipes."""
+def test_an_average_of_the_newest_can_be_loaded(saved):
+    """SpeechBrain's recipes average in this way."""
     found = saved.find_checkpoints(max_num_checkpoints=3)
     average = average_checkpoints(found, recoverable_name="model")
     model = model_of(0)
@@ -46,8 +46,8 @@ def test_the_newest_are_averaged_and_load_as_they_are(saved):
     assert average["num_batches_tracked"].dtype == torch.int64
 
 
-def test_any_iterable_will_do_and_is_read_one_at_a_time():
-    """At no time are there two states beside the sum."""
+def test_states_are_read_one_at_a_time_from_any_iterable():
+    """There is never more than one state besides the sum."""
     alive = []
 
     def states():
@@ -64,7 +64,7 @@ def test_any_iterable_will_do_and_is_read_one_at_a_time():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_halves_are_summed_in_float32(dtype):
-    """A sum of 4096 and 1 is 4096 in a half, over and over."""
+    """In float16 the sum of 4096 and 1 is 4096."""
     states = [{"w": torch.tensor([value], dtype=dtype)} for value in (4096.0, *[1.0] * 4095)]
     average = average_state_dicts(states)["w"]
     assert average.dtype == dtype
@@ -72,7 +72,7 @@ def test_halves_are_summed_in_float32(dtype):
 
 
 def test_doubles_and_complex_numbers_keep_their_precision():
-    """Neither is narrowed to float32."""
+    """Neither is cast to float32."""
     small = 1e-12
     states = [
         {"d": torch.tensor([value], dtype=torch.float64), "c": torch.tensor([value * 1j])}
@@ -83,8 +83,8 @@ def test_doubles_and_complex_numbers_keep_their_precision():
     assert average["c"].dtype == torch.complex64
 
 
-def test_the_inputs_and_what_they_share_are_left_alone():
-    """Integers and nested values are copies of the first one's."""
+def test_the_inputs_and_their_shared_values_are_not_changed():
+    """Integers and nested values are copied from the first state."""
     first = {"w": torch.zeros(2), "n": torch.tensor(3), "extra": {"names": ["a"]}}
     second = {"w": torch.ones(2), "n": torch.tensor(5), "extra": {"names": ["b"]}}
     average = average_state_dicts([first, second])
@@ -96,8 +96,8 @@ def test_the_inputs_and_what_they_share_are_left_alone():
     assert second["w"].tolist() == [1, 1]
 
 
-def test_one_state_is_its_own_average():
-    """And a copy."""
+def test_the_average_of_one_state_is_a_copy():
+    """The average does not share memory with the state."""
     state = {"w": torch.randn(3)}
     average = average_state_dicts([state])
     assert torch.equal(average["w"], state["w"])
@@ -116,25 +116,25 @@ def test_one_state_is_its_own_average():
         ([{"a": torch.ones(2)}, {"a": torch.ones(3)}], r"same shapes, got \(3,\) for 'a'"),
         (
             [{"a": torch.ones(2)}, {"a": torch.ones(2, dtype=torch.int64)}],
-            r"same kinds of values, got torch\.int64 for 'a'",
+            r"same types of values, got torch\.int64 for 'a'",
         ),
-        ([[torch.ones(1)]], "what is averaged are state dicts, got a list as number 1"),
+        ([[torch.ones(1)]], "only state dicts can be averaged, got a list as number 1"),
     ],
 )
-def test_what_cannot_be_averaged_is_named(states, message):
-    """Keys, shapes and kinds; the states of one model are alike."""
+def test_a_state_that_cannot_be_averaged_is_named(states, message):
+    """Keys, shapes and types must be the same."""
     with pytest.raises(ValueError, match=message):
         average_state_dicts(states)
 
 
-def test_a_recoverable_that_a_checkpoint_lacks_is_named(saved):
-    """With those that it has."""
+def test_a_missing_recoverable_is_named(saved):
+    """The error also names the existing ones."""
     with pytest.raises(ValueError, match=r"hold 'lm' to be averaged, got \['model', 'other'\]"):
         average_checkpoints(saved.find_checkpoints(), "lm")
 
 
 def test_a_damaged_file_is_not_averaged(saved):
-    """Only those that are read have to be intact."""
+    """Only files that are read must be intact."""
     found = saved.find_checkpoints(max_num_checkpoints=2)
     other = found[0].paramfiles["other"]
     other.write_bytes(b"x")
@@ -147,19 +147,19 @@ def test_a_damaged_file_is_not_averaged(saved):
 
 
 def test_a_file_of_speechbrain_is_averaged_and_one_that_runs_code_is_not(tmp_path, speechbrain_run):
-    """The zip's checksums vouch for it; weights_only reads it."""
+    """The file is compared with the checksums of the zip and read with weights_only."""
     checkpoints = Checkpointer(speechbrain_run / "stopped").find_checkpoints()
     average = average_checkpoints(checkpoints, "model")
     parts = [torch.load(one.paramfiles["model"], weights_only=True) for one in checkpoints]
     assert torch.equal(average["0.weight"], (parts[0]["0.weight"] + parts[1]["0.weight"]) / 2)
-    torch.save({"w": test_one_state_is_its_own_average}, tmp_path / "model.ckpt")
+    torch.save({"w": test_the_average_of_one_state_is_a_copy}, tmp_path / "model.ckpt")
     bad = checkpoints[0]._replace(paramfiles={"model": tmp_path / "model.ckpt"})
     with pytest.raises(UnsafeCheckpointError, match="tensors and plain values only"):
         average_checkpoints([bad], "model")
 
 
-def test_a_loader_and_an_averager_of_the_users_are_called_as_in_speechbrain(saved):
-    """``loader(path, map_location=...)``; the averager gets an iterator."""
+def test_a_custom_loader_and_averager_are_called_as_in_speechbrain(saved):
+    """The loader is called with (path, map_location=...), and the averager with an iterator."""
     told = []
 
     def loader(path, map_location):

@@ -1,4 +1,4 @@
-"""Pretrained parameters: collected from where they are, and loaded into what there is."""
+"""Collecting and loading pretrained parameters."""
 
 import enum
 import logging
@@ -22,7 +22,7 @@ from brain_ckpt import (
 
 @pytest.fixture
 def source(tmp_path):
-    """A directory with the file of a model of ones, and one of an optimizer."""
+    """Return a directory with the files of a model of ones and of an optimizer."""
     folder = tmp_path / "source"
     folder.mkdir()
     torch.save(ones().state_dict(), folder / "model.ckpt")
@@ -30,7 +30,7 @@ def source(tmp_path):
 
 
 def ones():
-    """A model that can be told from a new one."""
+    """Return a model with other parameters."""
     model = torch.nn.Linear(2, 1)
     torch.nn.init.ones_(model.weight)
     torch.nn.init.ones_(model.bias)
@@ -38,20 +38,20 @@ def ones():
 
 
 def is_ones(model):
-    """Say whether the parameters were taken over."""
+    """Return whether the parameters were loaded."""
     return all(bool((parameter == 1).all()) for parameter in model.parameters())
 
 
 def flip(file):
-    """Flip a bit of the last tensor's bytes, wherever they are."""
+    """Flip a bit of the last tensor."""
     content = bytearray(file.read_bytes())
     place = content.rindex(torch.ones(1).numpy().tobytes())
     content[place] ^= 1
     file.write_bytes(content)
 
 
-def test_a_module_is_loaded_from_where_its_file_is(source):
-    """Without a directory to collect in, nothing is copied."""
+def test_a_module_is_loaded_from_its_path(source):
+    """Without collect_in nothing is copied."""
     model = torch.nn.Linear(2, 1)
     pretrainer = Pretrainer(
         loadables={"encoder": model}, paths={"encoder": str(source / "model.ckpt")}
@@ -64,7 +64,7 @@ def test_a_module_is_loaded_from_where_its_file_is(source):
 
 @pytest.mark.parametrize("strategy", ["symlink", "copy", "COPY_SKIP_CACHE"])
 def test_files_are_collected_under_the_names_of_their_objects(strategy, source, tmp_path):
-    """As links or as copies; a second collection changes nothing."""
+    """They are links or copies, and collecting again changes nothing."""
     model = torch.nn.Linear(2, 1)
     pretrainer = Pretrainer(tmp_path / "a" / "b", {"encoder": model})
     pretrainer.add_paths({"encoder": source / "model.ckpt"})
@@ -78,18 +78,20 @@ def test_files_are_collected_under_the_names_of_their_objects(strategy, source, 
     assert is_ones(model)
 
 
-def test_the_strategy_may_be_speechbrains_enum_and_no_other_word(source, tmp_path):
-    """By the name of its member."""
+def test_the_strategy_can_be_speechbrains_enum(source, tmp_path):
+    """The name of the member counts."""
     strategies = enum.Enum("LocalStrategy", ["SYMLINK", "COPY", "COPY_SKIP_CACHE", "NO_LINK"])
     pretrainer = Pretrainer(tmp_path / "in", {"model": torch.nn.Linear(2, 1)})
     found = pretrainer.collect_files(source, local_strategy=strategies.NO_LINK)
     assert found == {"model": source / "model.ckpt"}
-    with pytest.raises(ValueError, match="local_strategy is 'symlink', 'copy' or 'no_link', got"):
+    with pytest.raises(
+        ValueError, match="local_strategy must be 'symlink', 'copy' or 'no_link', got"
+    ):
         pretrainer.collect_files(source, local_strategy="hardlink")
 
 
-def test_what_was_collected_before_can_be_loaded_alone(source, tmp_path):
-    """By the ranks that did not collect, or by a later run."""
+def test_a_collected_file_can_be_loaded_without_collecting_again(source, tmp_path):
+    """Other ranks and later runs load it."""
     Pretrainer(tmp_path / "in", {"model": ones()}).collect_files(source)
     model = torch.nn.Linear(2, 1)
     Pretrainer(tmp_path / "in", {"model": model}).load_collected()
@@ -100,8 +102,8 @@ def test_what_was_collected_before_can_be_loaded_alone(source, tmp_path):
     assert is_ones(model)
 
 
-def test_a_collected_link_that_has_moved_is_followed_anew(source, tmp_path):
-    """The path says which file; what an earlier run collected gives way."""
+def test_a_changed_path_replaces_the_collected_link(source, tmp_path):
+    """The path decides, not the file that an earlier run collected."""
     pretrainer = Pretrainer(tmp_path / "in", {"model": torch.nn.Linear(2, 1)})
     pretrainer.collect_files(source)
     other = tmp_path / "other"
@@ -110,8 +112,8 @@ def test_a_collected_link_that_has_moved_is_followed_anew(source, tmp_path):
     assert (tmp_path / "in" / "model.ckpt").resolve() == other / "model.ckpt"
 
 
-def test_conditions_leave_objects_alone(source):
-    """Values or functions; their files are not even looked for."""
+def test_objects_with_a_false_condition_are_skipped(source):
+    """Conditions are values or functions, and the files of skipped objects are not needed."""
     models = {name: torch.nn.Linear(2, 1) for name in ("yes", "no", "never")}
     pretrainer = Pretrainer(
         loadables=models,
@@ -124,8 +126,8 @@ def test_conditions_leave_objects_alone(source):
     assert [name for name in models if is_ones(models[name])] == ["yes"]
 
 
-def test_an_object_is_loaded_in_its_own_way(source):
-    """A custom hook, a transfer method, a loader, a state; a tokenizer loads itself."""
+def test_each_object_is_loaded_by_its_own_method(source):
+    """It is a custom hook, a transfer method, a loader, a state, or the method of a tokenizer."""
     told = []
 
     class Transfers:
@@ -179,25 +181,25 @@ def test_an_object_is_loaded_in_its_own_way(source):
     assert optimizer.param_groups[0]["lr"] == 0.25
 
 
-def test_parts_that_do_not_match_are_warned_of(source, caplog):
-    """A missing parameter and one too many; what fits is taken."""
+def test_parameters_that_do_not_match_are_logged(source, caplog):
+    """Missing and unexpected parameters are logged, and the others are loaded."""
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(1, 1)})
     torch.save({"a.weight": torch.ones(1, 1), "b.weight": torch.ones(1)}, source / "part.ckpt")
     with caplog.at_level(logging.WARNING):
         torch_parameter_transfer(model, source / "part.ckpt")
     assert model["a"].weight.item() == 1
-    assert "has no parameters for 'a.bias'" in caplog.text
-    assert "knows no 'b.weight'" in caplog.text
+    assert "has no value for 'a.bias'" in caplog.text
+    assert "has 'b.weight', which" in caplog.text
 
 
-def test_a_shape_that_does_not_match_is_an_error(source):
-    """Which names the key and both shapes."""
+def test_a_mismatched_shape_is_an_error(source):
+    """The error names the key and both shapes."""
     with pytest.raises(CheckpointMismatchError, match=r"weight(.|\n)*\[1, 2\](.|\n)*\[1, 3\]"):
         torch_parameter_transfer(torch.nn.Linear(3, 1), source / "model.ckpt")
 
 
 def test_a_file_in_a_checkpoint_is_compared_with_its_manifest(tmp_path):
-    """When it is collected, and when it is loaded; through a link, too."""
+    """It is compared when collected and when loaded, also through a link."""
     saved = Checkpointer(tmp_path / "save", {"model": ones()}).save_checkpoint()
     model = torch.nn.Linear(2, 1)
     pretrainer = Pretrainer(tmp_path / "in", {"model": model})
@@ -221,7 +223,7 @@ def test_a_file_alone_is_compared_with_its_own_checksums(source):
 
 
 def test_a_pretrained_file_runs_no_code(source):
-    """A custom hook may do what it likes; nothing of ours unpickles more than tensors."""
+    """Only a custom hook of the user can run code."""
     torch.save({"weight": shutil.rmtree}, source / "model.ckpt")
     pretrainer = Pretrainer(loadables={"model": torch.nn.Linear(2, 1)})
     pretrainer.collect_files(source)
@@ -241,27 +243,27 @@ def test_a_pretrained_file_runs_no_code(source):
         (
             {"paths": {"model": "memory://model.ckpt"}},
             ValueError,
-            "a URL is collected into a directory, got 'memory://",
+            "a URL must be collected into a directory, got 'memory://",
         ),
     ],
 )
-def test_a_file_that_cannot_be_had_is_named(options, error, message):
-    """With what to do about it."""
+def test_a_missing_source_is_named(options, error, message):
+    """The error says what to do."""
     with pytest.raises(error, match=message):
         Pretrainer(loadables={"model": torch.nn.Linear(2, 1)}, **options).collect_files()
 
 
 def test_loading_before_collecting_is_an_error(tmp_path):
-    """With or without a directory."""
+    """This holds with and without collect_in."""
     loadables = {"model": torch.nn.Linear(2, 1)}
     with pytest.raises(ValueError, match=r"collected before it is loaded, got none for 'model'"):
         Pretrainer(loadables=loadables).load_collected()
-    with pytest.raises(FileNotFoundError, match="the file for 'model' has to be there"):
+    with pytest.raises(FileNotFoundError, match="the file for 'model' must exist"):
         Pretrainer(tmp_path, loadables).load_collected()
 
 
-def test_one_missing_file_changes_no_object(source, tmp_path):
-    """Each is there before the first is loaded."""
+def test_a_missing_file_changes_no_object(source, tmp_path):
+    """All files are checked before the first is loaded."""
     models = {"model": torch.nn.Linear(2, 1), "lm": torch.nn.Linear(2, 1)}
     Pretrainer(tmp_path / "in", {"model": models["model"]}).collect_files(source)
     with pytest.raises(FileNotFoundError, match="'lm'"):
@@ -270,13 +272,13 @@ def test_one_missing_file_changes_no_object(source, tmp_path):
 
 
 def test_a_name_with_a_separator_is_refused(tmp_path):
-    """It would lead out of the directory."""
+    """The file would be outside the directory."""
     with pytest.raises(ValueError, match="name of a loadable"):
         Pretrainer(tmp_path, {"../model": torch.nn.Linear(1, 1)})
 
 
 def test_a_url_is_downloaded_once(source, tmp_path):
-    """Any that fsspec knows; another URL replaces the file."""
+    """Any URL of fsspec can be used, and another URL replaces the file."""
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
     memory.pipe("/zoo/model.ckpt", (source / "model.ckpt").read_bytes())
@@ -297,11 +299,11 @@ def test_a_url_is_downloaded_once(source, tmp_path):
     ("url", "error", "message"),
     [
         ("memory://zoo/nothing.ckpt", FileNotFoundError, "got 'memory://zoo/nothing.ckpt'"),
-        ("carrier://pigeon/model.ckpt", ValueError, "a URL is one that fsspec can read, got"),
+        ("carrier://pigeon/model.ckpt", ValueError, "a URL must be readable by fsspec, got"),
     ],
 )
-def test_a_download_that_fails_leaves_nothing(url, error, message, tmp_path):
-    """Not half a file either."""
+def test_a_failed_download_leaves_no_file(url, error, message, tmp_path):
+    """No partial file is left."""
     pytest.importorskip("fsspec")
     pretrainer = Pretrainer(tmp_path, {"model": torch.nn.Linear(2, 1)}, {"model": url})
     with pytest.raises(error, match=message):
@@ -309,8 +311,8 @@ def test_a_download_that_fails_leaves_nothing(url, error, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_url_without_its_extra_says_which(tmp_path, monkeypatch):
-    """And what to install."""
+def test_a_url_without_the_extra_names_it(tmp_path, monkeypatch):
+    """The error says what to install."""
     monkeypatch.setitem(sys.modules, "fsspec", None)
     pretrainer = Pretrainer(tmp_path, {"model": torch.nn.Linear(1, 1)}, {"model": "s3://a/b"})
     with pytest.raises(ImportError, match=r"pip install 'brain-ckpt\[fsspec\]'"):
@@ -318,7 +320,7 @@ def test_a_url_without_its_extra_says_which(tmp_path, monkeypatch):
 
 
 def test_a_path_is_split_as_in_speechbrain():
-    """Into the source and the name of the file."""
+    """The parts are the directory and the file name."""
     assert Pretrainer.split_path("a/b/lm.ckpt") == ("a/b", "lm.ckpt")
     assert Pretrainer.split_path("lm.ckpt") == ("./", "lm.ckpt")
     assert Pretrainer.split_path("hf://user/repo/lm.ckpt") == ("hf://user/repo", "lm.ckpt")

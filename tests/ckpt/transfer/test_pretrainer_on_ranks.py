@@ -1,4 +1,4 @@
-"""Pretrained parameters on two ranks: one collects, both load, and both hear of an error."""
+"""Pretrained parameters on two ranks: one collects, both load, and both get an error."""
 
 import os
 from datetime import timedelta
@@ -13,7 +13,7 @@ from brain_dist import run_on_main
 
 
 def main(directory, rank, way, report):
-    """Collect and load as one of two ranks; report 1 for a loaded model, 2 for an error."""
+    """Collect and load as one of two ranks; report 1 for a loaded model and 2 for an error."""
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
     distributed.init_process_group(
         "gloo",
@@ -47,7 +47,7 @@ def main(directory, rank, way, report):
 
 @pytest.mark.parametrize(("way", "expected"), [("all", 1), ("run_on_main", 1), ("missing", 2)])
 def test_the_first_rank_collects_and_every_rank_loads(way, expected, processes, tmp_path):
-    """The same error on both, if there is one."""
+    """An error is raised on both ranks."""
     source = Path(tmp_path) / "source"
     source.mkdir()
     torch.save({"weight": torch.ones(1, 1), "bias": torch.ones(1)}, source / "model.ckpt")

@@ -90,7 +90,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         advice = "name a CKPT+... directory; brain-ckpt ls DIR lists them"
     else:
         listed = list_published(directory).checkpoints
-        got = f"a directory of {len(listed)}" if listed else f"a directory without {META_NAME}"
+        got = (
+            f"a directory of {len(listed)} checkpoints"
+            if listed
+            else f"a directory without {META_NAME}"
+        )
         advice = f"name one, such as {listed[-1].path}" if listed else "name a CKPT+... directory"
     raise UsageError(
         f"CKPT must be one checkpoint, got {os.fspath(path)!r}, which is {got}; {advice}"
