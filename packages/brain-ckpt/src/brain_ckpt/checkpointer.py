@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brain_ckpt.deletion import Deleter, check_spare
@@ -13,16 +12,16 @@ from brain_ckpt.ranks.shared_directory import SharedDirectory
 from brain_ckpt.recoverables.registry import RecoverableRegistry
 from brain_ckpt.retention.checkpoint import Checkpoint, Key, ckpt_recency
 from brain_ckpt.retention.selection import CheckpointQuery, Predicate, Retention
-from brain_ckpt.saving.plan import SaveRequest
+from brain_ckpt.saving.plan import SaveRequest, make_request
 from brain_ckpt.saving.writer import Writer
 from brain_ckpt.storage.checksum import check_checksum
 from brain_ckpt.storage.filesystem import make_directories
-from brain_ckpt.storage.layout import check_name
-from brain_ckpt.storage.meta import plain_meta
+from brain_ckpt.storage.layout import check_directory
 from brain_dist import get_rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from brain_ckpt.recoverables.hooks import HookRegistry
     from brain_ckpt.recoverables.registry import Recoverable, RecoverableFilter
@@ -108,12 +107,7 @@ class Checkpointer(RecoverableRegistry):
 
     @checkpoints_dir.setter
     def checkpoints_dir(self, directory: str | Path) -> None:
-        path = Path(directory)
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(
-                f"checkpoints_dir must be a directory, got {str(path)!r}, which is a file; name "
-                f"another"
-            )
+        path = check_directory(directory)
         if hasattr(self, "_writer"):
             self._writer.close()
         make_directories(path)
@@ -150,8 +144,7 @@ class Checkpointer(RecoverableRegistry):
         Returns
         -------
         Checkpoint or None
-            The checkpoint, which is durable unless saves are asynchronous.  None on ranks other
-            than the first.
+            It is durable unless saves are asynchronous.  None on ranks other than the first.
 
         Raises
         ------
@@ -397,9 +390,7 @@ class Checkpointer(RecoverableRegistry):
 
         def check() -> SaveRequest:
             recoverables.extend(self._select())
-            if name is not None:
-                check_name(name, "the name of a checkpoint")
-            return SaveRequest(plain_meta(meta or {}), bool(end_of_epoch), name, verbosity)
+            return make_request(meta, end_of_epoch=end_of_epoch, name=name, verbosity=verbosity)
 
         request = gather_results(check)[0]
         saved = self._writer.save(request, recoverables, after, asynchronous=self.asynchronous)

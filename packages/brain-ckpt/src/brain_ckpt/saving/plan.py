@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from brain_ckpt.retention.checkpoint import ckpt_recency
 from brain_ckpt.storage import filesystem
-from brain_ckpt.storage.layout import directory_name, name_from_time, parse_leftover
+from brain_ckpt.storage.layout import (
+    check_name,
+    directory_name,
+    name_from_time,
+    parse_leftover,
+)
 from brain_ckpt.storage.listing import looks_like_checkpoint
+from brain_ckpt.storage.meta import plain_meta
 from brain_dist import get_world_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from brain_ckpt.storage.store import Store
@@ -46,6 +52,21 @@ class SaveRequest:
     end_of_epoch: bool
     name: str | None
     verbosity: int
+
+
+def make_request(
+    meta: Mapping[str, Any] | None, *, end_of_epoch: bool, name: str | None, verbosity: int
+) -> SaveRequest:
+    """Check the arguments of a save.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If meta or the name is not valid.
+    """
+    if name is not None:
+        check_name(name, "the name of a checkpoint")
+    return SaveRequest(plain_meta(meta or {}), bool(end_of_epoch), name, verbosity)
 
 
 class SavePlan(NamedTuple):

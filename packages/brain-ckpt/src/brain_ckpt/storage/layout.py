@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -48,6 +49,22 @@ def name_from_time(time_s: float, used_names: Collection[str]) -> str:
     while (name := f"{PREFIX}+{stamp}+{number:02d}") in used_names:
         number += 1
     return name
+
+
+def check_directory(directory: str | Path) -> Path:
+    """Return the directory of checkpoints as a path.
+
+    Raises
+    ------
+    NotADirectoryError
+        If it is a file.
+    """
+    path = Path(directory)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(
+            f"checkpoints_dir must be a directory, got {str(path)!r}, which is a file; name another"
+        )
+    return path
 
 
 def check_name(name: object, what: str) -> str:
