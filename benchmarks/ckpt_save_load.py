@@ -265,7 +265,7 @@ def training_beside(subject: Subject, root: Path, seconds: float, rounds: int) -
 
     def our_writer() -> threading.Thread:
         checkpointer.save_checkpoint()
-        flight = checkpointer._writer._flight  # noqa: SLF001 - when it ends is what is measured
+        flight = checkpointer._writer._pending  # noqa: SLF001 - when it ends is what is measured
         assert flight is not None
         return flight._thread  # type: ignore[return-value]  # noqa: SLF001 - as above
 

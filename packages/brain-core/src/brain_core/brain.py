@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from dataclasses import fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +143,7 @@ class Brain(SetupMethods, BatchMethods):
         self._fit_state = FitState()
         self._stop_control = StopControl()
         self._evaluation_epoch = EvaluationEpoch()
+        self._private = frozenset(vars(self)) - {f.name for f in fields(options)} | {"_private"}
         if checkpointer is not None:
             if options.debug and not options.debug_persistently:
                 save_to_temporary_directory(checkpointer)

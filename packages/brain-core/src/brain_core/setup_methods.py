@@ -13,6 +13,7 @@ from brain_core.modules.compiling import compile_modules
 from brain_core.modules.container import Modules, describe_parameters
 from brain_core.modules.wrapping import wrap_for_ranks
 from brain_core.options.seed import seed_per_rank
+from brain_core.resume.attributes import attribute_owners
 from brain_core.resume.evaluation_epoch import is_of_the_model
 from brain_core.resume.recoverables import add_missing_modules, named_objects
 from brain_core.resume.recovery import Recovery
@@ -65,6 +66,7 @@ class SetupMethods:
         _run: RunState
         _fit_state: FitState
         _overrides: frozenset[str]
+        _private: frozenset[str]
         _evaluation_epoch: EvaluationEpoch
 
     _bucket_order: GradientOrder | None = None  # of DDP; None before modules are wrapped
@@ -212,12 +214,18 @@ class SetupMethods:
         self.on_fit_start()
         if self._bucket_order is not None:
             self._bucket_order.replay()
+        if not fit_state.is_nested and self.checkpointer is not None:
+            owners = attribute_owners(self, self._private)
+            self._run.rank_state.attributes.restore(owners)
+            self._run.rank_state.attributes.begin(owners, self.checkpointer.recoverables.values())
         if not fit_state.is_nested and not self._run.has_seeded_ranks:
             self._run.has_seeded_ranks = True
             if not self._run.rank_state.holds_rng:
                 seed_per_rank(get_rank())  # until here all drew the same, to build the same model
 
     def _begin_epoch(self, train_set: Any, epoch: int) -> None:
+        if self._run.resumes_epoch:  # on_stage_start has set them anew
+            self._run.rank_state.attributes.restore(attribute_owners(self, self._private))
         self._run.begin_epoch(epoch)
         if self._fit_state.is_nested and self._fit_state.has_user_sampler:
             return  # its sampler counts the outer epochs; these are others

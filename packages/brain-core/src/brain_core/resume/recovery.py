@@ -121,6 +121,8 @@ class Recovery:
             optimizer_step=run.optimizer_step,
             restored=sorted(restored),
             missing=sorted(names - restored),
+            attributes=run.rank_state.attributes.selected(),
+            left_out=run.rank_state.attributes.left_out,
             inexact=_why_inexact(run),
             passed_over=self._checkpointer.passed_over,
         )
@@ -162,10 +164,10 @@ class Recovery:
             )
             self._checkpointer.close()
         ends = [c for c in self._checkpointer.list_checkpoints() if is_end_of_epoch(c)]
-        newest = max(map(ckpt_recency, ends), default=0.0)
+        last_end = max(map(ckpt_recency, ends), default=0.0)
         self._checkpointer.delete_checkpoints(
             num_to_keep=0,
-            ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG in c.meta and ckpt_recency(c) < newest,
+            ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG in c.meta and ckpt_recency(c) < last_end,
             verbosity=logging.DEBUG,
         )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from brain_ckpt import RNGState, mark_as_loader, mark_as_saver, register_checkpoint_hooks
 from brain_core.loop.running_mean import LossMean
 from brain_core.loop.train_step import TrainStep
+from brain_core.resume.attributes import AttributeState
 from brain_core.resume.environment import differences
 from brain_dist import get_world_size, if_main_process, sum_over_ranks
 
@@ -111,9 +112,13 @@ class RankState:
     rng_after_fits : dict, optional
         The generators' states at the end of each call of `Brain.fit`, by its number. A script may
         draw from the generators between two calls.
+    attributes : AttributeState, optional
+        What the recipe keeps in attributes.
 
     Attributes
     ----------
+    attributes : AttributeState
+        What the recipe keeps in attributes.
     saved_environment : dict or None
         The software and hardware that the loaded state was saved on; None where it is not known.
     """
@@ -123,8 +128,10 @@ class RankState:
         losses: Callable[[], LossMean],
         environment: Callable[[], dict[str, Any]] = dict,
         rng_after_fits: dict[int, dict[str, Any]] | None = None,
+        attributes: AttributeState | None = None,
     ) -> None:
         self._losses = losses
+        self.attributes = attributes or AttributeState()
         self._rng_after_fits = {} if rng_after_fits is None else rng_after_fits
         self._environment = environment
         self.saved_environment: dict[str, Any] | None = None
@@ -141,6 +148,7 @@ class RankState:
             "rng": RNGState().state_dict(),
             "environment": self._environment(),
             "rng_after_fits": dict(self._rng_after_fits),
+            "attributes": self.attributes.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -149,6 +157,7 @@ class RankState:
         self.saved_environment = state.get("environment")
         self._rng_after_fits.clear()
         self._rng_after_fits.update(state.get("rng_after_fits", {}))
+        self.attributes.load_state_dict(state.get("attributes", {"values": {}, "left_out": []}))
         if state["world_size"] == get_world_size():
             self._saved_losses = LossMean(state["loss_total"], state["loss_count"])
 
@@ -263,7 +272,12 @@ class RunState:
         self.resumes_epoch = False
         self.unfinished_window = 0
         self.mean = LossMean()
-        self.rank_state = RankState(lambda: self.mean, self._environment, self._rng_after_fits)
+        self.rank_state = RankState(
+            lambda: self.mean,
+            self._environment,
+            self._rng_after_fits,
+            AttributeState(self._options.recover_attributes),
+        )
 
     def end_fit(self) -> None:
         """Count a call of fit that no exception has ended."""
