@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import time
 
 import pytest
@@ -15,13 +14,10 @@ TIMEOUT_S = 1.5
 
 
 @pytest.fixture
-def launched():
+def launched(free_port):
     """Return the variables with which torchrun starts three ranks."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
     environ = {"RANK": "{rank}", "WORLD_SIZE": "3", "LOCAL_RANK": "{rank}"}
-    return {**environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {**environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
 
 def _lose(what):

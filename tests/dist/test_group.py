@@ -1,7 +1,5 @@
 """Making the process group."""
 
-import socket
-
 import pytest
 import torch
 from torch import distributed
@@ -19,12 +17,6 @@ def launched(monkeypatch):
             monkeypatch.setenv(name, str(value))
 
     return launch
-
-
-def _free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def test_no_group_is_made_alone():
@@ -93,40 +85,40 @@ def _init(rank, options):
     return brain_dist.gather_objects(brain_dist.get_rank())
 
 
-def test_the_ranks_of_a_launcher_meet(ranks):
+def test_the_ranks_of_a_launcher_meet(ranks, free_port):
     """By torchrun's variables, with gloo."""
     environ = {"RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}"}
-    environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     assert ranks(_init, 2, {"timeout_s": 20.0}, group=False, environ=environ) == [[0, 1]] * 2
 
 
-def test_nccl_means_gloo_on_the_cpu(ranks):
+def test_nccl_means_gloo_on_the_cpu(ranks, free_port):
     """It is SpeechBrain's default, and the same command is to work without a GPU."""
     environ = {"RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}"}
-    environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     options = {"timeout_s": 20.0, "backend": "nccl"}
     assert ranks(_init, 2, options, group=False, environ=environ) == [[0, 1]] * 2
 
 
-def test_the_ranks_of_srun_meet(ranks):
+def test_the_ranks_of_srun_meet(ranks, free_port):
     """By SLURM's variables alone; the port comes from the number of the job."""
     environ = {"SLURM_PROCID": "{rank}", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "{rank}"}
-    environ |= {"SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1", "SLURM_JOB_ID": str(_free_port() - 20000)}
+    environ |= {"SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1", "SLURM_JOB_ID": str(free_port() - 20000)}
     assert ranks(_init, 2, {"timeout_s": 20.0}, group=False, environ=environ) == [[0, 1]] * 2
 
 
-def test_a_rank_that_does_not_arrive_is_an_error_on_the_others(ranks):
+def test_a_rank_that_does_not_arrive_is_an_error_on_the_others(ranks, free_port):
     """Within the timeout, not after two hours."""
     environ = {"RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}"}
-    environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     options = {"timeout_s": 2.0, "stay_away": 1}
     results = ranks(_init, 2, options, group=False, environ=environ)
     assert "all 2 ranks have to arrive within 2 s, got on rank 0" in results[0]
 
 
-def test_under_an_agents_store_the_missing_rank_is_named(ranks):
+def test_under_an_agents_store_the_missing_rank_is_named(ranks, free_port):
     """Torchrun keeps the store itself, so that all who came can see who did not."""
-    port = _free_port()
+    port = free_port()
     agent = distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     environ = {"RANK": "{rank}", "WORLD_SIZE": "3", "LOCAL_RANK": "{rank}"}
     environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import re
-import socket
 import sys
 import textwrap
 from pathlib import Path
@@ -27,14 +26,12 @@ def _example(rank, code, folder):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_the_readmes_example_runs(ranks, tmp_path, world_size):
+def test_the_readmes_example_runs(ranks, tmp_path, free_port, world_size):
     """Alone and as torchrun would start it; it saves a model with plain keys."""
     code = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
     environ = {}
     if world_size > 1:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1])}
+        environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         environ |= {"RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}"}
     said = ranks(_example, world_size, code, str(tmp_path), group=False, environ=environ)
     assert re.match(

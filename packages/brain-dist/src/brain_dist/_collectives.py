@@ -10,6 +10,7 @@ from torch import distributed
 
 from brain_dist._control import control, from_bytes, must_not_wait, to_bytes
 from brain_dist._errors import ErrorReport, RemoteError, naming_ranks, report
+from brain_dist._process_exit import wait_for_workers_at_exit
 from brain_dist._world import get_rank, get_world_size
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def ddp_all_reduce(
     """
     if must_not_wait():
         return communication_object
+    wait_for_workers_at_exit()
     gloo = distributed.get_backend() == "gloo"
     on_cpu = communication_object.device.type == "cpu"
     group = control().group if on_cpu and not gloo else None

@@ -35,6 +35,16 @@ def new_gloo_group(timeout: timedelta) -> ProcessGroup:
     return cast("ProcessGroup", distributed.new_group(backend="gloo", timeout=timeout))  # type: ignore[no-untyped-call,unused-ignore]  # untyped in torch
 
 
+def gloo_worker_names() -> frozenset[str]:
+    """Return the names that worker threads of gloo have in ``/proc``."""
+    names = {"pt_gloo_runloop"}
+    if torch.__version__ < "2.9":
+        # Some earlier version began to name them; before, they have the name of the process.
+        with open("/proc/self/comm", encoding="utf-8") as file:
+            names.add(file.read().rstrip("\n"))
+    return frozenset(names)
+
+
 def sharding_works_on_cpu() -> bool:
     """Say whether this torch's FSDP2 runs on the CPU; torch 2.6's does not."""
     return hasattr(torch.cpu.Stream, "record_event")

@@ -19,6 +19,7 @@ from torch import distributed
 
 from brain_dist import _compat
 from brain_dist._errors import RanksLostError
+from brain_dist._process_exit import wait_for_workers_at_exit
 from brain_dist._world import get_rank, get_world_size, is_distributed_initialized
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Control:
     """
 
     def __init__(self, timeout_s: float) -> None:
+        wait_for_workers_at_exit()
         self.timeout_s = timeout_s
         self.group = _compat.new_gloo_group(timedelta(seconds=timeout_s))
         self.operations = 0

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from brain_dist import _compat
 from brain_dist._collectives import gather_objects
 from brain_dist._kinds import is_fsdp, members
+from brain_dist._process_exit import wait_for_workers_at_exit
 from brain_dist._world import get_rank, get_world_size, is_distributed_initialized
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def local_forward(
     if not is_distributed_initialized():
         yield
         return
+    wait_for_workers_at_exit()
     found = list(members(modules))
     wrapped = [module for module in found if isinstance(module, DistributedDataParallel)]
     roots = [module for module in found if is_fsdp(module)]

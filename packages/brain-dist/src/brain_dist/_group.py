@@ -16,6 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from brain_dist._control import DEFAULT_TIMEOUT_S, set_control_timeout
 from brain_dist._errors import RanksLostError
+from brain_dist._process_exit import wait_for_workers_at_exit
 from brain_dist._world import World, infer_device, is_distributed_initialized
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def ddp_init_group(
         If a rank does not arrive in time.
     """
     if is_distributed_initialized():
+        wait_for_workers_at_exit()
         return
     world = World.from_environment(os.environ)
     if not world.launched:
@@ -90,6 +92,7 @@ def ddp_init_group(
         torch.cuda.set_device(world.local_rank)
     if "xccl" in names:
         torch.xpu.set_device(world.local_rank)
+    wait_for_workers_at_exit()
     _join(backend, world, timeout_s)
     set_control_timeout(timeout_s if control_timeout_s is None else control_timeout_s)
 
