@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("_exiting.py")
+SCRIPT = Path(__file__).with_name("exiting_script.py")
 COLLECTIVES = ("all_gather", "barrier", "backward", "destroy")
 CODES = (0, 3, 1)  # the end of the script, sys.exit(3), an exception
 

@@ -19,7 +19,7 @@ def load_on_first_use(
 
     ::
 
-        __getattr__, __dir__ = load_on_first_use(__name__, {"._wrap": "wrap_modules"})
+        __getattr__, __dir__ = load_on_first_use(__name__, {".parallel.wrap": "wrap_modules"})
 
     Parameters
     ----------

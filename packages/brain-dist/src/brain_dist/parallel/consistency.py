@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import distributed, nn
 
-from brain_dist._collectives import gather_objects
-from brain_dist._world import is_distributed_initialized
+from brain_dist.collectives import gather_objects
+from brain_dist.world import is_distributed_initialized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

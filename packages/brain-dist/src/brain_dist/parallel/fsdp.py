@@ -10,10 +10,10 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from brain_dist import _compat
-from brain_dist._evaluate import RESHARDS
-from brain_dist._precision import AMPConfig
-from brain_dist._world import get_world_size
+from brain_dist import compat
+from brain_dist.parallel.wrapped_modules import RESHARDS
+from brain_dist.precision import AMPConfig
+from brain_dist.world import get_world_size
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -32,7 +32,7 @@ def shard_module(
     parallelize: Callable[[nn.Module, DeviceMesh], None] | None,
 ) -> None:
     """Shard a module in place, its chosen parts first, then what is left as a whole."""
-    if device.type == "cpu" and not _compat.sharding_works_on_cpu():
+    if device.type == "cpu" and not compat.sharding_works_on_cpu():
         raise ValueError(
             f"FSDP2 on the CPU needs a later torch, got parallel='fsdp' on 'cpu' with torch "
             f"{torch.__version__}; write parallel='ddp', or install a newer torch"

@@ -1,6 +1,6 @@
 """A rank's script that ends right behind a collective; run with arguments it starts many of them.
 
-    python _exiting.py --runs 'all_gather/0/29500 barrier/3/29501' [--without-handler]
+    python exiting_script.py --runs 'all_gather/0/29500 barrier/3/29501' [--without-handler]
 
 forks two ranks for each run (scenario, exit code, port), one run after the other, and prints their
 exit codes as JSON.  With RANK in the environment it is one rank of the only run.
@@ -20,7 +20,7 @@ import torch
 from torch import distributed, nn
 
 import brain_dist
-from brain_dist import _process_exit
+from brain_dist import process_exit
 
 for name in brain_dist.__all__:
     getattr(brain_dist, name)
@@ -106,7 +106,7 @@ if run is not None:
     rank_options = {"distributed_backend": "gloo", "device": "cpu"}
     brain_dist.ddp_init_group(rank_options, timeout_s=60.0)
     if options.without_handler:
-        atexit.unregister(_process_exit._wait_for_workers)
+        atexit.unregister(process_exit._wait_for_workers)
     globals()[scenario](int(os.environ["RANK"]))
     if code == "1":
         raise KeyError("a batch")

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from brain_dist._collectives import ddp_broadcast
-from brain_dist._rehearse import ORDER_MATTERS_FROM, random_state, tensors_put_back
-from brain_dist._world import get_world_size, is_distributed_initialized
+from brain_dist.collectives import ddp_broadcast
+from brain_dist.parallel.warm_up import ORDER_MATTERS_FROM, random_state, tensors_put_back
+from brain_dist.world import get_world_size, is_distributed_initialized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import brain_dist
-from brain_dist import StepVote, StopSignal, _signals
+from brain_dist import StopSignal
+from brain_dist.stopping import signals
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
@@ -102,7 +103,7 @@ def test_the_echo_of_an_interrupt_by_torchrun_is_not_a_second_one(sigint, monkey
         sigint()
         sigint()
         assert stop.reason == "SIGINT"
-        monkeypatch.setattr(_signals, "_ECHO_S", 0.0)
+        monkeypatch.setattr(signals, "_ECHO_S", 0.0)
         with pytest.raises(KeyboardInterrupt):
             sigint()
 
@@ -118,7 +119,7 @@ class _Slow(torch.utils.data.Dataset):
 
 def _signal_workers(rank, number, whom):
     """Signal the workers of a loader in its first batch; return what still came of it."""
-    _signals._WORD_S = 0.3
+    signals._WORD_S = 0.3
     multiprocessing.set_start_method("fork", force=True)
     loader = torch.utils.data.DataLoader(
         _Slow(), num_workers=2, worker_init_fn=lambda _: brain_dist.outlive_stop_signals()
@@ -199,78 +200,3 @@ def test_a_time_limit_is_above_zero():
 def test_the_exit_code_says_try_again():
     """EX_TEMPFAIL, which no failure of Python's has."""
     assert brain_dist.EXIT_TRY_AGAIN == 75
-
-
-def test_alone_a_vote_is_its_own_answer():
-    """At once, without a group."""
-    vote = StepVote()
-    assert [vote.vote(flags) for flags in (0, 5, 0)] == [0, 5, 0]
-    assert vote.settle(2) == 2
-    vote.close()
-
-
-def _vote(rank, flags, every):
-    vote = StepVote(every)
-    answers = [vote.vote(flags[rank][i]) for i in range(len(flags[rank]))]
-    answers.append(vote.settle(8 if rank == 1 else 0))
-    vote.close()
-    return answers
-
-
-def test_every_rank_hears_of_every_flag_at_the_same_call(ranks):
-    """One call after it was given; what is open at the end settle() tells."""
-    flags = [[0, 1, 0, 0, 0], [0, 2, 0, 4, 16]]
-    assert ranks(_vote, 2, flags, 1) == [[0, 0, 3, 0, 4, 24]] * 2
-
-
-def test_flags_between_two_reductions_are_kept(ranks):
-    """With every=3 they wait for it, and are told once."""
-    flags = [[0, 1, 0, 0, 2, 0, 0, 0], [0] * 8]
-    answers = ranks(_vote, 2, flags, 3)
-    assert answers[0] == answers[1]
-    assert [a for a in answers[0] if a] == [1, 2, 8]
-
-
-def _adapt(rank):
-    vote = StepVote()
-    answers = []
-    for call in range(1500):
-        if call == 200:
-            time.sleep(0.02 * rank)
-        answers.append(vote.vote(1 if (rank, call) == (1, 300) else 0))
-    interval = vote._interval
-    vote.close()
-    return answers, interval
-
-
-def test_fast_steps_vote_less_often_and_still_agree(ranks):
-    """The ranks settle on one interval though their clocks differ."""
-    (first, interval), (second, other) = ranks(_adapt, 2)
-    assert first == second
-    assert sum(first) == 1
-    assert 300 < first.index(1) <= 300 + 2 * 512
-    assert interval == other > 8
-
-
-def _leave(rank):
-    _signals._CLOSING_S = 0.5
-    vote = StepVote(1)
-    vote.vote(0)
-    if rank == 0:
-        vote.vote(0)
-        started = time.monotonic()
-        vote.close()
-        return time.monotonic() - started
-    time.sleep(2)
-    return None
-
-
-def test_closing_is_not_held_up_by_a_rank_that_does_not_vote(ranks):
-    """An exception on its way out does not wait for the timeout of a collective."""
-    assert ranks.outcomes(_leave, 2)[0] == ("returned", pytest.approx(0.5, abs=0.5))
-
-
-def test_an_interval_is_a_whole_number_of_calls():
-    """Zero calls would never vote."""
-    with pytest.raises(ValueError, match="from 1 on, got 0"):
-        StepVote(every=0)

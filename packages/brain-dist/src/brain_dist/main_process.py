@@ -6,9 +6,9 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from brain_dist._collectives import broadcast_outcome, raise_together
-from brain_dist._control import alone
-from brain_dist._world import (
+from brain_dist.collectives import broadcast_outcome, raise_together
+from brain_dist.control_group import alone
+from brain_dist.world import (
     get_rank,
     if_main_process,
     is_distributed_initialized,

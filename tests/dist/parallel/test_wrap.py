@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import brain_dist
-from brain_dist._wrap import use_sync_batchnorm
+from brain_dist.parallel.wrap import use_sync_batchnorm
 
 
 def _make(rank=0):

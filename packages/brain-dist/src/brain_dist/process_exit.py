@@ -15,7 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from brain_dist import _compat
+from brain_dist import compat
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -49,7 +49,7 @@ def _wait_for_workers() -> None:
         time.sleep(_BLIND_WAIT_S)
         return
     deadline = time.monotonic() + _LIMIT_S
-    names, main_thread = _compat.gloo_worker_names(), str(threading.get_native_id())
+    names, main_thread = compat.gloo_worker_names(), str(threading.get_native_id())
     idle_looks, former = 0, _states(names, main_thread)
     while former and idle_looks < _IDLE_LOOKS and time.monotonic() < deadline:
         time.sleep(_LOOK_EVERY_S)

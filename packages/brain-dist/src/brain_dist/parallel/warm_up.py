@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from brain_dist._kinds import members
-from brain_dist._world import get_world_size, is_distributed_initialized
+from brain_dist.parallel.wrapped_modules import members
+from brain_dist.world import get_world_size, is_distributed_initialized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -17,10 +17,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import distributed
 
-from brain_dist import _compat
-from brain_dist._errors import RanksLostError
-from brain_dist._process_exit import wait_for_workers_at_exit
-from brain_dist._world import get_rank, get_world_size, is_distributed_initialized
+from brain_dist import compat
+from brain_dist.errors import RanksLostError
+from brain_dist.process_exit import wait_for_workers_at_exit
+from brain_dist.world import get_rank, get_world_size, is_distributed_initialized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,7 +52,7 @@ class Control:
     def __init__(self, timeout_s: float) -> None:
         wait_for_workers_at_exit()
         self.timeout_s = timeout_s
-        self.group = _compat.new_gloo_group(timedelta(seconds=timeout_s))
+        self.group = compat.new_gloo_group(timedelta(seconds=timeout_s))
         self.operations = 0
 
     def run(self, what: str, operation: Callable[[], Any]) -> None:
@@ -126,7 +126,7 @@ class Control:
         # Each rank in trouble leaves a mark; who leaves none is dead, stuck or elsewhere.
         missing = set(range(get_world_size())) - {rank}
         with contextlib.suppress(RuntimeError, ValueError):
-            store = _compat.default_store()
+            store = compat.default_store()
             store.set(f"{key}/{rank}", "waiting")
             deadline = time.monotonic() + _REPORT_S
             while missing and time.monotonic() < deadline:
@@ -152,7 +152,7 @@ def alone() -> Iterator[None]:
 
 def control() -> Control:
     """Return the control group, made at the first call; all ranks make that call together."""
-    key = _compat.default_group()
+    key = compat.default_group()
     found = _controls.get(key)
     if found is None:
         found = _controls[key] = Control(DEFAULT_TIMEOUT_S)
@@ -177,7 +177,7 @@ def set_control_timeout(timeout_s: float) -> None:
     if not timeout_s > 0:
         raise ValueError(f"a timeout is above zero seconds, got {timeout_s!r}; try 1800.0")
     if not must_not_wait():
-        _controls[_compat.default_group()] = Control(timeout_s)
+        _controls[compat.default_group()] = Control(timeout_s)
 
 
 # One entry for a living default group, gone with it: torch's own state, looked up from here.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import distributed
 
-from brain_dist._collectives import ddp_all_reduce
-from brain_dist._world import get_world_size
+from brain_dist.collectives import ddp_all_reduce
+from brain_dist.world import get_world_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

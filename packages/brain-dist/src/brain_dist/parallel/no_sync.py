@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch.nn.parallel import DistributedDataParallel
 
-from brain_dist._kinds import is_fsdp, members
-from brain_dist._world import is_distributed_initialized
+from brain_dist.parallel.wrapped_modules import is_fsdp, members
+from brain_dist.world import is_distributed_initialized
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from brain_dist._kinds import unwrap_module
+from brain_dist.parallel.wrapped_modules import unwrap_module
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,11 +11,11 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from brain_dist import _compat
-from brain_dist._collectives import gather_objects
-from brain_dist._kinds import is_fsdp, members
-from brain_dist._process_exit import wait_for_workers_at_exit
-from brain_dist._world import get_rank, get_world_size, is_distributed_initialized
+from brain_dist import compat
+from brain_dist.collectives import gather_objects
+from brain_dist.parallel.wrapped_modules import RESHARDS, is_fsdp, members
+from brain_dist.process_exit import wait_for_workers_at_exit
+from brain_dist.world import get_rank, get_world_size, is_distributed_initialized
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -161,11 +161,7 @@ def local_forward(
             part.set_reshard_after_forward(vars(part).get(RESHARDS, True), recurse=False)
             part.reshard()
         for root in roots:
-            _compat.forget_forwards(root)
-
-
-# Where `wrap_modules` notes an FSDP2 module's reshard_after_forward, which torch only sets.
-RESHARDS = "_brain_dist_reshards"
+            compat.forget_forwards(root)
 
 
 def _share_buffers(module: nn.Module) -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from brain_dist._agree import broadcast_tensors, check_same_modules
-from brain_dist._kinds import is_wrapped
-from brain_dist._world import get_rank, get_world_size, is_distributed_initialized
+from brain_dist.parallel.consistency import broadcast_tensors, check_same_modules
+from brain_dist.parallel.wrapped_modules import is_wrapped
+from brain_dist.world import get_rank, get_world_size, is_distributed_initialized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, MutableMapping
@@ -183,7 +183,7 @@ def _can_sync_batchnorm(device: torch.device) -> bool:
 
 
 def _shard(module: nn.Module, device: torch.device, options: dict[str, Any]) -> nn.Module:
-    from brain_dist._shard import shard_module
+    from brain_dist.parallel.fsdp import shard_module
 
     # DDP makes its parameters equal by itself.
     broadcast_tensors(module)

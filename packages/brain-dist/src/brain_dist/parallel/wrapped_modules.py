@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
 
+# Where `wrap_modules` notes an FSDP2 module's reshard_after_forward, which torch only sets.
+RESHARDS = "_brain_dist_reshards"
+
+
 def is_fsdp(module: nn.Module) -> TypeGuard[FSDPModule]:
     """Say whether FSDP2 has sharded this module."""
     # Importing FSDP takes half a second, and where nobody has, nothing is sharded.

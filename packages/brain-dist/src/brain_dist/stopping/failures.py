@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from torch import distributed
 
-from brain_dist import _compat, _control
-from brain_dist._control import from_bytes, must_not_wait, to_bytes
-from brain_dist._errors import ErrorReport, RanksLostError, RemoteError, naming_ranks, report
-from brain_dist._world import get_rank, get_world_size
+from brain_dist import compat, control_group
+from brain_dist.control_group import from_bytes, must_not_wait, to_bytes
+from brain_dist.errors import ErrorReport, RanksLostError, RemoteError, naming_ranks, report
+from brain_dist.world import get_rank, get_world_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,8 +63,8 @@ def failing_together(*agreed: type[BaseException], grace_s: float = GRACE_S) -> 
     if must_not_wait() or get_world_size() == 1:
         yield
         return
-    block = _Block(_compat.default_store(), get_rank(), get_world_size())
-    searches, _control.somebody_else_searches = _control.somebody_else_searches, True
+    block = _Block(compat.default_store(), get_rank(), get_world_size())
+    searches, control_group.somebody_else_searches = control_group.somebody_else_searches, True
     try:
         with block.watched(grace_s):
             yield
@@ -74,7 +74,7 @@ def failing_together(*agreed: type[BaseException], grace_s: float = GRACE_S) -> 
         block.explain(error)
         raise
     finally:
-        _control.somebody_else_searches = searches
+        control_group.somebody_else_searches = searches
 
 
 class _Block:

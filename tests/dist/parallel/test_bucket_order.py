@@ -252,7 +252,7 @@ def _changed(rank):
 
     training = _Training("plain")
     said = []
-    logger = logging.getLogger("brain_dist._gradient_order")
+    logger = logging.getLogger("brain_dist.parallel.bucket_order")
     logger.addFilter(lambda record: said.append(record.getMessage()) or False)
     training.order.load_state_dict({"a": [("last.weight", False)], "c": []})
     replayed = training.order.replay()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import distributed
 
-from brain_dist._control import control, from_bytes, must_not_wait, to_bytes
-from brain_dist._errors import ErrorReport, RemoteError, naming_ranks, report
-from brain_dist._process_exit import wait_for_workers_at_exit
-from brain_dist._world import get_rank, get_world_size
+from brain_dist.control_group import control, from_bytes, must_not_wait, to_bytes
+from brain_dist.errors import ErrorReport, RemoteError, naming_ranks, report
+from brain_dist.process_exit import wait_for_workers_at_exit
+from brain_dist.world import get_rank, get_world_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,10 +14,10 @@ from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from brain_dist._control import DEFAULT_TIMEOUT_S, set_control_timeout
-from brain_dist._errors import RanksLostError
-from brain_dist._process_exit import wait_for_workers_at_exit
-from brain_dist._world import World, infer_device, is_distributed_initialized
+from brain_dist.control_group import DEFAULT_TIMEOUT_S, set_control_timeout
+from brain_dist.errors import RanksLostError
+from brain_dist.process_exit import wait_for_workers_at_exit
+from brain_dist.world import World, infer_device, is_distributed_initialized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
