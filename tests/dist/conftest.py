@@ -1,4 +1,4 @@
-"""Fail on whatever a test of brain-dist leaves behind."""
+"""Fixtures of brain-dist's tests; a test fails if it leaves a group, a thread or autocast on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _nothing_left_behind(monkeypatch):
 
 
 @pytest.fixture
-def alone_in_a_group(tmp_path):
+def group_of_one(tmp_path):
     """Make a gloo group of this process only."""
     store = distributed.FileStore(str(tmp_path / "store"), 1)
     distributed.init_process_group("gloo", store=store, rank=0, world_size=1)

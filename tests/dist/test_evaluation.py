@@ -1,4 +1,4 @@
-"""Evaluation dealt out over the ranks."""
+"""Evaluation sharded over the ranks."""
 
 import math
 import random
@@ -13,10 +13,10 @@ import brain_dist
 from brain_dist import ExactMean
 
 
-def test_alone_everything_is_dealt_to_this_process():
-    """And comes back in its order."""
-    assert list(brain_dist.deal("abc")) == ["a", "b", "c"]
-    assert brain_dist.gather_dealt([1, 2]) == [1, 2]
+def test_in_one_process_the_shard_is_all_items():
+    """The results keep their order."""
+    assert list(brain_dist.shard_items("abc")) == ["a", "b", "c"]
+    assert brain_dist.gather_sharded([1, 2]) == [1, 2]
 
 
 def _evaluate(rank, n_batches):
@@ -29,11 +29,11 @@ def _evaluate(rank, n_batches):
     modules["m"].eval()
     mean, wrong = ExactMean(), []
     with torch.no_grad(), brain_dist.local_forward(modules):
-        for batch in brain_dist.deal(batches):
+        for batch in brain_dist.shard_items(batches):
             output = modules["m"](batch)
             mean.add(output.square().mean(), weight=len(batch))
             wrong.append((output[:, 0] > output[:, 1]).tolist())
-    examples = [one for batch in brain_dist.gather_dealt(wrong) for one in batch]
+    examples = [one for batch in brain_dist.gather_sharded(wrong) for one in batch]
     return mean.result(), sum(examples) / len(examples), examples
 
 
@@ -43,10 +43,10 @@ def one_process(ranks):
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_a_dealt_out_evaluation_is_that_of_one_process_to_the_last_digit(
+def test_a_sharded_evaluation_equals_that_of_one_process_to_the_last_digit(
     ranks, one_process, world_size
 ):
-    """Seven batches of unequal size on ranks that none divides; nobody hangs."""
+    """Seven batches of unequal size, which no number of ranks here divides; no rank hangs."""
     assert ranks(_evaluate, world_size, 7) == [one_process] * world_size
 
 
@@ -72,12 +72,12 @@ def _sharded(rank):
     with torch.no_grad(), brain_dist.local_forward(modules):
         outputs = [modules["m"](x) for _ in range(rank)]
     assert all(torch.equal(output, plain(x)) for output in outputs)
-    # Sharded again, and trained as before.
+    # After the block the parameters are sharded again, and a backward works.
     shapes = [p.to_local().shape[0] for p in modules["m"].parameters()]
     modules["m"](x).sum().backward()
     plain(x).sum().backward()
-    for p, wanted in zip(modules["m"].parameters(), plain.parameters(), strict=True):
-        assert torch.allclose(p.grad.full_tensor(), wanted.grad)
+    for p, expected in zip(modules["m"].parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(p.grad.full_tensor(), expected.grad)
     return shapes
 
 
@@ -88,14 +88,14 @@ def test_fsdp_evaluates_unequal_numbers_of_batches(ranks):
 
 def _wrong_numbers(rank):
     with pytest.raises(
-        ValueError, match=r"got \[0, 2\] results where 2 items are dealt as \[1, 1\]"
+        ValueError, match=r"got \[0, 2\] results where 2 items are sharded as \[1, 1\]"
     ):
-        brain_dist.gather_dealt([1] * (2 * rank))
+        brain_dist.gather_sharded([1] * (2 * rank))
     return True
 
 
-def test_results_that_were_not_dealt_are_refused(ranks):
-    """They cannot be put in order."""
+def test_results_that_do_not_match_the_shards_are_refused(ranks):
+    """They cannot be ordered."""
     assert ranks(_wrong_numbers, 2) == [True, True]
 
 
@@ -104,7 +104,7 @@ _VALUES = st.lists(st.tuples(st.floats(-1e200, 1e200), st.integers(1, 1000)), mi
 
 @given(_VALUES, st.randoms(use_true_random=False))
 def test_an_exact_mean_does_not_depend_on_the_order(pairs, order):
-    """It is what fsum makes of all values at once."""
+    """It is the quotient of the fsums of all values and weights."""
     expected = math.fsum(v * w for v, w in pairs) / math.fsum(w for _, w in pairs)
     order.shuffle(pairs)
     mean = ExactMean()
@@ -114,13 +114,13 @@ def test_an_exact_mean_does_not_depend_on_the_order(pairs, order):
 
 
 def test_an_exact_mean_loses_nothing():
-    """Where a running sum would have lost the ones."""
+    """A running sum would round the ones away."""
     mean = ExactMean()
     for value in (1e16, 1.0, 1.0, -1e16):
         mean.add(value)
     mean.add(torch.tensor(2.0), weight=4)
     assert mean.result() == 10 / 8
-    assert mean.result() == 10 / 8, "asking changes nothing"
+    assert mean.result() == 10 / 8, "result() changes nothing"
 
 
 def test_a_mean_of_nothing_is_nan_and_of_nan_too():

@@ -18,12 +18,12 @@ def _count(rank, calls):
 
 
 def test_main_process_only_runs_on_rank_0_and_returns_everywhere(ranks):
-    """The result of rank 0 is everybody's."""
+    """Every rank gets the result of rank 0."""
     assert ranks(_count, 2, []) == [(3, [0], "work", "Add."), (3, [], "work", "Add.")]
 
 
-def test_everything_runs_alone():
-    """In one process each helper just calls the function."""
+def test_in_one_process_each_helper_calls_the_function():
+    """Post functions run only where they are asked to run on the main process."""
     log = []
     assert brain_dist.main_process_only(lambda: 1)() == 1
     assert brain_dist.once_per_node(lambda: 2)() == 2
@@ -56,8 +56,8 @@ def _fail_on_main(rank, error):
 @pytest.mark.parametrize(
     "error", [FileNotFoundError(2, "gone"), KeyboardInterrupt(), SystemExit(4)]
 )
-def test_an_exception_on_rank_0_is_everybodys_at_once(ranks, error):
-    """In SpeechBrain the others wait in a broadcast for two hours."""
+def test_an_exception_on_rank_0_is_raised_on_all_ranks_at_once(ranks, error):
+    """In SpeechBrain the other ranks wait in a broadcast for two hours."""
     expected = (type(error).__name__, error.args)
     results = ranks(_fail_on_main, 2, error)
     assert results == [(*expected, False, True), (*expected, True, True)]
@@ -72,7 +72,7 @@ def _nested(rank):
     return brain_dist.run_on_main(work), len(brain_dist.gather_objects(rank))
 
 
-def test_collectives_inside_are_the_identity(ranks):
+def test_collectives_inside_return_their_argument(ranks):
     """A barrier in a function that only rank 0 runs would wait for ever."""
     assert ranks(_nested, 2) == [(("inner", [7], "node"), 2)] * 2
 
@@ -86,7 +86,7 @@ def _post(rank, on_main):
 
 
 def test_the_post_function_runs_on_the_other_ranks(ranks):
-    """And on rank 0 only when asked to."""
+    """On rank 0 too with run_post_on_main."""
     assert ranks(_post, 2, 0) == [(9, []), (9, [1])]
     assert ranks(_post, 2, 1) == [(9, [0]), (9, [1])]
 
@@ -100,8 +100,8 @@ def _post_fails(rank):
     return True
 
 
-def test_an_exception_in_the_post_function_is_everybodys(ranks):
-    """Rank 0 does not go on alone."""
+def test_an_exception_in_the_post_function_is_raised_on_all_ranks(ranks):
+    """Rank 0 does not continue without the others."""
     assert ranks(_post_fails, 2) == [True, True]
 
 
@@ -127,17 +127,17 @@ def _node_fails(rank):
     return brain_dist.gather_objects(rank)
 
 
-def test_an_exception_on_one_machine_is_everybodys(ranks):
-    """Nobody waits for a file that will not come."""
+def test_an_exception_on_one_machine_is_raised_on_all_ranks(ranks):
+    """No rank waits for a file that will not be written."""
     assert ranks(_node_fails, 2) == [[0, 1]] * 2
 
 
-def test_without_a_group_the_other_ranks_are_told_that_they_do_not_wait(monkeypatch, caplog):
-    """Under torchrun, before ddp_init_group; rank 0 alone runs it."""
+def test_without_a_group_the_other_ranks_continue_with_a_warning(monkeypatch, caplog):
+    """Under torchrun, before ddp_init_group; only rank 0 runs the function."""
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     assert brain_dist.run_on_main(print, ["ran"]) is None
-    assert "Rank 1 goes on without print" in caplog.text
+    assert "Rank 1 continues without the result of print" in caplog.text
     assert "ddp_init_group" in caplog.text
     caplog.clear()
     monkeypatch.setenv("RANK", "0")

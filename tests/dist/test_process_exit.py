@@ -47,9 +47,9 @@ def _fresh_exit_codes(run, *options):
 
 def test_a_script_that_ends_behind_a_collective_has_its_own_exit_code(free_port):
     """After a collective of torch's, one of this package's, a backward, a destroyed group."""
-    wanted = list(zip(COLLECTIVES, cycle(CODES), strict=False))
-    codes, errors = _forked_exit_codes([f"{name}/{code}/{free_port()}" for name, code in wanted])
-    assert codes == [[code] * 2 for _, code in wanted], errors
+    expected = list(zip(COLLECTIVES, cycle(CODES), strict=False))
+    codes, errors = _forked_exit_codes([f"{name}/{code}/{free_port()}" for name, code in expected])
+    assert codes == [[code] * 2 for _, code in expected], errors
 
 
 def test_a_worker_that_waits_for_the_gil_does_not_abort_the_process(free_port):
@@ -70,6 +70,6 @@ def test_without_the_exit_handler_such_a_worker_aborts_the_process(free_port):
 @pytest.mark.long
 def test_a_hundred_scripts_of_two_ranks_have_their_own_exit_codes(free_port):
     """Started afresh, as a launcher starts them."""
-    wanted = list(islice(cycle(product(COLLECTIVES, CODES)), 100))
-    codes = [_fresh_exit_codes(f"{name}/{code}/{free_port()}") for name, code in wanted]
-    assert codes == [[code] * 2 for _, code in wanted]
+    expected = list(islice(cycle(product(COLLECTIVES, CODES)), 100))
+    codes = [_fresh_exit_codes(f"{name}/{code}/{free_port()}") for name, code in expected]
+    assert codes == [[code] * 2 for _, code in expected]

@@ -1,4 +1,4 @@
-"""Resuming exactly on three ranks or more, without a rehearsal."""
+"""Applying the bucket order makes resuming exact on three ranks or more."""
 
 import random
 
@@ -9,8 +9,8 @@ from torch import nn
 import brain_dist
 
 
-class _Crooked(nn.Module):
-    """Uses its layers in another order than it makes them, so that DDP regroups them."""
+class _Shuffled(nn.Module):
+    """Uses its layers in another order than it makes them, so that DDP rebuilds its buckets."""
 
     def __init__(self, kind):
         super().__init__()
@@ -38,25 +38,25 @@ _OPTIONS = {
 
 
 class _Training:
-    """A loop of an engineer's own: two modules under DDP, in several buckets each."""
+    """A training loop with two modules under DDP, in several buckets each."""
 
-    def __init__(self, kind, state=None, replay=True, rehearsals=0):
+    def __init__(self, kind, state=None, apply=True, warm_up=False):
         torch.manual_seed(0)
         self.accumulation = 3 if kind == "accumulated" else 1
-        self.modules = {"a": _Crooked(kind), "b": _Crooked("plain")}
+        self.modules = {"a": _Shuffled(kind), "b": _Shuffled("plain")}
         options = {"device": "cpu", "bucket_cap_mb": 0.01, **_OPTIONS[kind]}
         brain_dist.wrap_modules(self.modules, **options)
-        self.order = brain_dist.GradientOrder(self.modules)
+        self.order = brain_dist.BucketOrder(self.modules)
         parameters = [p for m in self.modules.values() for p in m.parameters()]
         self.optimizer = torch.optim.SGD(parameters, lr=1e-3)
-        if rehearsals:
-            brain_dist.rehearse(lambda: self.forward_backward(99), self.modules)
+        if warm_up:
+            brain_dist.warm_up_step(lambda: self.forward_backward(99), self.modules)
         if state is not None:
             for name, module in self.modules.items():
                 module.load_state_dict(state[name])
             self.order.load_state_dict(state["order"])
-            if replay:
-                self.order.replay()
+            if apply:
+                self.order.apply()
 
     def forward_backward(self, number, use=("a", "b")):
         for micro in range(self.accumulation):
@@ -80,7 +80,7 @@ class _Training:
         return {**states, "order": self.order.state_dict()}
 
     def buckets(self):
-        """Say which parameters DDP reduces together, in which order."""
+        """Return the parameters of each bucket, in the order in which DDP reduces them."""
         self.run(range(2))  # it logs what it did in the step before
         key = "rebuilt_per_bucket_param_indices"
         return [m._get_ddp_logging_data().get(key) for m in self.modules.values()]
@@ -91,16 +91,16 @@ def _same(one, other):
 
 
 def _resume(rank, kind):
-    whole = _Training(kind).run(range(5))
+    full_run = _Training(kind).run(range(5))
     first = _Training(kind).run(range(2)).state()
     second = _Training(kind, first).run(range(2, 3)).state()
     third = _Training(kind, second).run(range(3, 5))
-    without = _Training(kind, first, replay=False).run(range(2, 5))
+    without = _Training(kind, first, apply=False).run(range(2, 5))
     return (
-        _same(whole.state(), third.state()),
-        _same(whole.state(), without.state()),
+        _same(full_run.state(), third.state()),
+        _same(full_run.state(), without.state()),
         first["order"] == second["order"] == third.state()["order"] != {},
-        whole.buckets() == third.buckets(),
+        full_run.buckets() == third.buckets(),
         third.buckets()[0].count(",") > 1,
     )
 
@@ -117,70 +117,70 @@ def _resume(rank, kind):
     ],
 )
 def test_a_chain_of_resumed_runs_is_exact(ranks, world_size, kind):
-    """Stopped twice: the same weights and the same buckets; without the order, other weights."""
+    """Stopped twice: the same weights and buckets; without the order, other weights."""
     assert ranks(_resume, world_size, kind) == [(True, False, True, True, True)] * world_size
 
 
 def _resume_early(rank):
-    whole = _Training("plain").run(range(1)).run(range(1, 6))
+    full_run = _Training("plain").run(range(1)).run(range(1, 6))
     at_once = _Training("plain", _Training("plain").state()).run(range(6))
     after_one = _Training("plain", _Training("plain").run(range(1)).state()).run(range(1, 6))
-    return _same(whole.state(), at_once.state()), _same(whole.state(), after_one.state())
+    return _same(full_run.state(), at_once.state()), _same(full_run.state(), after_one.state())
 
 
 def test_a_run_stopped_before_or_after_its_first_step_is_exact(ranks):
-    """Before it there is no order yet, and the first step has to be a first step."""
+    """Before it no order is known, and DDP must not rebuild its buckets yet."""
     assert ranks(_resume_early, 3) == [(True, True)] * 3
 
 
-def _late(rank):
+def _train_second_module_later(rank):
     def begin():
         return _Training("plain").run(range(3), use=("a",))
 
-    whole = begin().run(range(3, 8))
+    full_run = begin().run(range(3, 8))
     saved = begin().state()
     resumed = _Training("plain", saved).run(range(3, 8))
     return (
         list(saved["order"]),
         list(resumed.order.state_dict()),
-        _same(whole.state(), resumed.state()),
+        _same(full_run.state(), resumed.state()),
     )
 
 
 def test_a_module_that_is_trained_later_is_exact_too(ranks):
-    """Its order is not known at the stop, and is noted when it comes."""
-    assert ranks(_late, 3) == [(["a"], ["a", "b"], True)] * 3
+    """Its order is not known at the stop, and is recorded later."""
+    assert ranks(_train_second_module_later, 3) == [(["a"], ["a", "b"], True)] * 3
 
 
-def _never_regrouped(rank):
-    whole = _Training("unused").run(range(5)).state()
+def _train_with_unused(rank):
+    full_run = _Training("unused").run(range(5)).state()
     half = _Training("unused").run(range(3)).state()
     resumed = _Training("unused", half).run(range(3, 5)).state()
-    return half["order"], _same(whole, resumed)
+    return half["order"], _same(full_run, resumed)
 
 
-def test_with_unused_parameters_ddp_never_regroups_and_nothing_is_noted(ranks):
-    """A resumed run is exact by itself."""
-    assert ranks(_never_regrouped, 3) == [({}, True)] * 3
+def test_with_unused_parameters_ddp_keeps_its_buckets_and_no_order_is_recorded(ranks):
+    """A resumed run is exact without an order."""
+    assert ranks(_train_with_unused, 3) == [({}, True)] * 3
 
 
 def _static(rank):
-    whole = _Training("static").run(range(5)).state()
+    full_run = _Training("static").run(range(5)).state()
     half = _Training("static").run(range(3)).state()
-    plainly = _Training("static", half).run(range(3, 5)).state()
-    rehearsed = _Training("static", half, rehearsals=1).run(range(3, 5)).state()
-    return half["order"], _same(whole, plainly), _same(whole, rehearsed)
+    resumed = _Training("static", half).run(range(3, 5)).state()
+    warmed_up = _Training("static", half, warm_up=True).run(range(3, 5)).state()
+    return half["order"], _same(full_run, resumed), _same(full_run, warmed_up)
 
 
-def test_a_static_graph_is_left_to_a_rehearsal(ranks):
-    """There DDP regroups after the second step, by what it saw in the first."""
+def test_a_static_graph_needs_a_warm_up_step(ranks):
+    """There DDP rebuilds its buckets after the second step, in the order of the first."""
     assert ranks(_static, 3) == [({}, False, True)] * 3
 
 
-def _traces(rank):
+def _state_after_apply(rank):
     order = _Training("plain").run(range(2)).order.state_dict()
     training = _Training("plain")
-    # What a rank has of its own must not become rank 0's.
+    # Buffers differ between ranks here; apply() must not broadcast rank 0's.
     training.modules["a"].module.norm.running_mean.fill_(rank)
     for module in training.modules.values():
         for parameter in module.parameters():
@@ -189,22 +189,22 @@ def _traces(rank):
     before = training.state()
     random.seed(0)
     expected = torch.get_rng_state(), random.getstate()
-    done = training.order.replay()
+    applied = training.order.apply()
     gradients = [p.grad for m in training.modules.values() for p in m.parameters()]
     return (
-        done,
+        applied,
         all((g == 1).all().item() for g in gradients),
         _same(before, training.state()),
         torch.equal(torch.get_rng_state(), expected[0]) and random.getstate() == expected[1],
         [type(m.module).__name__ for m in training.modules.values()],
-        training.order.replay(),  # nothing is done twice
+        training.order.apply(),  # a second call has no effect
     )
 
 
-def test_a_replay_leaves_no_trace_and_follows_rank_0(ranks):
-    """Gradients, buffers and random numbers stay; the others need not have loaded anything."""
-    seen = (["a", "b"], True, True, True, ["_Crooked", "_Crooked"], ["a", "b"])
-    assert ranks(_traces, 3) == [seen] * 3
+def test_apply_changes_no_state_and_uses_the_order_of_rank_0(ranks):
+    """Gradients, buffers and random numbers stay; the other ranks need no loaded order."""
+    seen = (["a", "b"], True, True, True, ["_Shuffled", "_Shuffled"], ["a", "b"])
+    assert ranks(_state_after_apply, 3) == [seen] * 3
 
 
 def _hooks(rank):
@@ -216,8 +216,8 @@ def _hooks(rank):
     training.run(range(1))
     left = [hook for p in parameters for hook in (p._post_accumulate_grad_hooks or {})]
     left += [hook for m in training.modules.values() for hook in m._forward_hooks]
-    came = [name for name, _ in training.order.state_dict()["a"]]
-    return unsynchronised, left, came[:3], len(came)
+    order = [name for name, _ in training.order.state_dict()["a"]]
+    return unsynchronised, left, order[:3], len(order)
 
 
 def test_the_order_is_that_of_the_first_synchronised_backward_and_no_hook_stays(ranks):
@@ -230,39 +230,39 @@ def _save(rank):
     return _Training("plain").run(range(2)).state()
 
 
-def _go_on(rank, state):
-    training = _Training("plain", state, replay=False)
-    replayed = training.order.replay()
-    return replayed, training.run(range(2)).order.state_dict() == state["order"]
+def _resume_from(rank, state):
+    training = _Training("plain", state, apply=False)
+    applied = training.order.apply()
+    return applied, training.run(range(2)).order.state_dict() == state["order"]
 
 
 def test_on_another_number_of_ranks_the_order_is_kept(ranks):
-    """On two ranks and on one it does nothing, but it is not lost."""
+    """On two ranks and on one it has no effect, and stays in the state."""
     state = ranks(_save, 3)[0]
-    assert ranks(_go_on, 4, state) == [(["a", "b"], True)] * 4
-    assert ranks(_go_on, 2, state) == [([], True)] * 2
-    alone = brain_dist.GradientOrder({"m": nn.Linear(1, 1)})
-    alone.load_state_dict(state["order"])
-    assert alone.replay() == []
-    assert alone.state_dict() == state["order"]
+    assert ranks(_resume_from, 4, state) == [(["a", "b"], True)] * 4
+    assert ranks(_resume_from, 2, state) == [([], True)] * 2
+    one_process = brain_dist.BucketOrder({"m": nn.Linear(1, 1)})
+    one_process.load_state_dict(state["order"])
+    assert one_process.apply() == []
+    assert one_process.state_dict() == state["order"]
 
 
 def _changed(rank):
     import logging
 
     training = _Training("plain")
-    said = []
+    messages = []
     logger = logging.getLogger("brain_dist.parallel.bucket_order")
-    logger.addFilter(lambda record: said.append(record.getMessage()) or False)
+    logger.addFilter(lambda record: messages.append(record.getMessage()) or False)
     training.order.load_state_dict({"a": [("last.weight", False)], "c": []})
-    replayed = training.order.replay()
-    return replayed, said, sorted(training.run(range(2)).order.state_dict())
+    applied = training.order.apply()
+    return applied, messages, sorted(training.run(range(2)).order.state_dict())
 
 
-def test_the_order_of_other_parameters_is_not_replayed_and_said(ranks):
-    """The module keeps on with DDP's own grouping."""
-    for replayed, said, known in ranks(_changed, 3):
-        assert replayed == []
-        assert len(said) == 1
-        assert said[0].startswith("The first step of 'a' may differ in its last bits")
+def test_the_order_of_other_parameters_is_not_applied_and_a_warning_says_so(ranks):
+    """The module keeps the buckets that DDP builds."""
+    for applied, messages, known in ranks(_changed, 3):
+        assert applied == []
+        assert len(messages) == 1
+        assert messages[0].startswith("The first step of 'a' may differ in its last bits")
         assert known == ["a", "b", "c"]

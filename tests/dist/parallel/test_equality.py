@@ -23,7 +23,7 @@ def _batch(step):
 
 
 def _train(rank, parallel):
-    """Return the weights after 20 steps on this rank's share of each joined batch."""
+    """Return the weights after 20 steps on this rank's shard of each global batch."""
     modules = nn.ModuleDict({"m": _make()})
     brain_dist.wrap_modules(modules, device="cpu", parallel=parallel)
     optimizer = torch.optim.AdamW(modules.parameters(), lr=1e-3)
@@ -105,8 +105,8 @@ def _shards(rank, kind):
     ("kind", "parts"),
     [("default", ["", "0"]), ("function", ["", "1"]), ("classes", ["", "0.1"])],
 )
-def test_what_fsdp_gathers_as_one_piece_can_be_chosen(ranks, kind, parts):
-    """By a function of name and module, or by classes; each whole module always."""
+def test_the_units_of_fsdp_can_be_chosen(ranks, kind, parts):
+    """By a function of name and module, or by classes; each whole module is always one."""
     assert ranks(_shards, 2, kind) == [parts] * 2
 
 
@@ -160,5 +160,5 @@ def _tensor_parallel(rank):
 
 
 def test_tensor_parallelism_is_the_users_function_of_a_mesh(ranks):
-    """Columns and rows over "tp", FSDP2 over the rest; the whole state comes back."""
+    """Columns and rows over "tp", FSDP2 over the rest; the full state dict is the module's."""
     assert ranks(_tensor_parallel, 4) == [(True, True)] * 4

@@ -1,4 +1,4 @@
-"""States that go from any wrapping to any other."""
+"""State dicts that load under any wrapping."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def _make():
 
 
 def _train(rank, parallel, load, save, steps):
-    """Train on the joined batch, from a file to a file; return keys and losses."""
+    """Train on the global batch, from one file to another; return keys and losses."""
     modules = {"m": _make()}
     brain_dist.wrap_modules(modules, device="cpu", parallel=parallel)
     optimizer = torch.optim.AdamW(modules["m"].parameters(), lr=0.05)
@@ -42,8 +42,8 @@ def _train(rank, parallel, load, save, steps):
 
 
 @pytest.fixture(scope="module")
-def undisturbed():
-    """Train six steps in one process without any of it."""
+def uninterrupted():
+    """Train six steps in one process without saving or loading."""
     model = _make()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
     x = torch.linspace(0, 1, 60).reshape(12, 5)
@@ -57,14 +57,14 @@ def undisturbed():
     return losses
 
 
-@pytest.mark.parametrize("then", [("fsdp", 1), ("fsdp", 2), ("fsdp", 4), ("ddp", 3)])
-def test_a_state_of_two_sharded_ranks_goes_on_anywhere(ranks, undisturbed, tmp_path, then):
+@pytest.mark.parametrize("resumed", [("fsdp", 1), ("fsdp", 2), ("fsdp", 4), ("ddp", 3)])
+def test_a_state_of_two_sharded_ranks_resumes_anywhere(ranks, uninterrupted, tmp_path, resumed):
     """Model and optimizer, on fewer ranks, as many, more, and under DDP."""
     path = str(tmp_path / "state.pt")
     keys, first = ranks(_train, 2, "fsdp", None, path, 3)[0]
-    same_keys, second = ranks(_train, then[1], then[0], path, None, 3)[0]
+    same_keys, second = ranks(_train, resumed[1], resumed[0], path, None, 3)[0]
     assert keys == same_keys == list(_make().state_dict())
-    assert first + second == pytest.approx(undisturbed, rel=1e-5)
+    assert first + second == pytest.approx(uninterrupted, rel=1e-5)
 
 
 def test_a_sharded_state_loads_into_plain_objects(ranks, tmp_path):
@@ -79,7 +79,7 @@ def test_a_sharded_state_loads_into_plain_objects(ranks, tmp_path):
     assert optimizer.state_dict()["state"][0]["exp_avg"].shape == (6, 5)
 
 
-def _kinds(rank, parallel):
+def _are_sharded(rank, parallel):
     modules = {"m": _make()}
     brain_dist.wrap_modules(modules, device="cpu", parallel=parallel)
     optimizer = torch.optim.AdamW(modules["m"].parameters())
@@ -87,13 +87,13 @@ def _kinds(rank, parallel):
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_a_sharded_object_is_told_from_others(ranks, parallel):
-    """A checkpointer has to know whether saving takes all ranks."""
-    assert ranks(_kinds, 2, parallel) == [(parallel == "fsdp",) * 2] * 2
+def test_sharded_objects_are_recognised(ranks, parallel):
+    """A checkpointer has to know whether saving is a collective."""
+    assert ranks(_are_sharded, 2, parallel) == [(parallel == "fsdp",) * 2] * 2
     assert not brain_dist.is_sharded(_make())
 
 
-def test_alone_a_full_state_is_the_state():
+def test_in_one_process_a_full_state_dict_is_the_state_dict():
     """No copies, and load_full_state_dict is load_state_dict."""
     model, other = _make(), _make()
     state = brain_dist.full_state_dict(model)

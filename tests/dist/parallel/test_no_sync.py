@@ -43,14 +43,14 @@ def _accumulate(rank, parallel):
 
 
 def test_ddp_keeps_gradients_local_until_they_are_due(ranks):
-    """Inside the block each rank has its own; the step's gradient is the mean all the same."""
+    """Inside the block the ranks differ; the gradient of the step is the mean over ranks."""
     first, second = ranks(_accumulate, 2, "ddp")
     assert first[0] == second[0], "synchronised without no_sync"
     assert first[2] != second[2], "local within no_sync"
     assert first[1] == second[1] == pytest.approx(first[3]) == pytest.approx(second[3])
 
 
-def test_fsdp_reduces_once_for_all_that_was_accumulated(ranks):
+def test_fsdp_reduces_accumulated_gradients_once(ranks):
     """The gradient is the same as with a reduction at each batch."""
     first, second = ranks(_accumulate, 2, "fsdp")
     assert first == second
@@ -67,7 +67,7 @@ def _exception(rank, parallel):
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_an_exception_inside_turns_synchronisation_on_again(ranks, parallel):
-    """SpeechBrain leaves it off, and the ranks' weights drift apart."""
+    """In SpeechBrain it stays off, and the ranks' weights diverge."""
     first, second = ranks(_exception, 2, parallel)
     assert first == second != 0.0
 
@@ -85,23 +85,23 @@ def _nested(rank):
 
 
 def test_an_inner_block_does_not_end_the_outer_one(ranks):
-    """What was off before stays off."""
+    """Synchronisation stays off until the outer block ends."""
     first, second = ranks(_nested, 2)
     assert first[0] != second[0]
     assert first[1]
     assert second[1]
 
 
-def test_there_is_nothing_to_do_alone():
-    """In one process, or with use=False, no context of torch's is made."""
+def test_in_one_process_no_context_is_needed():
+    """Nor with use=False."""
     module = nn.Linear(1, 1)
-    once = brain_dist.no_sync([module])
-    assert once is brain_dist.no_sync({"m": module}) is brain_dist.no_sync(module, use=False)
-    with once, once:
+    context = brain_dist.no_sync([module])
+    assert context is brain_dist.no_sync({"m": module}) is brain_dist.no_sync(module, use=False)
+    with context, context:
         pass
 
 
-def test_plain_modules_are_left_alone_in_a_group(alone_in_a_group):
+def test_plain_modules_in_a_group_need_no_context(group_of_one):
     """Only DDP and FSDP2 modules synchronise."""
     modules = {"a": nn.Linear(1, 1), "b": nn.Sequential(nn.Linear(1, 1))}
     assert brain_dist.no_sync(modules) is brain_dist.no_sync([])

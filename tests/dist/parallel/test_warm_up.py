@@ -1,4 +1,4 @@
-"""Resuming exactly on three ranks or more."""
+"""A warm-up step makes resuming exact on three ranks or more."""
 
 import random
 
@@ -9,8 +9,8 @@ from torch import nn
 import brain_dist
 
 
-class _Crooked(nn.Module):
-    """Uses its layers in another order than it makes them, so that DDP regroups them."""
+class _Shuffled(nn.Module):
+    """Uses its layers in another order than it makes them, so that DDP rebuilds its buckets."""
 
     def __init__(self):
         super().__init__()
@@ -24,49 +24,49 @@ class _Crooked(nn.Module):
         return self.last(nn.functional.dropout(self.norm(x), 0.1))
 
 
-def _steps(rank, steps, state=None, rehearse=False):
+def _steps(rank, steps, state=None, warm_up=False):
     torch.manual_seed(0)
-    modules = {"m": _Crooked()}
+    modules = {"m": _Shuffled()}
     brain_dist.wrap_modules(modules, device="cpu", bucket_cap_mb=0.01)
     model = brain_dist.unwrap_module(modules["m"])
 
-    def one(step):
+    def forward_backward(step):
         torch.manual_seed(step * 10 + rank)
         modules["m"](torch.rand(8, 40)).square().sum().backward()
 
-    if rehearse:
-        brain_dist.rehearse(lambda: one(99), modules)
+    if warm_up:
+        brain_dist.warm_up_step(lambda: forward_backward(99), modules)
     if state is not None:
         model.load_state_dict(state)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     for step in steps:
         optimizer.zero_grad()
-        one(step)
+        forward_backward(step)
         optimizer.step()
     return {key: value.clone() for key, value in model.state_dict().items()}
 
 
 def _resume(rank):
-    whole = _steps(rank, range(8))
+    full_run = _steps(rank, range(8))
     half = _steps(rank, range(4))
     resumed = _steps(rank, range(4, 8), half)
-    rehearsed = _steps(rank, range(4, 8), half, rehearse=True)
+    warmed_up = _steps(rank, range(4, 8), half, warm_up=True)
 
     def same(state):
-        return all(torch.equal(state[key], whole[key]) for key in whole)
+        return all(torch.equal(state[key], full_run[key]) for key in full_run)
 
-    return same(resumed), same(rehearsed)
+    return same(resumed), same(warmed_up)
 
 
-def test_a_resumed_run_is_exact_once_it_has_rehearsed(ranks):
-    """Without it, the first step sums in another order (pytorch issues 35137 and 44798)."""
+def test_a_resumed_run_is_exact_after_a_warm_up_step(ranks):
+    """Without one, the first step sums in another order (pytorch issues 35137 and 44798)."""
     assert ranks(_resume, 3) == [(False, True)] * 3
 
 
-def _traces(rank):
+def _state_after_warm_up(rank):
     torch.manual_seed(0)
     random.seed(0)
-    modules = {"m": _Crooked()}
+    modules = {"m": _Shuffled()}
     brain_dist.wrap_modules(modules, device="cpu")
     for parameter in modules["m"].parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -78,7 +78,7 @@ def _traces(rank):
         calls.append(random.random() + torch.rand(1).item())
         modules["m"](torch.rand(8, 40)).sum().backward()
 
-    brain_dist.rehearse(step, modules)
+    brain_dist.warm_up_step(step, modules)
     after = modules["m"].state_dict()
     return (
         len(calls),
@@ -88,12 +88,12 @@ def _traces(rank):
     )
 
 
-def test_a_rehearsal_leaves_no_trace(ranks):
-    """Neither in gradients, nor in running statistics, nor in random numbers."""
-    assert ranks(_traces, 3) == [(1, True, True, True)] * 3
+def test_a_warm_up_step_changes_no_state(ranks):
+    """Gradients, running statistics and random numbers stay the same."""
+    assert ranks(_state_after_warm_up, 3) == [(1, True, True, True)] * 3
 
 
-def test_nothing_is_rehearsed_where_nothing_is_gained(ranks):
-    """On two ranks a sum has one order; alone there is none."""
-    assert ranks(_traces, 2) == [(0, True, True, True)] * 2
-    brain_dist.rehearse(lambda: pytest.fail("called"), nn.Linear(1, 1))
+def test_no_warm_up_step_runs_where_the_order_does_not_matter(ranks):
+    """On two ranks a sum has one order; in one process nothing is summed."""
+    assert ranks(_state_after_warm_up, 2) == [(0, True, True, True)] * 2
+    brain_dist.warm_up_step(lambda: pytest.fail("called"), nn.Linear(1, 1))

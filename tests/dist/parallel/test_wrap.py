@@ -1,4 +1,4 @@
-"""Modules that share their gradients, or their parameters."""
+"""Wrapping modules with DDP and FSDP2."""
 
 import pytest
 import torch
@@ -17,8 +17,8 @@ def _make(rank=0):
     return nn.ModuleDict({"trained": trained, "frozen": frozen, "empty": nn.ReLU()})
 
 
-def test_nothing_is_wrapped_alone():
-    """Without a group the modules stay what they are."""
+def test_in_one_process_nothing_is_wrapped():
+    """Without a group the modules stay as they are."""
     modules = _make()
     kept = dict(modules.items())
     brain_dist.wrap_modules(modules, device="cpu")
@@ -33,20 +33,20 @@ def _wrap(rank, parallel):
     modules["trained"](torch.rand(5, 3) + rank).sum().backward()
     unwrapped = brain_dist.unwrap_module(modules["trained"])
     first = next(iter(unwrapped.parameters()))
-    whole = first.full_tensor() if hasattr(first, "full_tensor") else first
+    weights = first.full_tensor() if hasattr(first, "full_tensor") else first
     grad = first.grad.full_tensor() if hasattr(first, "full_tensor") else first.grad
     return {
         "wrapped": [isinstance(m, DistributedDataParallel) for m in modules.values()],
         "same object": unwrapped is inner,
         "plain keys": list(unwrapped.state_dict()) == keys,
-        "weights": whole.tolist(),
+        "weights": weights.tolist(),
         "gradients": grad.tolist(),
         "frozen": modules["frozen"].running_mean.tolist(),
     }
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_what_is_trained_is_wrapped_and_all_ranks_start_equal(ranks, parallel):
+def test_trainable_modules_are_wrapped_and_all_ranks_start_equal(ranks, parallel):
     """Weights, gradients and the buffers of frozen modules are rank 0's; keys stay plain."""
     first, second = ranks(_wrap, 2, parallel)
     assert first == second
@@ -56,7 +56,7 @@ def test_what_is_trained_is_wrapped_and_all_ranks_start_equal(ranks, parallel):
     assert first["frozen"] == [0, 0, 0]
 
 
-def _odd_tensors(rank):
+def _broadcast_tensors(rank):
     module = nn.Linear(2, 3).requires_grad_(requires_grad=False)
     module.weight.data = torch.full((2, 3), float(rank)).t()
     tensors = [
@@ -73,7 +73,7 @@ def _odd_tensors(rank):
 
 
 def test_tensors_of_every_kind_become_those_of_rank_0(ranks):
-    """Booleans, complex and short numbers, empty ones, and a transposed weight."""
+    """Booleans, complex and 16-bit numbers, an empty tensor, and a transposed weight."""
     expected = {
         "weight": [[0.0, 0.0]] * 3,
         "b0": True,
@@ -82,7 +82,7 @@ def test_tensors_of_every_kind_become_those_of_rank_0(ranks):
         "b3": [],
         "b4": [0.0, 0.0],
     }
-    assert ranks(_odd_tensors, 2) == [expected] * 2
+    assert ranks(_broadcast_tensors, 2) == [expected] * 2
 
 
 def _wrap_twice(rank):
@@ -107,13 +107,13 @@ def test_a_module_under_two_names_is_wrapped_once(ranks, parallel):
     assert ranks(_two_names, 2, parallel) == [True, True]
 
 
-def test_what_is_wrapped_is_not_wrapped_again(ranks):
+def test_a_wrapped_module_is_not_wrapped_again(ranks):
     """A second fit() finds its modules wrapped."""
     assert ranks(_wrap_twice, 2) == [True, True]
 
 
-def test_unwrap_returns_what_the_user_made(alone_in_a_group):
-    """Out of DDP, out of torch.compile, and a plain module itself."""
+def test_unwrap_returns_what_the_user_made(group_of_one):
+    """From DDP, from torch.compile, and from no wrapper."""
     module = nn.Linear(1, 1)
     assert brain_dist.unwrap_module(module) is module
     assert brain_dist.unwrap_module(DistributedDataParallel(module)) is module
@@ -122,30 +122,30 @@ def test_unwrap_returns_what_the_user_made(alone_in_a_group):
 
 def _batchnorm(rank):
     modules = {"bn": nn.BatchNorm1d(2)}
-    own = modules["bn"]
+    plain = modules["bn"]
     brain_dist.wrap_modules(modules, device="cpu")
     output = modules["bn"](torch.tensor([[0.0, 1.0], [2.0, 5.0]]) * (rank + 1))
     output.sum().backward()
-    return type(own).__name__, own is modules["bn"].module, output.tolist()
+    return type(plain).__name__, plain is modules["bn"].module, output.tolist()
 
 
 def test_batchnorm_works_on_gloo(ranks):
-    """SpeechBrain converts it to SyncBatchNorm there, which raises on the CPU."""
+    """SpeechBrain converts it to SyncBatchNorm, which raises an error on the CPU."""
     expected = ("BatchNorm1d", True, [[-1.0, -1.0], [1.0, 1.0]])
     for name, same, output in ranks(_batchnorm, 2):
         assert (name, same) == expected[:2]
         assert torch.allclose(torch.tensor(output), torch.tensor(expected[2]), atol=1e-4)
 
 
-def test_sync_batchnorm_keeps_the_objects(alone_in_a_group):
-    """SpeechBrain's checkpointer is left with a BatchNorm that nobody trains any more."""
+def test_sync_batchnorm_keeps_the_objects(group_of_one):
+    """In SpeechBrain the checkpointer keeps a BatchNorm that is no longer trained."""
 
-    class Own(nn.BatchNorm1d):
+    class Overridden(nn.BatchNorm1d):
         def forward(self, x):
             return x
 
-    bn, own = nn.BatchNorm1d(2), Own(2)
-    module = nn.Sequential(bn, nn.Sequential(nn.BatchNorm2d(3)), own)
+    bn, overridden = nn.BatchNorm1d(2), Overridden(2)
+    module = nn.Sequential(bn, nn.Sequential(nn.BatchNorm2d(3)), overridden)
     keys, weight = list(module.state_dict()), bn.weight
     use_sync_batchnorm(module)
     use_sync_batchnorm(bn)
@@ -154,7 +154,7 @@ def test_sync_batchnorm_keeps_the_objects(alone_in_a_group):
     assert module[0] is bn
     assert bn.weight is weight
     assert list(module.state_dict()) == keys
-    assert type(own) is Own
+    assert type(overridden) is Overridden
     # On one rank it computes what BatchNorm computes.
     x = torch.rand(5, 2)
     bn.eval()
@@ -188,8 +188,8 @@ def _different(rank, kind):
         ("order", "'a' on rank 0 where rank 1 has 'b'"),
     ],
 )
-def test_modules_that_differ_between_ranks_are_found_by_name(ranks, kind, message):
-    """At the start, on every rank, instead of a hang or a wrong sum later."""
+def test_modules_that_differ_between_ranks_are_named(ranks, kind, message):
+    """When they are wrapped, on every rank, instead of a hang or a wrong sum later."""
     results = ranks(_different, 3, kind)
     assert len(set(results)) == 1
     assert message in results[0]
@@ -217,14 +217,14 @@ def _unused(rank, find):
 
 
 def test_an_unused_parameter_is_named(ranks):
-    """Torch's error has the numbers of parameters; ours their names and the option to write."""
+    """Torch's error has the indices of parameters; this one their names and an option."""
     for rank, text in enumerate(ranks(_unused, 2, 0)):
         assert f"on rank {rank} no gradient for 'forgotten.weight', 'forgotten.bias'" in text
         assert "write --find_unused_parameters" in text
 
 
-def test_unused_parameters_are_fine_when_asked_for(ranks):
-    """With find_unused_parameters they are looked for at each step."""
+def test_unused_parameters_are_an_option(ranks):
+    """With find_unused_parameters, DDP searches for them at each step."""
     assert ranks(_unused, 2, 1) == ["trained"] * 2
 
 
@@ -251,13 +251,13 @@ def _options(rank, options):
     ],
 )
 def test_ddp_options_give_the_same_gradients(ranks, options):
-    """To rounding; compressed ones to half precision."""
+    """Up to rounding; with a comm hook up to half precision."""
     expected = ranks(_options, 2, {})[0]
     first, second = ranks(_options, 2, options)
     assert first == second
     tolerance = 0.05 if "comm_hook" in options else 1e-5
-    for values, wanted in zip(first, expected, strict=True):
-        assert values == pytest.approx(wanted, abs=tolerance, rel=tolerance)
+    for values, reference in zip(first, expected, strict=True):
+        assert values == pytest.approx(reference, abs=tolerance, rel=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_ddp_options_give_the_same_gradients(ranks, options):
         ({"parallelize": print}, r"options of FSDP2, got them with parallel='ddp'"),
     ],
 )
-def test_options_that_contradict_are_refused(alone_in_a_group, options, message):
+def test_options_that_contradict_are_refused(group_of_one, options, message):
     """The error names both."""
     with pytest.raises(ValueError, match=message):
         brain_dist.wrap_modules(_make(), device="cpu", **options)

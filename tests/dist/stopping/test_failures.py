@@ -1,4 +1,4 @@
-"""What ends one rank ends all."""
+"""An exception of one rank reaches all ranks."""
 
 import os
 import signal
@@ -9,16 +9,16 @@ import torch
 from torch import distributed
 
 import brain_dist
-from brain_dist import RanksLostError, failing_together
+from brain_dist import RanksLostError, propagate_failures
 
 
 class AgreedError(Exception):
-    """Raised on all ranks by agreement."""
+    """Raised on all ranks, which have agreed on it."""
 
 
-def test_alone_an_exception_passes_as_it_is():
-    """One process needs no store."""
-    with pytest.raises(KeyError) as caught, failing_together():
+def test_in_one_process_an_exception_passes_unchanged():
+    """It needs no store."""
+    with pytest.raises(KeyError) as caught, propagate_failures():
         raise KeyError("a batch")
     assert caught.value.__cause__ is None
 
@@ -26,7 +26,7 @@ def test_alone_an_exception_passes_as_it_is():
 def _fail(rank, how, grace_s):
     """Leave the block on rank 1 while the others wait in a collective of the default group."""
     try:
-        with failing_together(grace_s=grace_s):
+        with propagate_failures(grace_s=grace_s):
             if rank == 1:
                 if how == "killed":
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -41,7 +41,7 @@ def _fail(rank, how, grace_s):
     return "nothing happened", ""
 
 
-def test_a_rank_whose_process_ends_wakes_the_others_with_its_exception(ranks):
+def test_the_end_of_a_failed_rank_wakes_the_others_with_its_exception(ranks):
     """At once; the cause holds the traceback of the rank that raised it."""
     started = time.monotonic()
     outcomes = ranks.outcomes(_fail, 3, "ends", 30.0)
@@ -53,15 +53,15 @@ def test_a_rank_whose_process_ends_wakes_the_others_with_its_exception(ranks):
         assert "in _fail" in cause
 
 
-@pytest.mark.parametrize(("how", "code"), [("lives on", 1), ("exits", 75)])
-def test_a_rank_that_raised_and_lives_on_does_not_leave_the_others_waiting(ranks, how, code):
-    """They cannot be woken, and end with the code that the exception stands for."""
+@pytest.mark.parametrize(("how", "code"), [("stays alive", 1), ("exits", 75)])
+def test_ranks_do_not_wait_for_a_rank_that_raised_and_stays_alive(ranks, how, code):
+    """They cannot be woken, and exit with the code of the exception."""
     outcomes = ranks.outcomes(_fail, 3, how, 0.5)
     assert outcomes[0] == outcomes[2] == ("exited", code)
 
 
 def test_a_killed_rank_is_named(ranks):
-    """It has left no word, and the others have."""
+    """It left no report, and the others did."""
     outcomes = ranks.outcomes(_fail, 3, "killed", 30.0)
     for rank in (0, 2):
         kind, (text, _) = outcomes[rank]
@@ -71,23 +71,23 @@ def test_a_killed_rank_is_named(ranks):
 
 def _agree(rank):
     for raised in (AgreedError(), ValueError("on all")):
-        with pytest.raises(type(raised)) as caught, failing_together(AgreedError, grace_s=0.5):
+        with pytest.raises(type(raised)) as caught, propagate_failures(AgreedError, grace_s=0.5):
             raise raised
         assert caught.value is raised
-        time.sleep(2.0 * rank)  # the others are out of the block, and nobody ends them
-    with failing_together(grace_s=0.5):
+        time.sleep(2.0 * rank)  # the others have left the block, and no watch ends them
+    with propagate_failures(grace_s=0.5):
         time.sleep(2.0)
         return brain_dist.gather_objects(rank)
 
 
-def test_what_all_ranks_raise_leaves_them_able_to_go_on(ranks):
-    """By agreement or not; an earlier block's failure is not taken for a later one's."""
+def test_ranks_can_continue_after_an_exception_that_all_of_them_raise(ranks):
+    """Agreed on or not; the failure of an earlier block does not end a later one."""
     assert ranks(_agree, 2) == [[0, 1], [0, 1]]
 
 
 def _nest(rank):
     try:
-        with failing_together(), failing_together():
+        with propagate_failures(), propagate_failures():
             _wait_for_the_other(rank)
     except KeyError as error:
         if rank == 1:

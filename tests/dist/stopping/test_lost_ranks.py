@@ -1,4 +1,4 @@
-"""What the others do when a rank is lost while it trains."""
+"""Ranks that lose another rank during training."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ TIMEOUT_S = 1.5
 
 @pytest.fixture
 def launched(free_port):
-    """Return the variables with which torchrun starts three ranks."""
+    """Return the environment variables that torchrun sets for three ranks."""
     environ = {"RANK": "{rank}", "WORLD_SIZE": "3", "LOCAL_RANK": "{rank}"}
     return {**environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
@@ -27,7 +27,7 @@ def _lose(what):
 
 
 def _train(rank, what):
-    """Train; rank 1 is lost before its fourth step. Return what ended it, and after how long."""
+    """Train; rank 1 is lost before its fourth step. Return the error and the seconds to it."""
     brain_dist.ddp_init_group({"distributed_backend": "gloo"}, timeout_s=TIMEOUT_S)
     modules = {"m": nn.Linear(4, 4)}
     brain_dist.wrap_modules(modules, device="cpu")
@@ -50,11 +50,11 @@ def _train(rank, what):
 @pytest.mark.parametrize(
     ("what", "within_s"), [("raised", 2.0), ("killed", 2.0), ("stopped", TIMEOUT_S + 2.0)]
 )
-def test_nobody_waits_longer_than_the_timeout_for_a_lost_rank(ranks, launched, what, within_s):
-    """At once for one that is gone, at the timeout for one that hangs; no rank goes on alone."""
+def test_no_rank_waits_longer_than_the_timeout_for_a_lost_rank(ranks, launched, what, within_s):
+    """The error comes at once if its process ended, at the timeout if it hangs; all ranks stop."""
     outcomes = ranks.outcomes(_train, 3, what, group=False, environ=launched, timeout_s=10)
     for rank in (0, 2):
         kind, (name, took_s) = outcomes[rank]
         assert (kind, name) in {("returned", "RuntimeError"), ("returned", "RanksLostError")}
-        # Beside what a busy machine and the search for the missing rank take.
+        # A busy machine and the search for the missing rank take some seconds more.
         assert took_s < within_s + 5

@@ -1,4 +1,4 @@
-"""Stop requests and votes."""
+"""Stop requests of one process."""
 
 import multiprocessing
 import os
@@ -15,8 +15,8 @@ from brain_dist.stopping import signals
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_a_signal_is_noted_and_the_former_handler_comes_back(name):
-    """The process lives on, and says which signal it was."""
+def test_a_signal_is_recorded_and_the_former_handler_is_restored(name):
+    """The process continues, and knows which signal it got."""
     number = getattr(signal, name)
     former = signal.getsignal(number)
     with StopSignal() as stop:
@@ -31,8 +31,8 @@ def test_a_signal_is_noted_and_the_former_handler_comes_back(name):
     assert stop.requested
 
 
-def test_handlers_come_back_after_an_exception():
-    """Whatever happens inside."""
+def test_handlers_are_restored_after_an_exception():
+    """The block restores them in any case."""
     former = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyError), StopSignal():
         raise KeyError
@@ -40,7 +40,7 @@ def test_handlers_come_back_after_an_exception():
 
 
 def test_a_process_forked_inside_ends_by_a_signal(ranks):
-    """It has no loop that looks at the note: a pool of workers could not be ended."""
+    """It has no loop that reads the request: a pool of workers could not be terminated."""
     assert ranks(_fork_and_terminate, 1) == [-signal.SIGTERM]
 
 
@@ -57,19 +57,19 @@ def _fork_and_terminate(rank):
 
 @pytest.fixture
 def sigint():
-    """Give SIGINT its usual handler, which a shell's background has not, and check it is back."""
+    """Set the default handler of SIGINT, unset in a shell's background; check it is restored."""
     former = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield lambda: os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     signal.signal(signal.SIGINT, former)
 
 
-def test_the_first_interrupt_is_noted_and_the_second_raises(sigint, capfd):
-    """Where it was asked for, and the screen says so; after clear() it counts anew."""
+def test_the_first_interrupt_is_recorded_and_the_second_raises(sigint, capfd):
+    """With interrupts=True, and a line on the terminal; after clear() the next one is the first."""
     with StopSignal(interrupts=True) as stop:
         sigint()
         assert stop.reason == "SIGINT"
-        assert "again to leave at once" in capfd.readouterr().err
+        assert "again to exit at once" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             sigint()
         stop.clear()
@@ -78,14 +78,14 @@ def test_the_first_interrupt_is_noted_and_the_second_raises(sigint, capfd):
         assert stop.requested
 
 
-def test_an_interrupt_is_left_alone_unless_asked_for(sigint):
-    """It raises at once."""
+def test_an_interrupt_raises_at_once_by_default(sigint):
+    """Recording interrupts is an option."""
     with StopSignal(), pytest.raises(KeyboardInterrupt):
         sigint()
 
 
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None])
-def test_an_interrupt_that_is_ignored_or_handled_stays_so(sigint, handler):
+def test_an_ignored_or_handled_interrupt_is_not_recorded(sigint, handler):
     """A run in the background of a shell, or a program with a handler of its own."""
     signal.signal(signal.SIGINT, handler)
     try:
@@ -96,14 +96,14 @@ def test_an_interrupt_that_is_ignored_or_handled_stays_so(sigint, handler):
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def test_the_echo_of_an_interrupt_by_torchrun_is_not_a_second_one(sigint, monkeypatch):
-    """A terminal interrupts torchrun as well, and that its ranks; a person's second one counts."""
+def test_an_interrupt_forwarded_by_torchrun_is_not_a_second_one(sigint, monkeypatch):
+    """A terminal interrupts torchrun too, which interrupts its ranks; a later one does raise."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
     with StopSignal(interrupts=True) as stop:
         sigint()
         sigint()
         assert stop.reason == "SIGINT"
-        monkeypatch.setattr(signals, "_ECHO_S", 0.0)
+        monkeypatch.setattr(signals, "_FORWARDED_WITHIN_S", 0.0)
         with pytest.raises(KeyboardInterrupt):
             sigint()
 
@@ -117,45 +117,45 @@ class _Slow(torch.utils.data.Dataset):
         return index
 
 
-def _signal_workers(rank, number, whom):
-    """Signal the workers of a loader in its first batch; return what still came of it."""
-    signals._WORD_S = 0.3
+def _signal_workers(rank, number, receivers):
+    """Signal the workers of a loader in its first batch; return the batches that it still loads."""
+    signals._MAIN_PROCESS_S = 0.3
     multiprocessing.set_start_method("fork", force=True)
     loader = torch.utils.data.DataLoader(
-        _Slow(), num_workers=2, worker_init_fn=lambda _: brain_dist.outlive_stop_signals()
+        _Slow(), num_workers=2, worker_init_fn=lambda _: brain_dist.shield_from_stop_signals()
     )
     with StopSignal() as stop:
-        came = iter(loader)
-        first = next(came)
+        batches = iter(loader)
+        first = next(batches)
         for worker in multiprocessing.active_children():
             os.kill(worker.pid, number)
-        if whom == "all":
+        if receivers == "all":
             os.kill(os.getpid(), number)
         try:
-            rest = [int(batch) for batch in came]
+            rest = [int(batch) for batch in batches]
         except RuntimeError as error:
             return str(error).split(" (")[0]
         finally:
-            del came
-        assert stop.requested == (whom == "all")
+            del batches
+        assert stop.requested == (receivers == "all")
         assert not any(p.is_alive() for p in multiprocessing.active_children())
     return [int(first), *rest]
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_a_loaders_workers_outlive_a_stop_that_all_processes_are_told(ranks, name):
-    """SLURM signals every process of a job; the batches up to the border still come."""
+def test_a_loaders_workers_survive_a_stop_signal_to_all_processes(ranks, name):
+    """SLURM signals every process of a job; the batches up to the step boundary still load."""
     number = getattr(signal, name)
     assert ranks(_signal_workers, 1, number, "all") == [[0, 1, 2, 3, 4, 5]]
 
 
-def test_a_worker_that_alone_is_terminated_ends(ranks):
-    """It was not for the run: Process.terminate() has to work."""
+def test_a_worker_that_is_terminated_without_its_main_process_ends(ranks):
+    """Process.terminate() has to work."""
     assert ranks(_signal_workers, 1, signal.SIGTERM, "workers") == ["DataLoader worker"]
 
 
-def test_a_stop_may_be_requested_by_code_and_keeps_its_first_reason():
-    """Works without entering, too."""
+def test_code_can_request_a_stop_and_the_first_reason_is_kept():
+    """It works outside the block, too."""
     stop = StopSignal()
     stop.request("enough")
     stop.request("more than enough")
@@ -180,7 +180,7 @@ def test_outside_the_main_thread_no_handler_is_installed():
 
 
 def test_a_time_limit_is_a_request():
-    """It counts from the block's start."""
+    """It counts from the start of the block."""
     stop = StopSignal(time_limit_s=0.02)
     time.sleep(0.03)
     assert not stop.requested
@@ -197,6 +197,6 @@ def test_a_time_limit_is_above_zero():
         StopSignal(time_limit_s=0)
 
 
-def test_the_exit_code_says_try_again():
-    """EX_TEMPFAIL, which no failure of Python's has."""
-    assert brain_dist.EXIT_TRY_AGAIN == 75
+def test_the_exit_code_for_requeueing_is_tempfail():
+    """No failure of Python has this code."""
+    assert brain_dist.EXIT_REQUEUE == 75

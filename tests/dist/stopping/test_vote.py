@@ -1,4 +1,4 @@
-"""What any rank requests, known to all at the same call."""
+"""Votes of ranks on flags."""
 
 import time
 
@@ -8,8 +8,8 @@ from brain_dist import StepVote
 from brain_dist.stopping import vote as vote_module
 
 
-def test_alone_a_vote_is_its_own_answer():
-    """At once, without a group."""
+def test_in_one_process_a_vote_returns_its_flags():
+    """At once; it needs no group."""
     vote = StepVote()
     assert [vote.vote(flags) for flags in (0, 5, 0)] == [0, 5, 0]
     assert vote.settle(2) == 2
@@ -24,14 +24,14 @@ def _vote(rank, flags, every):
     return answers
 
 
-def test_every_rank_hears_of_every_flag_at_the_same_call(ranks):
-    """One call after it was given; what is open at the end settle() tells."""
+def test_every_rank_gets_every_flag_at_the_same_call(ranks):
+    """One call after it was passed; settle() returns what is pending."""
     flags = [[0, 1, 0, 0, 0], [0, 2, 0, 4, 16]]
     assert ranks(_vote, 2, flags, 1) == [[0, 0, 3, 0, 4, 24]] * 2
 
 
 def test_flags_between_two_reductions_are_kept(ranks):
-    """With every=3 they wait for it, and are told once."""
+    """With every=3 they are returned after the next reduction, once."""
     flags = [[0, 1, 0, 0, 2, 0, 0, 0], [0] * 8]
     answers = ranks(_vote, 2, flags, 3)
     assert answers[0] == answers[1]
@@ -51,7 +51,7 @@ def _adapt(rank):
 
 
 def test_fast_steps_vote_less_often_and_still_agree(ranks):
-    """The ranks settle on one interval though their clocks differ."""
+    """The ranks agree on one interval although their clocks differ."""
     (first, interval), (second, other) = ranks(_adapt, 2)
     assert first == second
     assert sum(first) == 1
@@ -59,8 +59,8 @@ def test_fast_steps_vote_less_often_and_still_agree(ranks):
     assert interval == other > 8
 
 
-def _leave(rank):
-    vote_module._CLOSING_S = 0.5
+def _stop_voting(rank):
+    vote_module._CLOSE_TIMEOUT_S = 0.5
     vote = StepVote(1)
     vote.vote(0)
     if rank == 0:
@@ -72,9 +72,9 @@ def _leave(rank):
     return None
 
 
-def test_closing_is_not_held_up_by_a_rank_that_does_not_vote(ranks):
-    """An exception on its way out does not wait for the timeout of a collective."""
-    assert ranks.outcomes(_leave, 2)[0] == ("returned", pytest.approx(0.5, abs=0.5))
+def test_close_does_not_wait_long_for_a_rank_that_does_not_vote(ranks):
+    """An exception that passes does not wait for the timeout of a collective."""
+    assert ranks.outcomes(_stop_voting, 2)[0] == ("returned", pytest.approx(0.5, abs=0.5))
 
 
 def test_an_interval_is_a_whole_number_of_calls():

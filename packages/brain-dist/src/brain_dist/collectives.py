@@ -1,4 +1,4 @@
-"""Collectives that are the identity in one process."""
+"""Collectives that return their argument in one process."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import distributed
 
-from brain_dist.control_group import control, from_bytes, must_not_wait, to_bytes
-from brain_dist.errors import ErrorReport, RemoteError, naming_ranks, report
+from brain_dist.control_group import (
+    collectives_are_local,
+    control_group,
+    from_bytes,
+    to_bytes,
+)
+from brain_dist.errors import ErrorReport, RemoteError, report_error, with_rank_numbers
 from brain_dist.process_exit import wait_for_workers_at_exit
 from brain_dist.world import get_rank, get_world_size
 
@@ -20,13 +25,19 @@ T = TypeVar("T")
 
 
 def ddp_barrier() -> None:
-    """Wait until every rank is here."""
-    if not must_not_wait():
-        control().all_gather_bytes(b"", "ddp_barrier")
+    """Wait until every rank has called it.
+
+    Raises
+    ------
+    RanksLostError
+        If a rank does not call it within the timeout.
+    """
+    if not collectives_are_local():
+        control_group().all_gather_bytes(b"", "ddp_barrier")
 
 
 def ddp_broadcast(communication_object: T, src: int = 0) -> T:
-    """Send an object of one rank to all.
+    """Send an object of one rank to all ranks.
 
     Parameters
     ----------
@@ -38,16 +49,16 @@ def ddp_broadcast(communication_object: T, src: int = 0) -> T:
     Returns
     -------
     object
-        The object of rank `src`; on that rank the very same object.
+        The object of rank `src`; on that rank the same object, not a copy.
 
     Raises
     ------
     Exception
         On every rank, if the object cannot be pickled.
     RanksLostError
-        If a rank does not come.
+        If a rank does not call it within the timeout.
     """
-    if must_not_wait():
+    if collectives_are_local():
         return communication_object
     received: T = _broadcast(src, communication_object, None)
     return received
@@ -63,19 +74,19 @@ def ddp_all_reduce(
     communication_object : torch.Tensor
         Of the same shape and dtype on every rank.
     reduce_op : torch.distributed.ReduceOp
-        SUM, AVG, MAX …; AVG works on gloo too.
+        SUM, AVG, MAX and so on; AVG works on gloo too.
 
     Returns
     -------
     torch.Tensor
         The tensor that was passed.
     """
-    if must_not_wait():
+    if collectives_are_local():
         return communication_object
     wait_for_workers_at_exit()
     gloo = distributed.get_backend() == "gloo"
     on_cpu = communication_object.device.type == "cpu"
-    group = control().group if on_cpu and not gloo else None
+    group = control_group().group if on_cpu and not gloo else None
     average = reduce_op == distributed.ReduceOp.AVG and (gloo or on_cpu)
     if average:
         reduce_op = distributed.ReduceOp.SUM
@@ -86,7 +97,7 @@ def ddp_all_reduce(
 
 
 def gather_objects(obj: T) -> list[T]:
-    """Collect one object of every rank, on every rank.
+    """Return the objects of all ranks, on every rank.
 
     Parameters
     ----------
@@ -103,34 +114,34 @@ def gather_objects(obj: T) -> list[T]:
     Exception
         On every rank, if the object of any rank cannot be pickled.
     RanksLostError
-        If a rank does not come.
+        If a rank does not call it within the timeout.
     """
-    if must_not_wait():
+    if collectives_are_local():
         return [obj]
-    message, error = _pack(obj, None)
-    messages = control().all_gather_bytes(message, "gather_objects")
-    errors = [from_bytes(part[1:]) if part[:1] == b"e" else None for part in messages]
-    _raise_reported(errors, error)
+    message, error = _encode(obj, None)
+    messages = control_group().all_gather_bytes(message, "gather_objects")
+    reports = [from_bytes(part[1:]) if part[:1] == b"e" else None for part in messages]
+    _raise_reported(reports, error)
     rank = get_rank()
     return [obj if i == rank else from_bytes(part[1:]) for i, part in enumerate(messages)]
 
 
-def raise_together(error: BaseException | None) -> None:
+def raise_on_all_ranks(error: BaseException | None) -> None:
     """Raise on every rank if any rank has an error; every rank has to call it.
 
-    So that nothing that can raise stands bare between two collectives::
+    Use it where code that can raise stands between two collectives::
 
         error = None
         try:
-            write_my_part()
+            write_shard()
         except OSError as caught:
             error = caught
-        raise_together(error)
+        raise_on_all_ranks(error)
 
     Parameters
     ----------
     error : BaseException or None
-        What went wrong on this rank.
+        The error of this rank.
 
     Raises
     ------
@@ -139,24 +150,24 @@ def raise_together(error: BaseException | None) -> None:
         followed by the numbers of all failing ranks (unless the exception's arguments are
         not one string); its cause holds the tracebacks.  In one process `error` itself.
     RanksLostError
-        If a rank does not come.
+        If a rank does not call it within the timeout.
     """
-    if must_not_wait():
+    if collectives_are_local():
         if error is not None:
             raise error
         return
-    mine = b"" if error is None else to_bytes(report(error))
-    parts = control().all_gather_bytes(mine, "raise_together")
-    _raise_reported([from_bytes(part) if part else None for part in parts], error)
+    message = b"" if error is None else to_bytes(report_error(error))
+    messages = control_group().all_gather_bytes(message, "raise_on_all_ranks")
+    _raise_reported([from_bytes(part) if part else None for part in messages], error)
 
 
 def sum_over_ranks(values: Sequence[float]) -> list[float]:
-    """Add the ranks' numbers up, each sum correctly rounded and the same on every rank.
+    """Return the sums of the ranks' values, each rounded once and the same on every rank.
 
     Parameters
     ----------
     values : sequence of float
-        Equally many on every rank.
+        Of the same length on every rank.
 
     Returns
     -------
@@ -166,23 +177,23 @@ def sum_over_ranks(values: Sequence[float]) -> list[float]:
     Raises
     ------
     ValueError
-        On every rank, if the ranks bring unequal numbers of values.
+        On every rank, if the lengths differ.
     """
-    if must_not_wait():
+    if collectives_are_local():
         return [float(value) for value in values]
     rows = gather_objects([float(value) for value in values])
     lengths = [len(row) for row in rows]
     if len(set(lengths)) > 1:
         raise ValueError(
-            f"every rank brings equally many values, got {lengths!r} in rank order; "
-            f"bring a zero for what a rank has not"
+            f"every rank passes equally many values, got {lengths!r} in rank order; "
+            f"pass a zero for each value that a rank does not have"
         )
     return [math.fsum(column) for column in zip(*rows, strict=True)]
 
 
 def broadcast_outcome(src: int, value: Any, error: BaseException | None) -> Any:
-    """Send what a function returned or raised on rank `src` to every rank."""
-    if must_not_wait():
+    """Return on every rank what a function returned on rank `src`, or raise its exception."""
+    if collectives_are_local():
         if error is not None:
             raise error
         return value
@@ -191,37 +202,41 @@ def broadcast_outcome(src: int, value: Any, error: BaseException | None) -> Any:
 
 def _broadcast(src: int, value: Any, error: BaseException | None) -> Any:
     if get_rank() != src:
-        return _unpack(control().broadcast_bytes(None, src, "ddp_broadcast"), src)
-    payload, error = _pack(value, error)
-    control().broadcast_bytes(payload, src, "ddp_broadcast")
+        return _decode(control_group().broadcast_bytes(None, src, "ddp_broadcast"), src)
+    message, error = _encode(value, error)
+    control_group().broadcast_bytes(message, src, "ddp_broadcast")
     if error is not None:
         raise error
     return value
 
 
-def _pack(value: Any, error: BaseException | None) -> tuple[bytes, BaseException | None]:
-    # (the message, the error that it carries): the others wait, and have to hear of any error.
+def _encode(value: Any, error: BaseException | None) -> tuple[bytes, BaseException | None]:
+    """Return a message, and the error that it carries: the other ranks wait, so they get it."""
     if error is None:
         try:
             return b"v" + to_bytes(value), None
         except Exception as caught:  # noqa: BLE001 - whatever a class of the user's raises
             error = caught
-    return b"e" + to_bytes(report(error)), error
+    return b"e" + to_bytes(report_error(error)), error
 
 
-def _unpack(message: bytes, src: int) -> Any:
+def _decode(message: bytes, src: int) -> Any:
     content = from_bytes(message[1:])
     if message[:1] == b"e":
         raise content.rebuild() from RemoteError(f"raised on rank {src}:\n{content.trace}")
     return content
 
 
-def _raise_reported(reports: Sequence[ErrorReport | None], mine: BaseException | None) -> None:
-    failed = {rank: found for rank, found in enumerate(reports) if found is not None}
+def _raise_reported(
+    reports: Sequence[ErrorReport | None], local_error: BaseException | None
+) -> None:
+    failed = {rank: report for rank, report in enumerate(reports) if report is not None}
     if not failed:
         return
     ranks = list(failed)
-    first = mine if ranks[0] == get_rank() and mine is not None else failed[ranks[0]].rebuild()
-    named = naming_ranks(first, ranks, len(reports))
-    traces = "\n".join(f"on rank {rank}:\n{found.trace}" for rank, found in failed.items())
+    is_local = ranks[0] == get_rank() and local_error is not None
+    error = local_error if is_local else failed[ranks[0]].rebuild()
+    assert error is not None
+    named = with_rank_numbers(error, ranks, len(reports))
+    traces = "\n".join(f"on rank {rank}:\n{report.trace}" for rank, report in failed.items())
     raise named from RemoteError(f"raised on rank(s) {ranks}\n{traces}")

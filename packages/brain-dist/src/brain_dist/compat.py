@@ -1,4 +1,4 @@
-"""What differs between the supported versions of torch."""
+"""Differences between the supported versions of torch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def default_store() -> Store:
-    """Return the key-value store that the default group was made with."""
-    # Private in every version so far, and the only way to a store that somebody else chose.
+    """Return the key-value store of the default group."""
+    # Private in every version so far, and the only access to a store that somebody else chose.
     return distributed.distributed_c10d._get_default_store()  # noqa: SLF001
 
 
@@ -39,25 +39,25 @@ def gloo_worker_names() -> frozenset[str]:
     """Return the names that worker threads of gloo have in ``/proc``."""
     names = {"pt_gloo_runloop"}
     if torch.__version__ < "2.9":
-        # Some earlier version began to name them; before, they have the name of the process.
+        # torch began to name them between 2.6 and 2.9; before, they have the process's name.
         with open("/proc/self/comm", encoding="utf-8") as file:
             names.add(file.read().rstrip("\n"))
     return frozenset(names)
 
 
-def sharding_works_on_cpu() -> bool:
-    """Say whether this torch's FSDP2 runs on the CPU; torch 2.6's does not."""
+def fsdp_supports_cpu() -> bool:
+    """Return whether FSDP2 of this torch runs on the CPU; that of torch 2.6 does not."""
     return hasattr(torch.cpu.Stream, "record_event")
 
 
-def forget_forwards(root: FSDPModule) -> None:
-    """Make FSDP2 forget in which order its parts ran without a backward.
+def reset_forward_order(root: FSDPModule) -> None:
+    """Make FSDP2 forget the order in which its submodules ran without a backward.
 
-    It gathers parameters in that order in the next backward, also after forwards that some
-    ranks did oftener than others; they would wait for each other for ever.
+    FSDP2 gathers parameters in that order in the next backward.  If some ranks have run more
+    forwards than others, the ranks would wait for each other for ever.
     """
     if hasattr(root, "reset_iter_state"):  # torch 2.13
-        # Where no forward has run yet there is nothing to forget, and torch stumbles over it.
+        # If no forward has run, there is nothing to reset, and torch raises AttributeError.
         with contextlib.suppress(AttributeError):
             root.reset_iter_state()
         return

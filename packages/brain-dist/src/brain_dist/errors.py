@@ -1,4 +1,4 @@
-"""Errors that travel between ranks."""
+"""Errors that ranks send to each other."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any, NamedTuple
 
 
 class RanksLostError(RuntimeError):
-    """A collective ended without some ranks: killed, stuck, or on another way."""
+    """A collective failed because ranks did not take part: killed, stuck or elsewhere."""
 
 
 class RemoteError(RuntimeError):
-    """The cause of an exception that was first raised on other ranks; holds their tracebacks."""
+    """The cause of an exception that other ranks raised first; holds their tracebacks."""
 
 
 class ErrorReport(NamedTuple):
-    """An exception as one rank tells the others about it."""
+    """An exception in the form in which a rank sends it to the others."""
 
     payload: bytes
     trace: str
 
     def rebuild(self) -> BaseException:
-        """Make the exception again, of the same type and with the same arguments."""
+        """Return the exception, of the same type and with the same arguments."""
         try:
             error = pickle.loads(self.payload)  # noqa: S301 - from a process of this very run
         except Exception:  # noqa: BLE001 - whatever a class of the user's does in its constructor
@@ -31,35 +31,32 @@ class ErrorReport(NamedTuple):
         return error
 
 
-def report(error: BaseException) -> ErrorReport:
-    """Describe an exception for the other ranks.
-
-    One that does not survive pickling becomes a RuntimeError that quotes it.
-    """
+def report_error(error: BaseException) -> ErrorReport:
+    """Return the report of an exception; one that cannot be pickled becomes a RuntimeError."""
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     try:
         payload = pickle.dumps(error)
-        same = type(pickle.loads(payload)) is type(error)  # noqa: S301 - written one line above
+        same_type = type(pickle.loads(payload)) is type(error)  # noqa: S301 - written one line above
     except Exception:  # noqa: BLE001 - whatever a class of the user's does when pickled
-        same = False
-    if not same:
+        same_type = False
+    if not same_type:
         payload = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
     return ErrorReport(payload, trace)
 
 
-def naming_ranks(error: BaseException, ranks: list[int], world_size: int) -> BaseException:
-    """Return a like exception whose text ends with the ranks, where its text is a plain string."""
-    where = f" (on rank {', '.join(map(str, ranks))} of {world_size})"
+def with_rank_numbers(error: BaseException, ranks: list[int], world_size: int) -> BaseException:
+    """Return the exception with the ranks at the end of its text, if its text is one string."""
+    suffix = f" (on rank {', '.join(map(str, ranks))} of {world_size})"
     try:
-        rebuilt: Any = error.__reduce__()
-        make, args = rebuilt[:2]
+        reduced: Any = error.__reduce__()
+        make, args = reduced[:2]
         if make is not type(error) or len(args) != 1 or not isinstance(args[0], str):
             return error
-        named = make(args[0] + where)
+        named = make(args[0] + suffix)
         vars(named).update(vars(error))
     except Exception:  # noqa: BLE001 - whatever a class of the user's does in its constructor
         return error
-    if type(named) is not type(error) or where not in str(named):
+    if type(named) is not type(error) or suffix not in str(named):
         return error
     assert isinstance(named, BaseException)
     return named

@@ -1,4 +1,4 @@
-"""Make the process group that a launcher has prepared."""
+"""Make the process group of the ranks that a launcher started."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _PORTS = 20000
 
 
 class Options(Protocol):
-    """Anything with a dictionary's ``get``."""
+    """A mapping, or another object with its ``get``."""
 
     def get(self, key: str, default: Any = None, /) -> Any:
-        """Return the option of this name, else the default."""
+        """Return the option with this name, else the default."""
 
 
 def ddp_init_group(
@@ -45,26 +45,26 @@ def ddp_init_group(
 ) -> None:
     """Make the process group; do nothing in one process, or where a group exists.
 
-    Started by torchrun, or by srun (rank 0's address is then found from SLURM's variables,
-    unless MASTER_ADDR says it).
+    The ranks are started by torchrun, or by srun, whose variables give rank 0's address unless
+    MASTER_ADDR is set.
 
     Parameters
     ----------
     run_opts : mapping-like, optional
         ``distributed_backend``: "nccl", "gloo", "mpi" or another that this torch has; None
         chooses by ``device``, and on the CPU "nccl" means "gloo".
-        ``device``: what the training runs on; None for whatever is there.
+        ``device``: what the training runs on; None for the one that `infer_device` returns.
         ``distributed_timeout_s``: default of `timeout_s`.
     timeout_s : float, optional
-        Seconds that one operation, and the making of the group, waits for the other ranks;
-        7200 by default, as in SpeechBrain.
+        Seconds that one operation, and making the group, waits for the other ranks; 7200 by
+        default, as in SpeechBrain.
     control_timeout_s : float, optional
         The same for control traffic (`run_on_main`, barriers, votes); `timeout_s` by default.
 
     Raises
     ------
     ValueError
-        If there are more ranks than devices, the backend is not built, or RANK stands without
+        If there are more ranks than devices, the backend is not built, or RANK is set without
         WORLD_SIZE.
     RanksLostError
         If a rank does not arrive in time.
@@ -79,10 +79,10 @@ def ddp_init_group(
     device_type = torch.device(options.get("device") or infer_device()).type
     backend = options.get("distributed_backend") or _BACKENDS.get(device_type, "gloo")
     if backend == "nccl" and device_type == "cpu":
-        # SpeechBrain's default, which a script keeps when it is started without a GPU.
-        logger.warning("nccl carries tensors of GPUs only: on device='cpu' gloo is used instead")
+        # SpeechBrain's default, which a script keeps when it runs without a GPU.
+        logger.warning("nccl works on GPUs only: on device='cpu' gloo is used instead")
         backend = "gloo"
-    # "cpu:gloo,cuda:nccl" names one for each kind of device.
+    # "cpu:gloo,cuda:nccl" names one backend for each type of device.
     names = [part.rpartition(":")[2] for part in str(backend).split(",")]
     for name in names:
         _check_backend(name, world)
@@ -123,23 +123,23 @@ def _check_backend(backend: str, world: World) -> None:
 
 def _join(backend: str, world: World, timeout_s: float) -> None:
     timeout = timedelta(seconds=timeout_s)
-    address = _address(world)
+    address = _init_method(world)
     try:
         store, rank, world_size = next(
             rendezvous(address, world.rank, world.world_size, timeout=timeout)
         )
     except (distributed.DistError, TimeoutError) as error:
-        raise RanksLostError(_late(world, timeout_s, str(error))) from error
+        raise RanksLostError(_missing_message(world, timeout_s, str(error))) from error
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store = _unused_part(store, world, timeout_s)
+        store = _fresh_store(store, world, timeout_s)
     keys = {other: f"brain_dist/arrived/{other}" for other in range(world_size)}
-    store.set(keys[rank], "here")
+    store.set(keys[rank], "arrived")
     try:
         store.wait(list(keys.values()), timeout)
     except distributed.DistError as error:
         missing = [str(other) for other, key in keys.items() if not store.check([key])]
         raise RanksLostError(
-            _late(world, timeout_s, f"rank(s) {', '.join(missing)} did not")
+            _missing_message(world, timeout_s, f"rank(s) {', '.join(missing)} did not")
         ) from error
     store.set_timeout(timeout)
     distributed.init_process_group(
@@ -147,48 +147,48 @@ def _join(backend: str, world: World, timeout_s: float) -> None:
     )
 
 
-def _unused_part(store: Store, world: World, timeout_s: float) -> Store:
-    """Return a part of torchrun's store that nothing of an earlier start is in.
+def _fresh_store(store: Store, world: World, timeout_s: float) -> Store:
+    """Return a view of torchrun's store that holds nothing of an earlier start.
 
-    Torchrun keeps one store over restarts: ranks would find the addresses of those before them and
-    wait for them (pytorch#135712).  Its count of restarts differs between nodes, so rank 0 invents
-    a name, and tells it to each rank by a word that this rank has invented.
+    Torchrun keeps one store over restarts: ranks would find the addresses of the ranks before the
+    restart and wait for them (pytorch#135712).  Its restart count differs between nodes, so rank 0
+    makes up a prefix.  Each other rank asks for it under a key that it made up itself.
     """
     deadline = time.monotonic() + timeout_s
     if world.rank:
-        word = uuid.uuid4().hex
-        store.set(f"brain_dist/hello/{world.rank}", word)
+        request = uuid.uuid4().hex
+        store.set(f"brain_dist/request/{world.rank}", request)
         try:
-            store.wait([f"brain_dist/answer/{word}"], timedelta(seconds=timeout_s))
+            store.wait([f"brain_dist/reply/{request}"], timedelta(seconds=timeout_s))
         except distributed.DistError as error:
-            raise RanksLostError(_late(world, timeout_s, "rank(s) 0 did not")) from error
-        name = store.get(f"brain_dist/answer/{word}").decode()
-        store.set(f"brain_dist/{name}/{world.rank}", "here")
-        return PrefixStore(f"brain_dist/{name}", store)
-    name, missing = uuid.uuid4().hex, set(range(1, world.world_size))
-    answered: dict[int, bytes] = {}
+            raise RanksLostError(_missing_message(world, timeout_s, "rank(s) 0 did not")) from error
+        prefix = store.get(f"brain_dist/reply/{request}").decode()
+        store.set(f"brain_dist/{prefix}/{world.rank}", "arrived")
+        return PrefixStore(f"brain_dist/{prefix}", store)
+    prefix, missing = uuid.uuid4().hex, set(range(1, world.world_size))
+    replied: dict[int, bytes] = {}
     while missing and time.monotonic() < deadline:
         for rank in sorted(missing):
-            hello = f"brain_dist/hello/{rank}"
-            if store.check([hello]) and (word_of := store.get(hello)) != answered.get(rank):
-                store.set(f"brain_dist/answer/{word_of.decode()}", name)
-                answered[rank] = word_of
-            if store.check([f"brain_dist/{name}/{rank}"]):
+            key = f"brain_dist/request/{rank}"
+            if store.check([key]) and (request_of_rank := store.get(key)) != replied.get(rank):
+                store.set(f"brain_dist/reply/{request_of_rank.decode()}", prefix)
+                replied[rank] = request_of_rank
+            if store.check([f"brain_dist/{prefix}/{rank}"]):
                 missing.discard(rank)
         time.sleep(0.01)
-    return PrefixStore(f"brain_dist/{name}", store)  # who is missing is found out in it
+    return PrefixStore(f"brain_dist/{prefix}", store)  # the caller finds out who is missing
 
 
-def _late(world: World, timeout_s: float, what: str) -> str:
+def _missing_message(world: World, timeout_s: float, problem: str) -> str:
     return (
         f"all {world.world_size} ranks have to arrive within {timeout_s:g} s, got on rank "
-        f"{world.rank}: {what}; look for the rank whose log ends early, check that MASTER_ADDR "
-        f"and MASTER_PORT can be reached from every machine, and where it is only slow give "
+        f"{world.rank}: {problem}; look for the rank whose log ends early, check that MASTER_ADDR "
+        f"and MASTER_PORT can be reached from every machine, and if it is only slow give "
         f"more time with ddp_init_group(timeout_s=...)"
     )
 
 
-def _address(world: World) -> str:
+def _init_method(world: World) -> str:
     if "MASTER_ADDR" in os.environ:
         return "env://"
     host = os.environ.get("SLURM_LAUNCH_NODE_IPADDR")

@@ -1,4 +1,4 @@
-"""Functions that one process of all, or of a machine, runs for the others."""
+"""Functions that one process of all, or of each machine, runs for the others."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from brain_dist.collectives import broadcast_outcome, raise_together
-from brain_dist.control_group import alone
+from brain_dist.collectives import broadcast_outcome, raise_on_all_ranks
+from brain_dist.control_group import local_collectives
 from brain_dist.world import (
     get_rank,
     if_main_process,
@@ -27,10 +27,10 @@ T = TypeVar("T")
 def main_process_only(function: Callable[P, T]) -> Callable[P, T]:
     """Decorate a function so that only rank 0 runs it and every rank gets its result.
 
-    Every rank has to call it, once the group exists: before that, the others go on with None, and
-    a warning.  Inside, every collective of this package is the identity.  What it raises on rank
-    0, KeyboardInterrupt too, every rank raises at once: the same type with the same arguments, and
-    on the others with rank 0's traceback as its cause.
+    Every rank has to call it, once the group exists: before that, the other ranks continue with
+    None, and a warning.  Inside, every collective of this package returns its argument.  What the
+    function raises on rank 0, KeyboardInterrupt too, every rank raises at once: the same type with
+    the same arguments, and on the others with rank 0's traceback as its cause.
 
     Parameters
     ----------
@@ -44,22 +44,16 @@ def main_process_only(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def on_main(*args: P.args, **kwargs: P.kwargs) -> T:
-        result, error = None, None
-        main = if_main_process()
-        if not main and not is_distributed_initialized():
+        is_main = if_main_process()
+        if not is_main and not is_distributed_initialized():
             logger.warning(
-                "Rank %d goes on without %s, which rank 0 runs: they can wait for each other once "
-                "there is a process group. Call brain_dist.ddp_init_group(run_opts) before.",
+                "Rank %d continues without the result of %s, which rank 0 runs: ranks can wait "
+                "for each other once there is a process group. Call "
+                "brain_dist.ddp_init_group(run_opts) before.",
                 get_rank(),
                 getattr(function, "__name__", function),
             )
-        if main:
-            try:
-                with alone():
-                    result = function(*args, **kwargs)
-            except BaseException as caught:  # noqa: BLE001 - raised again below, on every rank
-                error = caught
-        outcome: T = broadcast_outcome(0, result, error)
+        outcome: T = broadcast_outcome(0, *_run_if(is_main, function, args, kwargs))
         return outcome
 
     return on_main
@@ -69,7 +63,7 @@ def once_per_node(function: Callable[P, T]) -> Callable[P, T | None]:
     """Decorate a function so that one process of each machine runs it.
 
     Every rank has to call it; each waits until all are done.  Inside, every collective of this
-    package is the identity.  What it raises anywhere, every rank raises at once.
+    package returns its argument.  What the function raises anywhere, every rank raises at once.
 
     Parameters
     ----------
@@ -83,15 +77,7 @@ def once_per_node(function: Callable[P, T]) -> Callable[P, T | None]:
 
     @functools.wraps(function)
     def on_node(*args: P.args, **kwargs: P.kwargs) -> T | None:
-        result, error = None, None
-        if is_local_rank_zero():
-            try:
-                with alone():
-                    result = function(*args, **kwargs)
-            except BaseException as caught:  # noqa: BLE001 - raised again below, on every rank
-                error = caught
-        raise_together(error)
-        return result
+        return _run_on_some_ranks(is_local_rank_zero(), function, args, kwargs)
 
     return on_node
 
@@ -105,7 +91,7 @@ def run_on_main(
     post_kwargs: Mapping[str, Any] | None = None,
     run_post_on_main: bool = False,
 ) -> T:
-    """Run a function on rank 0 only, then perhaps another on the other ranks.
+    """Run a function on rank 0 only, then optionally another on the other ranks.
 
     Parameters
     ----------
@@ -114,11 +100,11 @@ def run_on_main(
     args, kwargs : sequence and mapping, optional
         Its arguments.
     post_func : callable, optional
-        Run afterwards on the other ranks, to load what `func` has made.
+        Run afterwards on the other ranks, for example to load what `func` wrote.
     post_args, post_kwargs : sequence and mapping, optional
         Its arguments.
     run_post_on_main : bool
-        Run `post_func` on rank 0 too; then nobody waits after it.
+        Run `post_func` on rank 0 too; then no rank waits after it.
 
     Returns
     -------
@@ -128,16 +114,17 @@ def run_on_main(
     Raises
     ------
     BaseException
-        Whatever `func` raised, on every rank; whatever `post_func` raised, on every rank too
-        unless it runs on rank 0 as well.
+        What `func` raised, on every rank; what `post_func` raised, on every rank too unless it
+        runs on rank 0 as well.
     """
     result = main_process_only(func)(*(args or ()), **(kwargs or {}))
     if post_func is None:
         return result
+    post_args, post_kwargs = post_args or (), post_kwargs or {}
     if run_post_on_main:
-        post_func(*(post_args or ()), **(post_kwargs or {}))
+        post_func(*post_args, **post_kwargs)
     else:
-        _run_and_agree(not if_main_process(), post_func, post_args, post_kwargs)
+        _run_on_some_ranks(not if_main_process(), post_func, post_args, post_kwargs)
     return result
 
 
@@ -150,7 +137,7 @@ def run_once_per_node(
     post_kwargs: Mapping[str, Any] | None = None,
     run_post_on_all: bool = False,
 ) -> Any:
-    """Run a function in one process of each machine, then perhaps another in its other processes.
+    """Run a function in one process of each machine, then optionally another in the others.
 
     Parameters
     ----------
@@ -163,7 +150,7 @@ def run_once_per_node(
     post_args, post_kwargs : sequence and mapping, optional
         Its arguments.
     run_post_on_all : bool
-        Run `post_func` in every process; then nobody waits after it.
+        Run `post_func` in every process; then no rank waits after it.
 
     Returns
     -------
@@ -173,31 +160,37 @@ def run_once_per_node(
     Raises
     ------
     BaseException
-        Whatever a function raised on any rank, on every rank, except from a `post_func` that
-        runs in every process.
+        What a function raised on any rank, on every rank, except from a `post_func` that runs in
+        every process.
     """
     result: Any = once_per_node(func)(*(args or ()), **(kwargs or {}))
     if post_func is None:
         return result
+    post_args, post_kwargs = post_args or (), post_kwargs or {}
     if run_post_on_all:
-        return post_func(*(post_args or ()), **(post_kwargs or {}))
-    here = not is_local_rank_zero()
-    post_result = _run_and_agree(here, post_func, post_args, post_kwargs)
-    return post_result if here else result
+        return post_func(*post_args, **post_kwargs)
+    runs_post = not is_local_rank_zero()
+    post_result = _run_on_some_ranks(runs_post, post_func, post_args, post_kwargs)
+    return post_result if runs_post else result
 
 
-def _run_and_agree(
-    here: bool,
-    function: Callable[..., Any],
-    args: Sequence[Any] | None,
-    kwargs: Mapping[str, Any] | None,
-) -> Any:
-    result, error = None, None
-    if here:
-        try:
-            with alone():
-                result = function(*(args or ()), **(kwargs or {}))
-        except BaseException as caught:  # noqa: BLE001 - raised again below, on every rank
-            error = caught
-    raise_together(error)
+def _run_on_some_ranks(
+    runs_here: bool, function: Callable[..., T], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> T | None:
+    """Run a function on some ranks; raise on every rank what it raises on any."""
+    result, error = _run_if(runs_here, function, args, kwargs)
+    raise_on_all_ranks(error)
     return result
+
+
+def _run_if(
+    runs_here: bool, function: Callable[..., T], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[T | None, BaseException | None]:
+    """Return what a function returned or raised; (None, None) where it does not run."""
+    if not runs_here:
+        return None, None
+    try:
+        with local_collectives():
+            return function(*args, **kwargs), None
+    except BaseException as caught:  # noqa: BLE001 - raised by the caller, on every rank
+        return None, caught

@@ -1,4 +1,4 @@
-"""Mixed precision: what to compute in, as objects that do nothing for fp32."""
+"""Mixed precision, as objects that do nothing for fp32."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class AMPConfig:
 
     @classmethod
     def from_name(cls, name: str | None) -> AMPConfig:
-        """Find the configuration by its name.
+        """Return the configuration with this name.
 
         Parameters
         ----------
@@ -53,14 +53,14 @@ class AMPConfig:
 
 
 class TorchAutocast(AbstractContextManager[Any, None]):
-    """``torch.autocast`` for a dtype below float32, and nothing at all for float32.
+    """``torch.autocast`` for a dtype below float32, and a null context for float32.
 
-    One object can be entered again and again, and within itself.
+    One object can be entered repeatedly, and inside itself.
 
     Parameters
     ----------
     *args, **kwargs
-        Those of ``torch.autocast``; without a dtype nothing is done.
+        Those of ``torch.autocast``; without a dtype it is a null context.
 
     Attributes
     ----------
@@ -76,12 +76,12 @@ class TorchAutocast(AbstractContextManager[Any, None]):
         )
 
     def __enter__(self) -> Any:
-        """Enter the autocast; a RuntimeError says which dtype on which device."""
+        """Enter autocast; raise a RuntimeError that names dtype and device if torch refuses."""
         if not self._enabled:
             return None
         self._depth += 1
         if self._depth > 1:
-            # Entering torch's object twice would lose what to go back to, and leave it on.
+            # Entering torch's object twice would lose the former state, and leave autocast on.
             return self.context
         try:
             return self.context.__enter__()
@@ -99,7 +99,7 @@ class TorchAutocast(AbstractContextManager[Any, None]):
         exc_value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave the autocast."""
+        """Exit autocast."""
         if not self._enabled:
             return
         self._depth -= 1
@@ -122,7 +122,7 @@ def fwd_default_precision(
 def fwd_default_precision(
     fwd: Callable[..., Any] | None = None, cast_inputs: torch.dtype | None = torch.float32
 ) -> Callable[..., Any]:
-    """Decorate a forward so that it computes in full precision within autocast, too.
+    """Decorate a forward so that it computes in full precision under autocast, too.
 
     Under autocast, floating-point tensors among its arguments are cast and autocast is off
     inside; without autocast nothing changes.  The decorated function takes one more keyword,
@@ -133,7 +133,7 @@ def fwd_default_precision(
     fwd : callable, optional
         The forward; without it, a decorator with this `cast_inputs` is returned.
     cast_inputs : torch.dtype, optional
-        What to cast to; with None nothing is cast and autocast stays as it is.
+        The dtype to cast to; with None nothing is cast and autocast stays as it is.
 
     Returns
     -------
@@ -146,8 +146,8 @@ def fwd_default_precision(
     def wrapper(*args: Any, force_allow_autocast: bool = False, **kwargs: Any) -> Any:
         if force_allow_autocast or cast_inputs is None:
             return fwd(*args, **kwargs)
-        found = _device_types((args, kwargs)) or {"cpu"}
-        devices = [device for device in sorted(found) if torch.is_autocast_enabled(device)]
+        used = _device_types((args, kwargs)) or {"cpu"}
+        devices = [device for device in sorted(used) if torch.is_autocast_enabled(device)]
         if not devices:
             return fwd(*args, **kwargs)
         with ExitStack() as stack:
@@ -159,7 +159,7 @@ def fwd_default_precision(
 
 
 def make_grad_scaler(device: str | torch.device = "cpu", enabled: bool = False) -> GradScaler:
-    """Make the gradient scaler of fp16, or one that does nothing.
+    """Return the gradient scaler for fp16, or one that does nothing.
 
     Parameters
     ----------
@@ -204,9 +204,9 @@ def _device_types(value: Any) -> set[str]:
 
 def _cast(value: Any, devices: list[str], dtype: torch.dtype) -> Any:
     if isinstance(value, torch.Tensor):
-        # As torch's own custom_fwd: whole numbers and float64 stay.
-        wanted = value.is_floating_point() and value.dtype != torch.float64
-        return value.to(dtype) if wanted and value.device.type in devices else value
+        # As in torch's custom_fwd: integers and float64 keep their dtype.
+        castable = value.is_floating_point() and value.dtype != torch.float64
+        return value.to(dtype) if castable and value.device.type in devices else value
     if isinstance(value, Mapping):
         return {key: _cast(item, devices, dtype) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):

@@ -1,4 +1,4 @@
-"""Let gloo's worker threads finish before the interpreter is finalized.
+"""Wait for gloo's worker threads before the interpreter is finalized.
 
 A worker thread of gloo may hold the last reference to a finished operation, whose tensors have
 Python objects: to release it, the thread needs the GIL.  Python ends a thread that asks for the

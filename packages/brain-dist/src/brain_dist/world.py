@@ -1,4 +1,4 @@
-"""Which process this is, of how many, and on what device."""
+"""Rank, number of processes and device of this process."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from torch import distributed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# SLURM_PROCID is also set in jobs whose processes something else started: it comes last.
-_RANK_NAMES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-_LOCAL_RANK_NAMES = ("LOCAL_RANK", "SLURM_LOCALID", "JSM_NAMESPACE_LOCAL_RANK")
-_LOCAL_SIZE_NAMES = ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "JSM_NAMESPACE_LOCAL_SIZE")
-_SCHEDULER_SIZE_NAMES = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
-_START = "torchrun --standalone --nproc-per-node 2 train.py"
+# SLURM_PROCID is also set in jobs whose processes another launcher started: it comes last.
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+_LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "SLURM_LOCALID", "JSM_NAMESPACE_LOCAL_RANK")
+_LOCAL_SIZE_VARIABLES = ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "JSM_NAMESPACE_LOCAL_SIZE")
+_SLURM_SIZE_VARIABLES = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
+_LAUNCH_COMMAND = "torchrun --standalone --nproc-per-node 2 train.py"
 
 
 @dataclass(frozen=True)
 class World:
-    """The place of one process among all, as its launcher described it.
+    """Rank and size of the run, as the launcher of this process set them.
 
     Parameters
     ----------
     rank : int
-        Number of this process, ``0 <= rank < world_size``.
+        Index of this process, ``0 <= rank < world_size``.
     world_size : int
         Number of processes on all machines.
     local_rank : int
-        Number of this process on its machine.
+        Index of this process on its machine.
     local_world_size : int
         Number of processes on this machine.
     launched : bool
-        Whether a launcher (torchrun, srun, jsrun) said so; False in a process started by hand.
+        Whether a launcher (torchrun, srun, jsrun) set them; False in a process started by hand.
     """
 
     rank: int = 0
@@ -45,10 +45,11 @@ class World:
     launched: bool = False
 
     def __post_init__(self) -> None:
+        """Check that the rank is in range."""
         if not 0 <= self.rank < self.world_size:
             raise ValueError(
                 f"a rank lies in 0..WORLD_SIZE-1, got rank={self.rank!r} and "
-                f"world_size={self.world_size!r}; start with `{_START}`, which sets both"
+                f"world_size={self.world_size!r}; start with `{_LAUNCH_COMMAND}`, which sets both"
             )
 
     @classmethod
@@ -63,12 +64,12 @@ class World:
         Returns
         -------
         World
-            ``World()``, one process, where no launcher left a trace.
+            ``World()``, one process, if no launcher set a rank.
 
         Raises
         ------
         ValueError
-            If RANK stands without WORLD_SIZE, a number is not one, or a rank is out of range.
+            If RANK is set without WORLD_SIZE, a value is not a number, or a rank is out of range.
         """
         environ = os.environ if environ is None else environ
         rank = _rank_from(environ)
@@ -76,17 +77,17 @@ class World:
             return cls()
         slurm = not {"RANK", "LOCAL_RANK"} & environ.keys() and "SLURM_PROCID" in environ
         if slurm and rank == 0 and _first_number(environ, ("SLURM_STEP_NUM_TASKS",)) in (None, 1):
-            # The shell of a batch job, or an interactive one: nothing was started side by side.
+            # The shell of a batch job, or an interactive one: srun has started no ranks.
             return cls()
-        names = _SCHEDULER_SIZE_NAMES if slurm else ("WORLD_SIZE", "JSM_NAMESPACE_SIZE")
+        names = _SLURM_SIZE_VARIABLES if slurm else ("WORLD_SIZE", "JSM_NAMESPACE_SIZE")
         world_size = _first_number(environ, names)
         if world_size is None:
             raise ValueError(
-                f"a rank needs {names[0]} beside it, got rank {rank!r} and no {names[0]}; "
-                f"start with `{_START}`, or `unset RANK LOCAL_RANK` to run in one process"
+                f"a rank needs {names[0]} as well, got rank {rank!r} and no {names[0]}; "
+                f"start with `{_LAUNCH_COMMAND}`, or `unset RANK LOCAL_RANK` to run in one process"
             )
-        local_rank = _first_number(environ, _LOCAL_RANK_NAMES)
-        local_size = _first_number(environ, _LOCAL_SIZE_NAMES)
+        local_rank = _first_number(environ, _LOCAL_RANK_VARIABLES)
+        local_size = _first_number(environ, _LOCAL_SIZE_VARIABLES)
         return cls(
             rank=rank,
             world_size=world_size,
@@ -97,18 +98,18 @@ class World:
 
 
 def is_distributed_initialized() -> bool:
-    """Say whether a process group exists, whoever made it."""
+    """Return whether a process group exists, whoever made it."""
     return distributed.is_available() and distributed.is_initialized()
 
 
 def get_rank() -> int:
-    """Return the number of this process among all.
+    """Return the rank of this process.
 
     Returns
     -------
     int
-        The group's answer once one exists; before that RANK, LOCAL_RANK, SLURM_PROCID or
-        JSM_NAMESPACE_RANK, in this order; 0 alone.  (SpeechBrain returns None alone.)
+        The rank in the group once one exists; before that RANK, LOCAL_RANK, SLURM_PROCID or
+        JSM_NAMESPACE_RANK, in this order; 0 in one process, where SpeechBrain returns None.
     """
     if is_distributed_initialized():
         return distributed.get_rank()
@@ -116,20 +117,20 @@ def get_rank() -> int:
 
 
 def get_local_rank() -> int:
-    """Return the number of this process on its machine.
+    """Return the index of this process on its machine.
 
     Returns
     -------
     int
-        LOCAL_RANK, SLURM_LOCALID or JSM_NAMESPACE_LOCAL_RANK; without them the rank itself,
-        which is right on one machine; 0 alone.
+        LOCAL_RANK, SLURM_LOCALID or JSM_NAMESPACE_LOCAL_RANK; without them the rank, which is
+        right on one machine; 0 in one process.
     """
-    local_rank = _first_number(os.environ, _LOCAL_RANK_NAMES)
+    local_rank = _first_number(os.environ, _LOCAL_RANK_VARIABLES)
     return get_rank() if local_rank is None else local_rank
 
 
 def get_world_size() -> int:
-    """Return the number of processes: the group's, else the launcher's, else 1."""
+    """Return the number of processes in the group, else that of the launcher, else 1."""
     if is_distributed_initialized():
         return distributed.get_world_size()
     if _rank_from(os.environ) is None:
@@ -138,27 +139,27 @@ def get_world_size() -> int:
 
 
 def if_main_process() -> bool:
-    """Say whether this is rank 0.
+    """Return whether this is rank 0.
 
-    Right under torchrun before the group exists (where SpeechBrain calls every process main),
-    and in a group that was made without RANK (where SpeechBrain calls none main).
+    It is right under torchrun before the group exists, where SpeechBrain returns True in every
+    process, and in a group made without RANK, where SpeechBrain returns False in every process.
     """
     return get_rank() == 0
 
 
 def is_local_rank_zero() -> bool:
-    """Say whether this is the first process of its machine."""
+    """Return whether this is the first process of its machine."""
     return get_local_rank() == 0
 
 
 def infer_device() -> str:
-    """Name the device this process should use.
+    """Return the name of the device for this process.
 
     Returns
     -------
     str
-        ``"cuda:N"`` with N the local rank under a launcher, ``"cuda"`` alone; ``"xpu:N"`` or
-        ``"xpu"`` likewise; ``"mps"``; else ``"cpu"``.
+        ``"cuda:N"`` with N the local rank under a launcher, ``"cuda"`` in one process; ``"xpu:N"``
+        or ``"xpu"`` likewise; ``"mps"``; else ``"cpu"``.
     """
     for name in ("cuda", "xpu"):
         backend = getattr(torch, name, None)
@@ -169,19 +170,19 @@ def infer_device() -> str:
 
 
 def _rank_from(environ: Mapping[str, str]) -> int | None:
-    return _first_number(environ, _RANK_NAMES)
+    return _first_number(environ, _RANK_VARIABLES)
 
 
 def _first_number(environ: Mapping[str, str], names: tuple[str, ...]) -> int | None:
     for name in names:
         value = environ.get(name)
         if value is not None:
-            # SLURM writes "4(x2)" for a number that repeats over two nodes.
+            # SLURM writes "4(x2)" for a number that is the same on two nodes.
             digits = value.split("(")[0]
             if not digits.isdigit():
                 raise ValueError(
-                    f"{name} holds a whole number, got {name}={value!r}; start with `{_START}`, "
-                    f"or `unset {name}`"
+                    f"{name} holds a whole number, got {name}={value!r}; start with "
+                    f"`{_LAUNCH_COMMAND}`, or `unset {name}`"
                 )
             return int(digits)
     return None

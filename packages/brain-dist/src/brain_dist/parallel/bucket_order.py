@@ -1,4 +1,4 @@
-"""Give DDP of a resumed run the buckets that it had before the stop."""
+"""Give DDP of a resumed run the gradient buckets that it had before the stop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from brain_dist.collectives import ddp_broadcast
-from brain_dist.parallel.warm_up import ORDER_MATTERS_FROM, random_state, tensors_put_back
+from brain_dist.parallel.warm_up import (
+    ORDER_MATTERS_FROM,
+    preserve_random_state,
+    preserve_tensors,
+)
 from brain_dist.world import get_world_size, is_distributed_initialized
 
 if TYPE_CHECKING:
@@ -22,32 +26,32 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Name of a parameter, and whether its gradient is sparse: DDP reduces those in another way.
+# Name of a parameter, and whether its gradient is sparse: DDP reduces sparse ones separately.
 Order = list[tuple[str, bool]]
 
 
-class GradientOrder:
-    """Makes resuming exact on three ranks or more: remembers in which order gradients come.
+class BucketOrder:
+    """Makes resuming exact on three ranks or more: keeps the order of DDP's reducer buckets.
 
-    After its first synchronised backward DDP regroups the gradients in the order in which they
-    came on rank 0, so its second step sums them in another order than its first, and the
-    rounding differs.  A resumed run is at its first step again (pytorch issues 35137 and
-    44798).  This object notes the order in the first synchronised backward, by hooks that then
-    remove themselves; a run that resumes plays it back, so that DDP regroups before the first
-    step.  No batch is needed and no code of yours is called::
+    After its first synchronised backward DDP rebuilds its buckets in the order in which the
+    gradients became ready on rank 0.  Its second step therefore sums them in another order than
+    its first, and the rounding differs.  A resumed run is at its first step again (pytorch issues
+    35137 and 44798).  This object records the order in the first synchronised backward, by hooks
+    that then remove themselves.  A run that resumes applies the order, so that DDP rebuilds its
+    buckets before the first step.  That takes no batch and calls no code of the user's::
 
         wrap_modules(modules, device=device)
-        order = GradientOrder(modules)
+        order = BucketOrder(modules)
         if resuming:
             ...  # load modules, optimizers and so on
             order.load_state_dict(state["order"])
-            order.replay()
+            order.apply()
         ...
         state["order"] = order.state_dict()
 
     It does nothing in one process, on two ranks (where a sum has one order), under FSDP2, and
-    under DDP with ``find_unused_parameters``, which never regroups.  It cannot know what
-    ``static_graph`` will do: use `rehearse` for that.
+    under DDP with ``find_unused_parameters``, which never rebuilds its buckets.  It does not
+    support ``static_graph``: use `warm_up_step` for that.
 
     Parameters
     ----------
@@ -57,7 +61,7 @@ class GradientOrder:
     Attributes
     ----------
     modules : dict of str to DistributedDataParallel
-        Those of them whose order is kept.
+        Those of them whose order is recorded.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module] | nn.ModuleDict) -> None:
@@ -68,68 +72,69 @@ class GradientOrder:
             return
         for name, module in modules.items():
             seen = any(module is other for other in self.modules.values())
-            if isinstance(module, DistributedDataParallel) and _regroups(module) and not seen:
+            if isinstance(module, DistributedDataParallel) and not seen and _has_order(module):
                 self.modules[name] = module
                 self._recorders[name] = _Recorder(module)
 
     def state_dict(self) -> dict[str, Order]:
-        """Return the orders known so far: those of rank 0 are the ones to save.
+        """Return the orders known so far; save those of rank 0.
 
         Returns
         -------
         dict of str to list of (str, bool)
             By module; of each trainable parameter the name, and whether its gradient is sparse.
-            What was loaded stays in it until the module has an order of its own.
+            A loaded order stays in it until the order of that module is recorded.
         """
-        own = {k: list(r.order) for k, r in self._recorders.items() if r.is_complete}
-        return {**self._loaded, **own}
+        recorders = self._recorders.items()
+        recorded = {name: list(r.order) for name, r in recorders if r.is_complete}
+        return {**self._loaded, **recorded}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Keep what `state_dict` returned, for `replay`."""
+        """Keep what `state_dict` returned, for `apply`."""
         self._loaded = {
             name: [(parameter, bool(sparse)) for parameter, sparse in order]
             for name, order in state.items()
         }
 
-    def replay(self) -> list[str]:
-        """Let DDP see the gradients come in the order that was loaded, zeros all of them.
+    def apply(self) -> list[str]:
+        """Run a backward of zeros in the loaded order, so that DDP rebuilds its buckets.
 
-        Every rank has to call it, where gradients and buffers may be overwritten for a moment:
-        before the first step.  What rank 0 has loaded counts.  Gradients, buffers and random
-        number generators are put back; hooks on parameters, and on DDP's communication, run.
+        Every rank has to call it, before the first step.  Rank 0's loaded order is used.
+        Gradients, buffers and random number generators are restored; hooks on parameters, and on
+        DDP's communication, run.
 
         Returns
         -------
         list of str
-            The modules that will now sum as before the stop.  A module that has done a backward
-            already keeps its order, and one whose parameters are not those of the state gets
-            none: a warning says so.
+            The modules that now sum as before the stop.  A module that has run a backward already
+            keeps its order, and one whose parameters are not those of the state gets none: a
+            warning says so.
         """
         if not self.modules:
             return []
         self._loaded = ddp_broadcast(self._loaded)
-        return [name for name in self.modules if name in self._loaded and self._replay(name)]
+        return [name for name in self.modules if name in self._loaded and self._apply(name)]
 
-    def _replay(self, name: str) -> bool:
+    def _apply(self, name: str) -> bool:
         recorder, order = self._recorders[name], self._loaded[name]
         if recorder.is_complete:
             return recorder.order == order
         wrapper = self.modules[name]
         if {key for key, _ in order} != recorder.names:
             logger.warning(
-                "The first step of %r may differ in its last bits from that of the run that was "
-                "saved, which trained other parameters: DDP groups gradients anew.",
+                "The first step of %r may differ in its last bits from that of the saved run, "
+                "which trained other parameters: DDP builds its buckets anew.",
                 name,
             )
             return False
-        with recorder.off(), random_state(), tensors_put_back([wrapper]):
+        with recorder.paused(), preserve_random_state(), preserve_tensors([wrapper]):
             _backward_in_order(wrapper, order)
         recorder.finish(order)
         return True
 
 
 class _Recorder:
-    """Notes the order of one module's first synchronised backward."""
+    """Records the order of gradients in one module's first synchronised backward."""
 
     def __init__(self, wrapper: DistributedDataParallel) -> None:
         self.order: Order = []
@@ -137,8 +142,8 @@ class _Recorder:
         trainable = [(n, p) for n, p in wrapper.module.named_parameters() if p.requires_grad]
         self.names = {name for name, _ in trainable}
         self._synchronises = False
-        self._is_off = False
-        # A forward decides whether the backward after it synchronises.
+        self._is_paused = False
+        # The forward determines whether the backward after it synchronises.
         self._handles: list[RemovableHandle] = [wrapper.register_forward_hook(self._on_forward)]
         for name, parameter in trainable:
             hook = functools.partial(self._on_gradient, name)
@@ -155,19 +160,19 @@ class _Recorder:
         self._handles.clear()
 
     @contextmanager
-    def off(self) -> Iterator[None]:
-        self._is_off = True
+    def paused(self) -> Iterator[None]:
+        self._is_paused = True
         try:
             yield
         finally:
-            self._is_off = False
+            self._is_paused = False
 
     def _on_forward(self, wrapper: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG002 - torch's interface
         if torch.is_grad_enabled():
             self._synchronises = bool(self._wrapper.require_backward_grad_sync)
 
     def _on_gradient(self, name: str, parameter: torch.Tensor) -> None:
-        if not self._synchronises or self._is_off or self.is_complete:
+        if not self._synchronises or self._is_paused or self.is_complete:
             return
         sparse = parameter.grad is not None and parameter.grad.layout != torch.strided
         self.order.append((name, sparse))
@@ -175,7 +180,8 @@ class _Recorder:
             self.finish(self.order)
 
 
-def _regroups(wrapper: DistributedDataParallel) -> bool:
+def _has_order(wrapper: DistributedDataParallel) -> bool:
+    """Return whether DDP rebuilds its buckets after the first backward."""
     return not (wrapper.find_unused_parameters or wrapper.static_graph)
 
 
@@ -183,7 +189,7 @@ def _backward_in_order(wrapper: DistributedDataParallel, order: Order) -> None:
     inner = wrapper.module
     parameters = dict(inner.named_parameters())
     device = next(iter(parameters.values())).device
-    # DDP makes ready for a backward in its forward: of nothing, here, not even of buffers.
+    # DDP prepares a backward in its forward: here without the module, and without its buffers.
     wrapper.module, wrapper.require_forward_param_sync = nn.Identity(), False
     try:
         with torch.enable_grad():

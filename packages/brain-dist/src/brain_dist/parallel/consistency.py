@@ -1,4 +1,4 @@
-"""Find out whether all ranks hold the same modules, and make them equal."""
+"""Check that all ranks hold the same modules, and make their tensors equal."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from brain_dist.world import is_distributed_initialized
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+# By name of a module, parameter or buffer: type, shape, dtype and use.
 Description = dict[str, str]
 
 
 def check_same_modules(modules: Mapping[str, nn.Module] | nn.ModuleDict) -> None:
-    """Check that every rank has modules of the same names, shapes and dtypes.
+    """Check that every rank has modules with the same names, shapes and dtypes.
 
-    Every rank has to call it.  It changes nothing in one process.
+    Every rank has to call it.  It does nothing in one process.
 
     Parameters
     ----------
@@ -34,52 +35,53 @@ def check_same_modules(modules: Mapping[str, nn.Module] | nn.ModuleDict) -> None
     """
     if not is_distributed_initialized():
         return
-    mine = _describe(modules)
-    digest = hashlib.sha256(repr(list(mine.items())).encode()).hexdigest()
+    description = _describe(modules)
+    digest = hashlib.sha256(repr(list(description.items())).encode()).hexdigest()
     if len(set(gather_objects(digest))) == 1:
         return
-    described = gather_objects(mine)
+    descriptions = gather_objects(description)
     raise ValueError(
-        f"every rank needs the same modules, in the same order, got {_difference(described)}; "
-        f"build them from the same hyperparameters on every rank, not from its data"
+        f"every rank needs the same modules, in the same order, got "
+        f"{_first_difference(descriptions)}; build them from the same hyperparameters on every "
+        f"rank, not from its data"
     )
 
 
 def broadcast_tensors(module: nn.Module) -> None:
-    """Make every parameter and buffer of a module that of rank 0, in place."""
+    """Copy rank 0's parameters and buffers to every rank, in place."""
     for tensor in [*module.parameters(), *module.buffers()]:
-        # A view of the same memory that autograd does not watch.
-        own = tensor.detach()
-        sent = own.contiguous().view(-1)
-        # As bytes: not every backend knows every dtype.
-        distributed.broadcast(sent.view(torch.uint8), src=0)
-        if not own.is_contiguous():
-            own.copy_(sent.view(own.shape))
+        # Shares the memory of the tensor; autograd does not record what is written to it.
+        target = tensor.detach()
+        flat = target.contiguous().view(-1)
+        # As bytes: not every backend supports every dtype.
+        distributed.broadcast(flat.view(torch.uint8), src=0)
+        if not target.is_contiguous():
+            target.copy_(flat.view(target.shape))
 
 
 def _describe(modules: Mapping[str, nn.Module] | nn.ModuleDict) -> Description:
-    described: Description = {}
+    description: Description = {}
     for name, module in modules.items():
-        described[name] = f"a {type(module).__name__}"
+        description[name] = f"a {type(module).__name__}"
         for key, parameter in module.named_parameters():
-            kind = "trainable" if parameter.requires_grad else "frozen"
-            described[f"{name}.{key}"] = f"{_shape(parameter)}, {kind}"
+            use = "trainable" if parameter.requires_grad else "frozen"
+            description[f"{name}.{key}"] = f"{_dtype_and_shape(parameter)}, {use}"
         for key, buffer in module.named_buffers():
-            described[f"{name}.{key}"] = f"{_shape(buffer)}, a buffer"
-    return described
+            description[f"{name}.{key}"] = f"{_dtype_and_shape(buffer)}, a buffer"
+    return description
 
 
-def _shape(tensor: torch.Tensor) -> str:
+def _dtype_and_shape(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-def _difference(described: list[Description]) -> str:
-    first = described[0]
-    for rank, other in enumerate(described):
+def _first_difference(descriptions: list[Description]) -> str:
+    first = descriptions[0]
+    for rank, other in enumerate(descriptions):
         for name in [*first, *other]:
-            here, there = first.get(name, "missing"), other.get(name, "missing")
-            if here != there:
-                return f"{name!r}: {here} on rank 0 and {there} on rank {rank}"
+            on_first, on_other = first.get(name, "missing"), other.get(name, "missing")
+            if on_first != on_other:
+                return f"{name!r}: {on_first} on rank 0 and {on_other} on rank {rank}"
         if list(first) != list(other):
             names = next((a, b) for a, b in zip(first, other, strict=True) if a != b)
             return f"{names[0]!r} on rank 0 where rank {rank} has {names[1]!r}"

@@ -1,4 +1,4 @@
-"""FSDP2: every rank holds a slice of each parameter."""
+"""FSDP2: every rank holds a shard of each parameter."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def shard_module(
     mesh: DeviceMesh | None,
     parallelize: Callable[[nn.Module, DeviceMesh], None] | None,
 ) -> None:
-    """Shard a module in place, its chosen parts first, then what is left as a whole."""
-    if device.type == "cpu" and not compat.sharding_works_on_cpu():
+    """Shard a module in place: the chosen submodules first, then the rest as one unit."""
+    if device.type == "cpu" and not compat.fsdp_supports_cpu():
         raise ValueError(
             f"FSDP2 on the CPU needs a later torch, got parallel='fsdp' on 'cpu' with torch "
             f"{torch.__version__}; write parallel='ddp', or install a newer torch"
@@ -45,12 +45,12 @@ def shard_module(
     policy = MixedPrecisionPolicy(
         param_dtype=dtype if half else None, reduce_dtype=torch.float32 if half else None
     )
-    sharded_mesh = _without_tensor_dimension(mesh)
-    for part in [*_parts(module, shard), module]:
+    data_mesh = _without_tensor_dimension(mesh)
+    for unit in [*_units(module, shard), module]:
         # torch frees the parameters of the outermost module in the backward only.
-        reshards = reshard_after_forward and part is not module
-        fully_shard(part, mesh=sharded_mesh, mp_policy=policy, reshard_after_forward=reshards)
-        vars(part)[RESHARDS] = reshards
+        reshards = reshard_after_forward and unit is not module
+        fully_shard(unit, mesh=data_mesh, mp_policy=policy, reshard_after_forward=reshards)
+        vars(unit)[RESHARDS] = reshards
 
 
 def _without_tensor_dimension(mesh: DeviceMesh) -> DeviceMesh:
@@ -60,16 +60,16 @@ def _without_tensor_dimension(mesh: DeviceMesh) -> DeviceMesh:
     return mesh[names]
 
 
-def _parts(module: nn.Module, shard: Chooser | Iterable[type[nn.Module]] | None) -> list[nn.Module]:
+def _units(module: nn.Module, shard: Chooser | Iterable[type[nn.Module]] | None) -> list[nn.Module]:
     chosen = _chooser(module, shard)
-    # Inner parts first: each takes its parameters away from those around it.
-    found = [part for name, part in module.named_modules() if name and chosen(name, part)]
-    return [part for part in reversed(found) if any(True for _ in part.parameters())]
+    # Inner units first: the parameters of each are no longer part of those around it.
+    units = [part for name, part in module.named_modules() if name and chosen(name, part)]
+    return [unit for unit in reversed(units) if any(True for _ in unit.parameters())]
 
 
 def _chooser(module: nn.Module, shard: Chooser | Iterable[type[nn.Module]] | None) -> Chooser:
     if shard is None:
-        # Blocks, not single layers: each piece costs a collective in forward and in backward.
+        # Blocks, not single layers: each unit costs a collective in forward and in backward.
         blocks = {
             id(child)
             for parent in module.modules()

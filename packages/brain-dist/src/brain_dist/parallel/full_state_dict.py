@@ -1,4 +1,4 @@
-"""States with plain keys and whole tensors, whatever wraps the module."""
+"""State dicts with plain keys and full tensors, whatever wraps the module."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def is_sharded(obj: nn.Module | torch.optim.Optimizer) -> bool:
-    """Say whether this rank holds only slices of a module, or of what an optimizer optimizes.
+    """Return whether this rank holds only shards of a module's or an optimizer's parameters.
 
-    Then `full_state_dict` is a collective that every rank has to call; otherwise it is not.
+    If so, `full_state_dict` is a collective that every rank has to call; otherwise it is not.
 
     Parameters
     ----------
@@ -29,21 +29,21 @@ def is_sharded(obj: nn.Module | torch.optim.Optimizer) -> bool:
 
 
 def full_state_dict(obj: nn.Module | torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the state as one process without any wrapping would have it.
+    """Return the state dict that the unwrapped object would have in one process.
 
-    Under FSDP2 every rank has to call it: the slices are gathered, one tensor after the other,
-    onto the CPU.  Otherwise the tensors are those of ``state_dict()``, not copies.
+    Under FSDP2 every rank has to call it: the shards are gathered on the CPU, one tensor after the
+    other.  Otherwise the tensors are those of ``state_dict()``, not copies.
 
     Parameters
     ----------
     obj : nn.Module or torch.optim.Optimizer
-        A module under DDP, FSDP2, torch.compile or nothing; an optimizer of one.
+        A module, plain or under DDP, FSDP2 or torch.compile; an optimizer of one.
 
     Returns
     -------
     dict
-        With the keys of the plain module; what `load_full_state_dict` takes under any wrapping
-        and any number of ranks, and ``load_state_dict`` of the plain object as well.
+        With the keys of the plain module.  `load_full_state_dict` takes it under any wrapping and
+        on any number of ranks, and so does ``load_state_dict`` of the plain object.
     """
     if isinstance(obj, nn.Module):
         obj = unwrap_module(obj)
@@ -52,33 +52,29 @@ def full_state_dict(obj: nn.Module | torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_full_state_dict(obj: nn.Module | torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load a state with plain keys and whole tensors, of which each rank keeps its slice.
+    """Load a state dict with plain keys and full tensors; each rank keeps its shard.
 
     Parameters
     ----------
     obj : nn.Module or torch.optim.Optimizer
-        A module under DDP, FSDP2, torch.compile or nothing; an optimizer of one.
+        A module, plain or under DDP, FSDP2 or torch.compile; an optimizer of one.
     state : mapping
-        What `full_state_dict` returned, the same on every rank; it is not changed.
+        What `full_state_dict` returned, the same on every rank; it is not modified.
     """
     if isinstance(obj, nn.Module):
         obj = unwrap_module(obj)
-        slices = {key: _slice(value, obj_value) for key, (value, obj_value) in _pairs(obj, state)}
-        obj.load_state_dict({**state, **slices})
+        current = obj.state_dict()
+        shards = {key: _shard(state[key], current[key]) for key in state if key in current}
+        obj.load_state_dict({**state, **shards})
         return
     parameters = [p for group in obj.param_groups for p in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
-    sliced = {
-        number: {name: _slice(value, parameter) for name, value in state["state"][number].items()}
+    shards = {
+        number: {name: _shard(value, parameter) for name, value in state["state"][number].items()}
         for number, parameter in zip(numbers, parameters, strict=False)
         if number in state["state"]
     }
-    obj.load_state_dict({**state, "state": {**state["state"], **sliced}})
-
-
-def _pairs(module: nn.Module, state: Mapping[str, Any]) -> list[tuple[str, tuple[Any, Any]]]:
-    own = module.state_dict()
-    return [(key, (value, own[key])) for key, value in state.items() if key in own]
+    obj.load_state_dict({**state, "state": {**state["state"], **shards}})
 
 
 def _gather(value: Any) -> Any:
@@ -96,8 +92,8 @@ def _gather(value: Any) -> Any:
     return value
 
 
-def _slice(value: Any, like: Any) -> Any:
-    # A scalar such as Adam's step has no slices.
+def _shard(value: Any, like: Any) -> Any:
+    # A scalar such as Adam's step is not sharded.
     if not _is_dtensor(like) or not isinstance(value, torch.Tensor) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -106,6 +102,6 @@ def _slice(value: Any, like: Any) -> Any:
 
 
 def _is_dtensor(value: Any) -> bool:
-    # Importing DTensor takes long, and where nobody has, there is none.
+    # Importing DTensor takes long; if nothing has imported it, no tensor is one.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(value, module.DTensor)

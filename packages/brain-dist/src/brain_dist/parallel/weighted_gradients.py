@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 
 class WeightedGradients:
-    """Weighs each batch's loss, so that neither a short batch nor an unequal rank biases a step.
+    """Weighs the loss of each batch, so that batches of unequal size do not bias a step.
 
     With losses that are means over a batch, the gradient of a step becomes that of the mean over
-    all samples (or tokens, or whatever the weights count) of all batches of all ranks in it::
+    all samples (or tokens, or whatever the weights count) of all batches of the step on all ranks::
 
         weighted = WeightedGradients()
-        for batch in window:
+        for batch in batches_of_the_step:
             weighted.scale(loss_of(batch), weight=len(batch)).backward()
         weighted.normalize(model.parameters())
         optimizer.step()
 
-    It holds for DDP and FSDP2, which average gradients over the ranks, and for one process.
+    It works with DDP and FSDP2, which average gradients over the ranks, and in one process.
     """
 
     def __init__(self) -> None:
-        self._total: float | torch.Tensor = 0.0
+        self._total_weight: float | torch.Tensor = 0.0
 
     def scale(self, loss: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
-        """Return the loss to call backward on, and count its weight.
+        """Return the loss to call backward on, and add its weight to the step.
 
         Parameters
         ----------
@@ -44,26 +44,26 @@ class WeightedGradients:
         """
         if isinstance(weight, torch.Tensor):
             weight = weight.detach()
-        self._total = self._total + weight
+        self._total_weight = self._total_weight + weight
         return loss * weight
 
     def normalize(self, parameters: Iterable[torch.Tensor]) -> None:
         """Divide the gradients by the weights of all ranks, and start a new step.
 
-        Every rank has to call it, after the last backward and before clipping.  It waits for no
-        device.  Where no rank has counted any weight the gradients become zero.
+        Every rank has to call it, after the last backward and before clipping.  It does not wait
+        for the device.  If the weights of all ranks are zero, the gradients become zero.
 
         Parameters
         ----------
         parameters : iterable of torch.Tensor
-            Those that the step will change.
+            Those that the step updates.
         """
-        gradients = [_local(p.grad) for p in parameters if p.grad is not None]
+        gradients = [_local_gradient(p.grad) for p in parameters if p.grad is not None]
         device = gradients[0].device if gradients else torch.device("cpu")
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        # A fill, unlike a copy from the host, does not wait for the device.
-        total = torch.zeros((), dtype=dtype, device=device) + self._total
-        self._total = 0.0
+        # A fill does not wait for the device, a copy from the host does.
+        total = torch.zeros((), dtype=dtype, device=device) + self._total_weight
+        self._total_weight = 0.0
         ddp_all_reduce(total, distributed.ReduceOp.SUM)
         factor = torch.where(total > 0, get_world_size() / total, torch.zeros_like(total))
         with torch.no_grad():
@@ -71,8 +71,8 @@ class WeightedGradients:
                 gradient.mul_(factor.to(gradient))
 
 
-def _local(gradient: torch.Tensor) -> torch.Tensor:
-    # An FSDP2 gradient is a DTensor around this rank's slice.
+def _local_gradient(gradient: torch.Tensor) -> torch.Tensor:
+    # An FSDP2 gradient is a DTensor that holds this rank's shard.
     to_local = getattr(gradient, "to_local", None)
     local = gradient if to_local is None else to_local()
     assert isinstance(local, torch.Tensor)

@@ -1,4 +1,4 @@
-"""Wrap modules so that their gradients, or their parameters, are shared between ranks."""
+"""Wrap modules in DDP, or shard them with FSDP2."""
 
 from __future__ import annotations
 
@@ -43,35 +43,36 @@ def wrap_modules(
 ) -> None:
     """Wrap each module that has trainable parameters, in place; do nothing without a group.
 
-    Before that, all ranks check that they have the same modules, and every parameter and buffer
-    becomes that of rank 0, those of modules that stay unwrapped too.  The modules have to be on
-    `device` already.  Make the optimizers afterwards: FSDP2 replaces the parameters.
+    Before that, all ranks check that they have the same modules, and rank 0's parameters and
+    buffers are copied to every rank, those of modules that stay unwrapped too.  The modules have
+    to be on `device` already.  Make the optimizers afterwards: FSDP2 replaces the parameters.
 
-    State-dict keys: DDP puts ``module.`` before each; ``unwrap_module(m).state_dict()`` has the
-    plain ones.  FSDP2 leaves the keys alone and makes the values DTensors;
-    ``full_state_dict(m)`` returns plain keys and whole tensors under either.
+    State-dict keys: DDP adds the prefix ``module.``; ``unwrap_module(m).state_dict()`` has the
+    plain keys.  FSDP2 keeps the keys and makes the values DTensors.  ``full_state_dict(m)``
+    returns plain keys and full tensors under either.
 
     Parameters
     ----------
     modules : mutable mapping of str to nn.Module
         Under DDP its values are replaced; under FSDP2 they stay the same objects.
     parallel : "ddp" or "fsdp"
-        Every rank has all parameters, or a slice of each (FSDP2, ``fully_shard``).
+        Every rank has all parameters, or a shard of each (FSDP2, ``fully_shard``).
     device : str or torch.device
-        Where the modules are.
+        The device of the modules.
     find_unused_parameters, static_graph, gradient_as_bucket_view, bucket_cap_mb
         As in ``DistributedDataParallel``.
     comm_hook : "fp16" or "bf16", optional
         DDP sends the gradients in half precision.
     sync_batchnorm : bool
-        Turn BatchNorm into SyncBatchNorm where that works: on an accelerator, with more than
-        one rank.  Elsewhere each rank normalises by its own batch, and the running statistics
-        are those of rank 0.  The module objects and their keys stay.
+        Convert BatchNorm to SyncBatchNorm where torch supports it: on an accelerator, with more
+        than one rank.  Otherwise each rank normalises by its own batch, and the running
+        statistics are those of rank 0.  The module objects and their keys stay the same.
     precision : "fp32", "fp16" or "bf16"
-        FSDP2 computes in it and reduces gradients in float32; DDP is left to autocast.
+        FSDP2 computes in it and reduces gradients in float32; DDP ignores it (use autocast).
     shard : callable or iterable of nn.Module classes, optional
-        What FSDP2 gathers as one piece, beside each whole module: ``f(name, submodule)``, or
-        classes.  By default the blocks: what ModuleList and Sequential hold that has parts itself.
+        The submodules that FSDP2 gathers as one unit, besides each whole module: a predicate
+        ``f(name, submodule)``, or classes.  By default the blocks: the items of ModuleList and
+        Sequential that have children.
     reshard_after_forward : bool
         FSDP2 frees the gathered parameters between forward and backward.
     mesh : DeviceMesh, optional
@@ -79,14 +80,14 @@ def wrap_modules(
         By default one dimension of all ranks.
     parallelize : callable, optional
         ``f(module, mesh)`` is called on each trainable module before FSDP2, for example to apply
-        tensor parallelism in place; with a mesh that names a dimension "tp", FSDP2 gets the
-        others.
+        tensor parallelism in place.  FSDP2 uses the dimensions of the mesh that are not named
+        "tp".
 
     Raises
     ------
     ValueError
-        If options contradict each other, or the modules differ between ranks (saying which
-        parameter, and on which rank).
+        If options contradict each other, or the modules differ between ranks; it names the
+        parameter and the rank.
     """
     if not is_distributed_initialized():
         return
@@ -106,42 +107,42 @@ def wrap_modules(
         "gradient_as_bucket_view": gradient_as_bucket_view,
         "bucket_cap_mb": bucket_cap_mb,
     }
-    done: dict[int, nn.Module] = {}  # a module under two names is wrapped once
+    wrapped: dict[int, nn.Module] = {}  # a module under two names is wrapped once
     for name, module in modules.items():
-        if id(module) not in done:
+        if id(module) not in wrapped:
             trainable = any(p.requires_grad for p in module.parameters())
             if is_wrapped(module):
-                done[id(module)] = module
+                wrapped[id(module)] = module
             elif not trainable:
                 broadcast_tensors(module)
-                done[id(module)] = module
+                wrapped[id(module)] = module
             else:
                 if sync_batchnorm and _can_sync_batchnorm(device):
                     use_sync_batchnorm(module)
-                done[id(module)] = (
+                wrapped[id(module)] = (
                     _shard(module, device, shard_options)
                     if parallel == "fsdp"
                     else _data_parallel(module, device, ddp_options, comm_hook)
                 )
-        modules[name] = done[id(module)]
+        modules[name] = wrapped[id(module)]
 
 
 def use_sync_batchnorm(module: nn.Module) -> None:
-    """Turn every BatchNorm in a module into SyncBatchNorm, keeping the objects.
+    """Convert every BatchNorm in a module to SyncBatchNorm without replacing the objects.
 
-    torch's own conversion makes new objects, so that whoever holds a BatchNorm itself (a
-    checkpointer, an optimizer's hook) is left with one that is trained no more.  A subclass with
-    a forward of its own is left alone.
+    torch's own conversion makes new objects; code that holds a BatchNorm itself (a checkpointer,
+    an optimizer's hook) would keep one that is no longer trained.  A subclass that overrides
+    `forward` is not converted.
     """
     for part in module.modules():
-        own = type(part).forward is nn.modules.batchnorm._BatchNorm.forward  # noqa: SLF001 - no public base class
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and own:  # noqa: SLF001
+        plain = type(part).forward is nn.modules.batchnorm._BatchNorm.forward  # noqa: SLF001 - no public base class
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and plain:  # noqa: SLF001
             part.__class__ = nn.SyncBatchNorm
             cast("nn.SyncBatchNorm", part).process_group = distributed.group.WORLD
 
 
-class _ExplainingDDP(DistributedDataParallel):
-    """DistributedDataParallel that names an unused parameter instead of counting it."""
+class _NamingDDP(DistributedDataParallel):
+    """DistributedDataParallel whose error names unused parameters instead of their indices."""
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         try:
@@ -156,7 +157,7 @@ class _ExplainingDDP(DistributedDataParallel):
             raise RuntimeError(
                 f"every trainable parameter has to take part in the loss of every step, got on "
                 f"rank {get_rank()} no gradient for {', '.join(map(repr, unused))} of "
-                f"{type(self.module).__name__}; freeze what is not used with "
+                f"{type(self.module).__name__}; freeze unused parameters with "
                 f"requires_grad_(False), or write --find_unused_parameters"
             ) from error
 
@@ -185,7 +186,7 @@ def _can_sync_batchnorm(device: torch.device) -> bool:
 def _shard(module: nn.Module, device: torch.device, options: dict[str, Any]) -> nn.Module:
     from brain_dist.parallel.fsdp import shard_module
 
-    # DDP makes its parameters equal by itself.
+    # Only needed for FSDP2: DDP broadcasts rank 0's parameters itself.
     broadcast_tensors(module)
     shard_module(module, device=device, **options)
     return module
@@ -194,7 +195,7 @@ def _shard(module: nn.Module, device: torch.device, options: dict[str, Any]) -> 
 def _data_parallel(
     module: nn.Module, device: torch.device, options: dict[str, Any], comm_hook: CommHook | None
 ) -> nn.Module:
-    wrapped = _ExplainingDDP(module, device_ids=_device_ids(device), **options)
+    wrapped = _NamingDDP(module, device_ids=_device_ids(device), **options)
     if comm_hook is not None:
         _register_hook(wrapped, comm_hook)
     return wrapped
@@ -213,5 +214,5 @@ def _register_hook(module: DistributedDataParallel, name: CommHook) -> None:
     from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
     hooks = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
-    # By way of a lambda: torch refuses its bf16 hook by name on gloo, where it works as well.
+    # In a lambda: torch refuses its bf16 hook by name on gloo, although it works there.
     module.register_comm_hook(None, lambda state, bucket: hooks[name](state, bucket))  # noqa: PLW0108

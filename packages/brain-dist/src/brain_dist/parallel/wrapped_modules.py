@@ -1,4 +1,4 @@
-"""Tell wrapped modules from plain ones."""
+"""Tell wrapped modules from plain ones, and unwrap them."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
-
-# Where `wrap_modules` notes an FSDP2 module's reshard_after_forward, which torch only sets.
+# Attribute in which `wrap_modules` keeps reshard_after_forward: FSDP2 has a setter, no getter.
 RESHARDS = "_brain_dist_reshards"
+
+_CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.Sequential)
 
 
 def is_fsdp(module: nn.Module) -> TypeGuard[FSDPModule]:
-    """Say whether FSDP2 has sharded this module."""
-    # Importing FSDP takes half a second, and where nobody has, nothing is sharded.
+    """Return whether FSDP2 has sharded this module."""
+    # Importing FSDP takes half a second; if nothing has imported it, nothing is sharded.
     fsdp = sys.modules.get("torch.distributed.fsdp")
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 def is_wrapped(module: nn.Module) -> bool:
-    """Say whether `wrap_modules` has nothing more to do with this module."""
+    """Return whether DDP or FSDP2 has wrapped this module."""
     return isinstance(module, DistributedDataParallel) or is_fsdp(module)
 
 
-def members(
+def iter_modules(
     modules: nn.Module | Mapping[str, nn.Module] | Iterable[nn.Module],
 ) -> Iterator[nn.Module]:
-    """Yield the modules of a set given in any way, and what torch's containers in it hold."""
+    """Yield each of the modules, and the children of torch's containers among them."""
     if isinstance(modules, nn.Module):
         modules = (modules,)
     elif isinstance(modules, Mapping):
@@ -40,18 +41,15 @@ def members(
     for module in modules:
         yield module
         if isinstance(module, _CONTAINERS) and not is_fsdp(module):
-            yield from members(module.children())
-
-
-_CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.Sequential)
+            yield from iter_modules(module.children())
 
 
 def unwrap_module(module: nn.Module) -> nn.Module:
-    """Return the module that the user made, out of any wrapping.
+    """Return the module that the user made, without any wrapper.
 
-    ``unwrap_module(m).state_dict()`` has the plain keys, whatever `m` is: DDP's and
-    DataParallel's ``module.`` and torch.compile's ``_orig_mod.`` are gone.  FSDP2 shards in
-    place, so such a module is its own; its values are DTensors (see `full_state_dict`).
+    ``unwrap_module(m).state_dict()`` has the plain keys, whatever `m` is: without the ``module.``
+    of DDP and DataParallel and the ``_orig_mod.`` of torch.compile.  FSDP2 shards in place, so such
+    a module is returned as it is; its values are DTensors (see `full_state_dict`).
 
     Parameters
     ----------
@@ -60,7 +58,7 @@ def unwrap_module(module: nn.Module) -> nn.Module:
     Returns
     -------
     nn.Module
-        The very object, shared with the wrapper.
+        The same object that the wrapper holds.
     """
     while True:
         inner = (
