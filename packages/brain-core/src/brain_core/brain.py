@@ -31,7 +31,7 @@ from brain_core.setup_methods import SetupMethods
 from brain_core.stage import Stage
 from brain_core.stopping.step_boundary import SaveSchedule
 from brain_core.stopping.stop import StopControl
-from brain_dist import World, failing_together, get_rank, get_world_size, if_main_process
+from brain_dist import World, get_rank, get_world_size, if_main_process, propagate_failures
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -220,7 +220,7 @@ class Brain(SetupMethods, BatchMethods):
             return
         self._overrides = find_overrides(type(self), Brain)
         with deterministic_algorithms(self.deterministic), self._own_fit_state():
-            with failing_together():
+            with propagate_failures():
                 train_set = self._as_loader(train_set, Stage.TRAIN, train_loader_kwargs)
                 if valid_set is not None:
                     kwargs = {"ckpt_prefix": None, **valid_loader_kwargs}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from brain_core.options.run_options import RunOptions
     from brain_core.resume.evaluation_epoch import EvaluationEpoch
     from brain_core.resume.run_state import RunState
-    from brain_dist import GradientOrder
+    from brain_dist import BucketOrder
 
 __all__ = ["SetupMethods"]
 
@@ -69,7 +69,7 @@ class SetupMethods:
         _private: frozenset[str]
         _evaluation_epoch: EvaluationEpoch
 
-    _bucket_order: GradientOrder | None = None  # of DDP; None before modules are wrapped
+    _bucket_order: BucketOrder | None = None  # of DDP; None before modules are wrapped
 
     def on_fit_start(self) -> None:
         """Compile, wrap for several ranks, make optimizers, and recover the newest checkpoint.
@@ -213,7 +213,7 @@ class SetupMethods:
                 fit_state.recovery.add_objects_of_fit(self._run.rank_state, train_set, epochs)
         self.on_fit_start()
         if self._bucket_order is not None:
-            self._bucket_order.replay()
+            self._bucket_order.apply()
         if not fit_state.is_nested and self.checkpointer is not None:
             owners = attribute_owners(self, self._private)
             self._run.rank_state.attributes.restore(owners)

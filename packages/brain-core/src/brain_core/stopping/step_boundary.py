@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from brain_dist import EXIT_TRY_AGAIN, StepVote, StopSignal, gather_objects, if_main_process
+from brain_dist import EXIT_REQUEUE, StepVote, StopSignal, gather_objects, if_main_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ class TrainingStopped(BaseException):
 
     code: str | int | None  # as SystemExit declares it
 
-    def __init__(self, reason: str, code: int = EXIT_TRY_AGAIN) -> None:
+    def __init__(self, reason: str, code: int = EXIT_REQUEUE) -> None:
         super().__init__(reason, code)
         self.reason = reason
         self.code = code  # where it is a SystemExit, the interpreter reads this
