@@ -57,7 +57,12 @@ class Script:
         self.brain = Run(
             modules,
             lambda p: torch.optim.AdamW([q for q in p if q.requires_grad], lr=0.05),
-            run_opts={"device": "cpu", "ckpt_interval_steps": 2, **options},
+            run_opts={
+                "device": "cpu",
+                "ckpt_interval_steps": 2,
+                "recover_attributes": False,  # the count of batches is the test's own
+                **options,
+            },
             checkpointer=Checkpointer(folder, recoverables),
         )
         self.brain.steps, self.brain.kill_at = [], kill_at
