@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,25 @@ def test_every_licence_is_the_same(repository, distribution):
     assert copy.read_bytes() == (repository.root / "LICENSE").read_bytes()
 
 
+def test_every_answer_of_the_map_defines_what_it_names(repository):
+    """CONTRIBUTING.md answers at least twelve questions, each with a file and a name in it."""
+    text = (repository.root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+\?) \| \[brain_\S+\]\((\S+)\) \| `(\S+)` \|$", text, re.MULTILINE)
+    assert len(rows) >= 12
+    assert len(rows) == text.split("## Where to find what")[1].split("\n## ")[0].count("?")
+    wrong = [row for row in rows if not defines(repository.root / row[1], row[2])]
+    assert wrong == []
+
+
+def test_a_name_that_is_missing_is_found(tmp_path):
+    """Functions, classes, methods and constants are looked up, and nothing else."""
+    path = tmp_path / "module.py"
+    path.write_text("import os\nA: int = 1\nB = 2\nclass C:\n    def d(self): e = 3\n")
+    assert all(defines(path, name) for name in ("A", "B", "C", "C.d"))
+    assert not any(defines(path, name) for name in ("os", "d", "e", "C.e", "A.d"))
+    assert not defines(tmp_path / "no_file.py", "A")
+
+
 def test_modules_and_functions_stay_readable(repository, package):
     """A module has at most 400 lines, a function 50, without docstrings."""
     assert too_long(repository.sources(package)) == []
@@ -78,6 +98,27 @@ def test_a_long_function_and_a_long_module_are_found():
     assert too_long({Path("a.py"): within}) == []
     assert too_long({Path("a.py"): beyond}) == ["a.py:1 f has 51 lines"]
     assert too_long({Path("a.py"): module}) == ["a.py has 401 lines"]
+
+
+def defines(path: Path, name: str) -> bool:
+    """Return whether a module defines a name, such as ``function`` or ``Class.method``."""
+    if not path.exists():
+        return False
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    for part in name.split("."):
+        found = [node for node in body if part in defined_by(node)]
+        if not found:
+            return False
+        body = found[0].body if isinstance(found[0], ast.ClassDef) else []
+    return True
+
+
+def defined_by(node: ast.stmt) -> set[str]:
+    """Return the names that a statement defines."""
+    if isinstance(node, (ast.ClassDef, *FUNCTIONS)):
+        return {node.name}
+    targets = getattr(node, "targets", [getattr(node, "target", None)])
+    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 def too_long(sources: dict[Path, ast.Module]) -> list[str]:
