@@ -107,8 +107,8 @@ def test_a_line_that_a_kill_has_cut_off_is_not_read(journal, tmp_path):
     """What came before it counts."""
     path = tmp_path / "journal"
     written = journal.Journal(path)
-    written.took_over("CKPT+1", 7)
-    written.note(["VALID", 1, 1, [], {}])
+    written.resumed("CKPT+1", 7)
+    written.add(["VALID", 1, 1, [], {}])
     with path.open("a") as file:
         file.write('["VALID", 1')
     found = journal.read(path)
