@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import pkgutil
@@ -57,6 +58,40 @@ def test_the_sessions_named_in_contributing_exist(repository):
     noxfile = (repository.root / "noxfile.py").read_text(encoding="utf-8")
     assert sessions
     assert [name for name in sessions if f"def {name}(session" not in noxfile] == []
+
+
+def test_readmes_and_examples_import_only_public_names(repository):
+    """What a user copies needs no module behind a package."""
+    texts = {path: path.read_text(encoding="utf-8") for path in documents(repository.root)}
+    code = {
+        path: [text]
+        if path.suffix == ".py"
+        else re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        for path, text in texts.items()
+    }
+    imports = [
+        (path.name, node.module, alias.name)
+        for path, blocks in code.items()
+        for block in blocks
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("brain_")
+        for alias in node.names
+    ]
+    assert len({module for _, module, _ in imports}) >= len(NAMES)
+    private = [row for row in imports if not is_public(*row[1:])]
+    assert private == []
+
+
+def documents(root):
+    """Return the READMEs and the examples."""
+    readmes = [root / "README.md", *root.glob("packages/*/README.md")]
+    return [*readmes, *(root / "examples").rglob("*.py")]
+
+
+def is_public(module, name):
+    """Return whether a user may import a name from a module."""
+    offered = module in {*NAMES, "brain_core.testing"}
+    return offered and name in importlib.import_module(module).__all__
 
 
 @pytest.fixture
