@@ -7,6 +7,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+import textwrap
 
 import pytest
 
@@ -73,7 +74,7 @@ def test_readmes_and_examples_import_only_public_names(repository):
         (path.name, node.module, alias.name)
         for path, blocks in code.items()
         for block in blocks
-        for node in ast.walk(ast.parse(block))
+        for node in ast.walk(ast.parse(textwrap.dedent(block)))
         if isinstance(node, ast.ImportFrom) and node.module.startswith("brain_")
         for alias in node.names
     ]
