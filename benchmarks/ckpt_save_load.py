@@ -278,7 +278,7 @@ def compare_speed_while_saving(training: Training, root: Path, seconds: float, r
 
     def save() -> threading.Thread:
         checkpointer.save_checkpoint()
-        pending = checkpointer._writer._flight  # noqa: SLF001 - its end is what is measured
+        pending = checkpointer._writer._pending  # noqa: SLF001 - its end is what is measured
         assert pending is not None
         return pending._thread  # type: ignore[return-value]  # noqa: SLF001 - as above
 

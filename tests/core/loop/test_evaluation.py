@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from brain_core import Brain
-from brain_dist import gather_dealt, get_rank
+from brain_dist import gather_sharded, get_rank
 
 ROWS, BATCH = 37, 4  # ten batches, the last of one row: divided by neither 2, 3 nor 4 ranks
 
@@ -42,7 +42,7 @@ class Classifier(Brain):
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         # One item for each batch of the test set, in the test set's order, on every rank.
-        rows = [row for batch in gather_dealt(self.found) for row in batch]
+        rows = [row for batch in gather_sharded(self.found) for row in batch]
         self.order = [number for number, _ in rows]
         self.error_rate = 100 * sum(wrong for _, wrong in rows) / len(rows)
 

@@ -17,11 +17,11 @@ from brain_dist import get_rank
 class Marked:
     """A loader of numbers on one of three ranks, which knows only what it handed out last."""
 
-    last_round = "fill"
+    last_round = "pad"
 
     def __iter__(self):
         for number in range(3):
-            self.is_padding, self.fillers = number == 2, 2 * (number == 2)
+            self.is_padding, self.padding_batches = number == 2, 2 * (number == 2)
             yield number
 
 
@@ -31,7 +31,7 @@ def test_the_mark_travels_with_its_batch_though_the_next_one_is_fetched_early():
     seen = []
     for number in batches:
         batches.has_next()
-        seen.append((number, batches.is_padding, batches.fillers))
+        seen.append((number, batches.is_padding, batches.padding_batches))
     assert seen == [(0, False, 0), (1, False, 0), (2, True, 2)]
 
 

@@ -87,7 +87,7 @@ def test_every_option_is_explained(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--help"])
     words = " ".join(capsys.readouterr().out.split())
-    assert "--nonfinite_patience INT=3 How many batches an epoch may have" in words
+    assert "--nonfinite_patience INT=3 The number of batches of an epoch" in words
     for option in set(RunOptions().keys()) - {
         "overridden_args",
         "param_file",

@@ -7,7 +7,7 @@ import torch
 
 from brain_ckpt import Checkpointer
 from brain_core import Brain, EpochCounter, TrainingStopped, seed_everything
-from brain_dist import GradientOrder, get_rank, wrap_modules
+from brain_dist import BucketOrder, get_rank, wrap_modules
 
 
 class Rows(torch.utils.data.Dataset):
@@ -101,16 +101,16 @@ def in_a_chain(rank, folder, stops, options):
     compared = []
     for replays in (True, False):
         seen = []
-        replay, GradientOrder.replay = (
-            GradientOrder.replay,
-            (GradientOrder.replay if replays else lambda order: []),
+        replay, BucketOrder.replay = (
+            BucketOrder.replay,
+            (BucketOrder.replay if replays else lambda order: []),
         )
         try:
             for stop in (*stops, None):
                 weights, more = train(folder / f"{replays}", stop_at=stop, **options)
                 seen += more
         finally:
-            GradientOrder.replay = replay
+            BucketOrder.replay = replay
         same = all(torch.equal(weights[name], whole[name]) for name in whole)
         compared.append((same, seen == losses, len(seen) == len(losses)))
     return compared

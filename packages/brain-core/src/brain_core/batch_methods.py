@@ -15,7 +15,7 @@ from brain_core.stage import Stage
 from brain_dist import no_sync
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
     from brain_core.modules.container import Modules
@@ -40,7 +40,8 @@ class BatchMethods(BrainHooks):
         skip_nonfinite_grads: bool
         _run: RunState
         _overrides: frozenset[str]
-        _nonfinite_losses: int
+
+    _nonfinite_losses = 0  # of the pass, skipped by update_average
 
     def fit_batch(self, batch: Any) -> torch.Tensor:
         """Train on one batch; override for several updates or optimizers of your own.
@@ -185,10 +186,23 @@ class BatchMethods(BrainHooks):
         return no_sync(self.modules.values(), use)
 
     @property
+    def avg_train_loss(self) -> float:
+        """Mean of the epoch's finite losses on this rank; a recipe may assign its own value."""
+        return self._run.mean.mean()
+
+    @avg_train_loss.setter
+    def avg_train_loss(self, value: float) -> None:
+        self._run.mean.assign(value)
+
+    @property
     def is_padding(self) -> bool:
         """Whether the batch is a copy of another rank's, processed with zero weight."""
         epoch_pass = self._run.epoch_pass
         return epoch_pass is not None and epoch_pass.is_padding
+
+    def _user_average(self) -> Callable[[Any, float], float] | None:
+        """Return `update_average` if a recipe overrides it."""
+        return self.update_average if "update_average" in self._overrides else None
 
     def _active_optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         """Return `optimizers_dict` without frozen ones, or the optimizer that older code sets."""

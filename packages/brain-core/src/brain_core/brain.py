@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from dataclasses import fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,13 @@ from brain_core.resume.environment import record_environment
 from brain_core.resume.evaluation_epoch import EvaluationEpoch
 from brain_core.resume.position import open_training_pass
 from brain_core.resume.recovery import save_to_temporary_directory
+from brain_core.resume.report import nothing_to_train
 from brain_core.resume.run_state import RunState
 from brain_core.setup_methods import SetupMethods
 from brain_core.stage import Stage
 from brain_core.stopping.step_boundary import SaveSchedule
 from brain_core.stopping.stop import StopControl
-from brain_dist import World, failing_together, get_rank, get_world_size, if_main_process
+from brain_dist import World, get_rank, get_world_size, if_main_process, propagate_failures
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -139,10 +141,9 @@ class Brain(SetupMethods, BatchMethods):
 
         self._overrides = find_overrides(type(self), Brain)
         self._fit_state = FitState()
-        self._nonfinite_losses = 0
-        self._bucket_order = None
         self._stop_control = StopControl()
         self._evaluation_epoch = EvaluationEpoch()
+        self._private = frozenset(vars(self)) - {f.name for f in fields(options)} | {"_private"}
         if checkpointer is not None:
             if options.debug and not options.debug_persistently:
                 save_to_temporary_directory(checkpointer)
@@ -219,21 +220,24 @@ class Brain(SetupMethods, BatchMethods):
             return
         self._overrides = find_overrides(type(self), Brain)
         with deterministic_algorithms(self.deterministic), self._own_fit_state():
-            with failing_together():
+            with propagate_failures():
                 train_set = self._as_loader(train_set, Stage.TRAIN, train_loader_kwargs)
                 if valid_set is not None:
                     kwargs = {"ckpt_prefix": None, **valid_loader_kwargs}
                     valid_set = self._as_loader(valid_set, Stage.VALID, kwargs)
-                self._fit_state.validates = valid_set is not None
                 self._begin_fit(train_set, epoch_counter)
             enable = self._shows_bars(progressbar)
             with self._saving_and_stopping():
+                epoch = None
                 for epoch in self._epochs_left(epoch_counter):
                     self._fit_train(train_set=train_set, epoch=epoch, enable=enable)
                     self._fit_valid(valid_set=valid_set, epoch=epoch, enable=enable)
                     if self._reached_step_limit():
                         logger.info("Reached the limit of %d optimizer steps.", self.optimizer_step)
                         break
+                if epoch is None and not self._run.is_skipped:
+                    logger.info("%s", nothing_to_train(self._run.epoch))
+            self._run.end_fit()
 
     def evaluate(
         self,
@@ -287,17 +291,6 @@ class Brain(SetupMethods, BatchMethods):
         """
         self._stop_control.request(reason)
 
-    @property
-    def avg_train_loss(self) -> float:
-        """Mean of the epoch's finite losses on this rank; a recipe may assign its own value."""
-        return self._run.mean.mean()
-
-    @avg_train_loss.setter
-    def avg_train_loss(self, value: float) -> None:
-        self._run.mean.assign(value)
-
-    # -------------------------------------------------------------------- passes
-
     def _fit_train(self, train_set: Any, epoch: int, enable: bool) -> None:
         self.on_stage_start(Stage.TRAIN, epoch)
         self.modules.train()
@@ -315,6 +308,7 @@ class Brain(SetupMethods, BatchMethods):
         ) as epoch_pass:
             for batch in epoch_pass:
                 self._run.step += 1
+                self._run.batches_trained += 1
                 self._train_batch(batch, epoch_pass)
                 epoch_pass.batch_done()
                 if boundary is not None:
@@ -324,7 +318,7 @@ class Brain(SetupMethods, BatchMethods):
                 if self._reached_step_limit():
                     break
             if boundary is not None:
-                boundary.data_ended(validates=self._fit_state.validates)
+                boundary.data_ended()
         self.zero_grad(set_to_none=True)
         self.on_stage_end(Stage.TRAIN, self._run.mean.mean_over_ranks(), epoch)
         self._run.end_epoch()
@@ -362,8 +356,6 @@ class Brain(SetupMethods, BatchMethods):
             limit=self._batch_limit(),
         )
 
-    # ----------------------------------------------------------------- contexts
-
     @contextmanager
     def _own_fit_state(self) -> Iterator[None]:
         """Give a fit that a hook of another fit calls, as GAN recipes do, a state of its own.
@@ -398,15 +390,12 @@ class Brain(SetupMethods, BatchMethods):
                 self.checkpointer, schedule, save, stop_after_minutes=self.stop_after_minutes
             ) as self._fit_state.boundary:
                 yield
-                if recovery is not None and schedule.is_on:
-                    recovery.delete_superseded()
+                if recovery is not None and schedule.is_on and not self._run.is_skipped:
+                    recovery.save_at_end(self._run)
         finally:
             self._fit_state.boundary = None
             if self.profiler is not None:
                 self.profiler.stop()
-
-    def _user_average(self) -> Any:
-        return self.update_average if "update_average" in self._overrides else None
 
     def _shows_bars(self, progressbar: bool | None) -> bool:
         return if_main_process() and should_show(progressbar, forbidden=self.noprogressbar)

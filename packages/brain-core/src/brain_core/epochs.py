@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from brain_ckpt import (
@@ -19,7 +20,7 @@ from brain_dist import ddp_broadcast
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["EpochCounter", "EpochCounterWithStopper", "epochs_left"]
+__all__ = ["EpochCounter", "EpochCounterWithStopper", "epochs_left", "is_epoch_counter"]
 
 logger = logging.getLogger(__name__)
 
@@ -209,24 +210,57 @@ class EpochCounterWithStopper(EpochCounter):
         self.should_stop = state["should_stop"]
 
 
+def is_epoch_counter(obj: Any) -> bool:
+    """Return whether an object is an epoch counter, ours or SpeechBrain's."""
+    return isinstance(obj, EpochCounter) or (
+        type(obj).__module__ == "speechbrain.utils.epoch_loop" and hasattr(obj, "current")
+    )
+
+
 def epochs_left(
-    epochs: Iterable[int], done: int | None = None, at_most: int | None = None
+    epochs: Iterable[int],
+    last: int | None = None,
+    *,
+    begun: int | None = None,
+    repeats_last: bool = False,
+    at_most: int | None = None,
 ) -> Iterator[int]:
-    """Yield at most ``at_most`` of the epochs after ``done``, reading no epoch beyond them.
+    """Yield the epochs that are left to train, reading no epoch beyond them.
+
+    Parameters
+    ----------
+    epochs : iterable of int
+        All epochs.
+    last : int, optional
+        The epoch that was begun last; None where none was.
+    begun : int, optional
+        How many were begun. Where epoch number ``begun`` is not ``last``, these are other epochs
+        than before, and all up to ``last`` are skipped.
+    repeats_last : bool
+        Whether the last one was not completed.
+    at_most : int, optional
+        The largest number of epochs to yield.
 
     Examples
     --------
-    >>> list(epochs_left(range(1, 10), done=3, at_most=2))
+    >>> list(epochs_left(range(1, 10), last=3, at_most=2))
     [4, 5]
+    >>> list(epochs_left([5, 3, 3, 1], last=3, begun=2))
+    [3, 1]
+    >>> list(epochs_left([5, 3, 3, 1], last=3, begun=2, repeats_last=True))
+    [3, 3, 1]
     """
-    left = at_most
-    for epoch in epochs:
-        if done is not None and epoch <= done:
-            continue
-        yield epoch
-        left = None if left is None else left - 1
-        if left == 0:
-            return
+    iterator = iter(epochs)
+    first = [] if last is None else list(islice(iterator, begun or 0))
+    left: Iterable[int]
+    if last is None:
+        left = iterator
+    elif first and len(first) == begun and first[-1] == last:
+        left = chain(first[-1:] if repeats_last else (), iterator)
+    else:
+        done = last - repeats_last
+        left = (epoch for epoch in chain(first, iterator) if epoch > done)
+    yield from islice(left, at_most)
 
 
 def improves(metric: float, best: float, direction: str, min_delta: float) -> bool:

@@ -24,8 +24,6 @@ class FitState:
         Saves and restores the run; None without a checkpointer, and in a nested fit.
     boundary : StepBoundary or None
         Where to save and stop, while the fit runs; None in a nested fit.
-    validates : bool
-        Whether a validation follows each epoch's training.
     has_user_sampler : bool
         Whether the recipe chose the order of the training data.
     is_nested : bool
@@ -34,7 +32,6 @@ class FitState:
 
     recovery: Recovery | None = None
     boundary: StepBoundary | None = None
-    validates: bool = False
     has_user_sampler: bool = False
     is_nested: bool = False
 

@@ -13,6 +13,7 @@ from brain_core.modules.compiling import compile_modules
 from brain_core.modules.container import Modules, describe_parameters
 from brain_core.modules.wrapping import wrap_for_ranks
 from brain_core.options.seed import seed_per_rank
+from brain_core.resume.attributes import attribute_owners
 from brain_core.resume.evaluation_epoch import is_of_the_model
 from brain_core.resume.recoverables import add_missing_modules, named_objects
 from brain_core.resume.recovery import Recovery
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from brain_core.options.run_options import RunOptions
     from brain_core.resume.evaluation_epoch import EvaluationEpoch
     from brain_core.resume.run_state import RunState
-    from brain_dist import GradientOrder
+    from brain_dist import BucketOrder
 
 __all__ = ["SetupMethods"]
 
@@ -65,8 +66,10 @@ class SetupMethods:
         _run: RunState
         _fit_state: FitState
         _overrides: frozenset[str]
-        _bucket_order: GradientOrder | None
+        _private: frozenset[str]
         _evaluation_epoch: EvaluationEpoch
+
+    _bucket_order: BucketOrder | None = None  # of DDP; None before modules are wrapped
 
     def on_fit_start(self) -> None:
         """Compile, wrap for several ranks, make optimizers, and recover the newest checkpoint.
@@ -125,6 +128,8 @@ class SetupMethods:
                 max_key=max_key, min_key=min_key, only=lambda _, obj: is_of_the_model(obj)
             )
             self._evaluation_epoch.show(self.checkpointer, checkpoint)
+            if checkpoint is not None and self._run.starts_from == "memory":
+                self._run.starts_from = "evaluated modules"
 
     def make_dataloader(
         self,
@@ -208,11 +213,19 @@ class SetupMethods:
                 fit_state.recovery.add_objects_of_fit(self._run.rank_state, train_set, epochs)
         self.on_fit_start()
         if self._bucket_order is not None:
-            self._bucket_order.replay()
-        if not self._run.rank_state.holds_rng and not fit_state.is_nested:
-            seed_per_rank(get_rank())  # until here all drew the same, to build the same model
+            self._bucket_order.apply()
+        if not fit_state.is_nested and self.checkpointer is not None:
+            owners = attribute_owners(self, self._private)
+            self._run.rank_state.attributes.restore(owners)
+            self._run.rank_state.attributes.begin(owners, self.checkpointer.recoverables.values())
+        if not fit_state.is_nested and not self._run.has_seeded_ranks:
+            self._run.has_seeded_ranks = True
+            if not self._run.rank_state.holds_rng:
+                seed_per_rank(get_rank())  # until here all drew the same, to build the same model
 
     def _begin_epoch(self, train_set: Any, epoch: int) -> None:
+        if self._run.resumes_epoch:  # on_stage_start has set them anew
+            self._run.rank_state.attributes.restore(attribute_owners(self, self._private))
         self._run.begin_epoch(epoch)
         if self._fit_state.is_nested and self._fit_state.has_user_sampler:
             return  # its sampler counts the outer epochs; these are others
@@ -222,10 +235,17 @@ class SetupMethods:
 
     def _epochs_left(self, epochs: Iterable[int]) -> Iterator[int]:
         """Return the epochs to train: a counter that was recovered knows them by itself."""
-        recovery = self._fit_state.recovery
+        recovery, run = self._fit_state.recovery, self._run
+        if run.is_skipped:
+            return iter(())
         is_recovered = recovery is not None and recovery.restores(epochs)
-        at_most = self.debug_epochs if self.debug and self.debug_epochs > 0 else None
-        return epochs_left(epochs, None if is_recovered else self._run.epochs_done, at_most)
+        return epochs_left(
+            epochs,
+            None if is_recovered else run.epoch,
+            begun=run.epochs_begun,
+            repeats_last=run.resumes_epoch,
+            at_most=self.debug_epochs if self.debug and self.debug_epochs > 0 else None,
+        )
 
     def _recover_newest(self) -> None:
         recovery = self._fit_state.recovery

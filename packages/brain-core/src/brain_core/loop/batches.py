@@ -39,7 +39,7 @@ class Batches(Generic[T]):
         self._iterator = iter(batches)
         # The loader describes the batch it returned last, which may not be the one taken last.
         self._padded_loader: Any = (
-            batches if getattr(batches, "last_round", None) == "fill" else None
+            batches if getattr(batches, "last_round", None) == "pad" else None
         )
         self._fetched: list[tuple[T, tuple[bool, int]]] = []
         self.is_padding, self.padding_batches = _NOT_PADDED
@@ -84,4 +84,4 @@ class Batches(Generic[T]):
     def _fetch(self) -> tuple[T, tuple[bool, int]]:
         """Return the loader's next batch, and whether it is padding."""
         batch, loader = next(self._iterator), self._padded_loader
-        return batch, _NOT_PADDED if loader is None else (loader.is_filler, loader.fillers)
+        return batch, _NOT_PADDED if loader is None else (loader.is_padding, loader.padding_batches)

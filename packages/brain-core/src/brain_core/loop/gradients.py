@@ -93,8 +93,8 @@ def drop_nonfinite_gradients(parameters: Mapping[str, torch.nn.Parameter]) -> li
 def split_vectors(module: torch.nn.Module) -> list[dict[str, object]]:
     """Group trainable parameters: vectors without weight decay, then all others.
 
-    Biases and the weights of norms have one dimension; weight decay does not help them. The order of
-    the groups is SpeechBrain's, so that its optimizer states fit.
+    Biases and the weights of norms have one dimension; weight decay does not help them. The order
+    of the groups is SpeechBrain's, so that its optimizer states fit.
     """
     trainable = [p for p in module.parameters() if p.requires_grad]
     return [

@@ -32,7 +32,7 @@ def pad_last_round(loader: Any, *, pad: bool, elastic: bool) -> None:
     if not hasattr(loader, "last_round"):
         return
     if pad and get_world_size() > 1:
-        loader.last_round = "fill"
+        loader.last_round = "pad"
     if elastic:
         loader.elastic = True
 

@@ -14,7 +14,7 @@ from brain_data import (
     distributed_loader_specifics,
     make_dataloader,
 )
-from brain_dist import deal, gather_objects, get_rank, get_world_size
+from brain_dist import gather_objects, get_rank, get_world_size, shard_items
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -126,7 +126,7 @@ class _Shard:
         self._items = items
 
     def __iter__(self) -> Iterator[Any]:
-        return deal(self._items)
+        return shard_items(self._items)
 
     def __len__(self) -> int:
         return len(range(get_rank(), len(self._items), get_world_size()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from brain_dist import GradientOrder, wrap_modules
+from brain_dist import BucketOrder, wrap_modules
 
 if TYPE_CHECKING:
     from brain_ckpt import Checkpointer
@@ -16,7 +16,7 @@ __all__ = ["wrap_for_ranks"]
 
 def wrap_for_ranks(
     modules: Modules, options: RunOptions, device: str, checkpointer: Checkpointer | None
-) -> GradientOrder:
+) -> BucketOrder:
     """Wrap modules in place, and add DDP's bucket order to the checkpoints.
 
     On three ranks or more a resumed run sums gradients as before only once that order is applied.
@@ -27,7 +27,7 @@ def wrap_for_ranks(
         device=device,
         find_unused_parameters=options.find_unused_parameters,
     )
-    order = GradientOrder(modules)
+    order = BucketOrder(modules)
     if order.modules and checkpointer is not None:
         checkpointer.add_recoverable("gradient_order", order, optional_load=True)
     return order

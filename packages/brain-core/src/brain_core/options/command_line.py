@@ -82,6 +82,8 @@ def _kind(option: Field[Any], hint: Any) -> dict[str, Any]:
     choices = [a for a in get_args(hint) if a is not type(None)]
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
+    if bool in choices:
+        return {"type": _flag_or_names, "metavar": "true|false|NAME,..."}
     if choices and isinstance(choices[0], str):
         return {"choices": choices}
     if choices and choices[0] not in (int, str):
@@ -90,6 +92,11 @@ def _kind(option: Field[Any], hint: Any) -> dict[str, Any]:
     default = option.default
     shown = "" if default in (None, MISSING) else f"={default}"
     return {"type": kind, "metavar": f"{kind.__name__.upper()}{shown}"}
+
+
+def _flag_or_names(value: str) -> bool | list[str]:
+    """Return ``true`` and ``false`` as a flag, anything else as names between commas."""
+    return _WORDS.get(value.lower(), value.split(","))
 
 
 def _help_texts(cls: type) -> dict[str, str]:

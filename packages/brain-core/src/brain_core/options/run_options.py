@@ -62,6 +62,9 @@ class RunOptions:
         Let DDP find parameters that take no part in a loss.
     parallel : {"ddp", "fsdp"}
         How modules are wrapped for several ranks.
+    recover_attributes : bool or list of str
+        Save and restore plain values that training changes in attributes of the Brain, of
+        ``hparams`` and of modules: all of them, none, or those named. Not an option of SpeechBrain.
     elastic : bool
         Resume on any number of ranks: where they cannot take the same steps, shard the rest of the
         epoch in steps of about the same size. Not an option of SpeechBrain.
@@ -129,6 +132,7 @@ class RunOptions:
     distributed_launch: bool = False
     find_unused_parameters: bool = False
     parallel: Parallel = "ddp"
+    recover_attributes: bool | list[str] = True
     elastic: bool = False
     shard_evaluation: bool = False
     jit: bool = False

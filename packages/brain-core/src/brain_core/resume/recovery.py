@@ -9,7 +9,9 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brain_ckpt import ckpt_recency
+from brain_ckpt import CheckpointMismatchError, ckpt_recency
+from brain_core.epochs import is_epoch_counter
+from brain_core.resume.evaluation_epoch import is_of_the_model
 from brain_core.resume.recoverables import (
     add_missing_modules,
     free_name,
@@ -18,8 +20,9 @@ from brain_core.resume.recoverables import (
     unsaved_states,
 )
 from brain_core.resume.report import Resumption, samples_in
+from brain_core.resume.run_state import Progress
 from brain_core.stage import Stage
-from brain_dist import gather_objects, get_world_size
+from brain_dist import ddp_broadcast, gather_objects, get_world_size, if_main_process
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 INTRA_EPOCH_CKPT_FLAG = "brain_intra_epoch_ckpt"  # SpeechBrain's name for it in CKPT.yaml
 TRAIN_LOADER = f"dataloader-{Stage.TRAIN.name}"
+_SHOWN_WHEN_SKIPPED = ("rank_state",)
 
 
 class Recovery:
@@ -53,10 +57,12 @@ class Recovery:
 
     def __init__(self, checkpointer: Checkpointer) -> None:
         self._checkpointer = checkpointer
+        self._epochs: Any = None  # of this call of fit
         self.restored: frozenset[str] | None = None
 
     def add_objects_of_fit(self, rank_state: RankState, train_set: Any, epochs: Any) -> None:
         """Add what `fit` was given and needs in order to resume exactly."""
+        self._epochs = epochs
         add = self._checkpointer.add_recoverable
         add("rank_state", rank_state, optional_load=True, per_rank=True)
         known = {id(obj) for obj in self._checkpointer.recoverables.values()}
@@ -86,9 +92,22 @@ class Recovery:
             What `named_objects` returns.
         """
         self._add_missing(modules, places)
-        checkpoint = self._checkpointer.recover_if_possible()
+        if run.starts_from == "memory":
+            return
+        if run.starts_from == "evaluated modules":
+            self._restore_trained_modules(run)
+            return
+        saved_fit = self._fit_of_newest()
+        if saved_fit > run.fit:
+            self._skip(run, saved_fit)
+            return
+        checkpoint = self._checkpointer.recover_if_possible(
+            only=None if saved_fit == run.fit else lambda name, _: name != TRAIN_LOADER
+        )
         if checkpoint is None:
             return
+        if not is_end_of_epoch(checkpoint):
+            self._correct_other_counters(checkpoint)
         names = set(self._checkpointer.recoverables)
         restored = names & set(checkpoint.paramfiles)
         if run.rank_state.holds_rng:
@@ -102,6 +121,8 @@ class Recovery:
             optimizer_step=run.optimizer_step,
             restored=sorted(restored),
             missing=sorted(names - restored),
+            attributes=run.rank_state.attributes.selected(),
+            left_out=run.rank_state.attributes.left_out,
             inexact=_why_inexact(run),
             passed_over=self._checkpointer.passed_over,
         )
@@ -125,17 +146,28 @@ class Recovery:
             verbosity=logging.DEBUG,
         )
 
-    def delete_superseded(self) -> None:
-        """Delete the last checkpoint within an epoch if one of an epoch's end is newer.
+    def save_at_end(self, run: RunState) -> None:
+        """Save the end of the fit, unless the recipe did, and delete what that replaces.
 
-        A recipe that averages its last checkpoints would count that epoch's weights twice.
+        A recipe that averages its last checkpoints would otherwise count the weights of the last
+        epoch twice.
         """
         self._checkpointer.close()  # the list lacks a save that is pending
+        newest = self._checkpointer.find_checkpoint()
+        is_saved = newest is not None and is_end_of_epoch(newest) and run.is_saved
+        if not ddp_broadcast(is_saved):
+            self._checkpointer.save_and_keep_only(
+                meta={INTRA_EPOCH_CKPT_FLAG: True},
+                num_to_keep=1,
+                ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG in c.meta,
+                verbosity=logging.DEBUG,
+            )
+            self._checkpointer.close()
         ends = [c for c in self._checkpointer.list_checkpoints() if is_end_of_epoch(c)]
-        newest = max(map(ckpt_recency, ends), default=0.0)
+        last_end = max(map(ckpt_recency, ends), default=0.0)
         self._checkpointer.delete_checkpoints(
             num_to_keep=0,
-            ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG in c.meta and ckpt_recency(c) < newest,
+            ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG in c.meta and ckpt_recency(c) < last_end,
             verbosity=logging.DEBUG,
         )
 
@@ -156,6 +188,52 @@ class Recovery:
                 "not exact: call checkpointer.add_recoverable(name, object).",
                 ", ".join(unsaved),
             )
+
+    def _fit_of_newest(self) -> int:
+        """Return which call of `Brain.fit` the newest checkpoint belongs to; 1 without any."""
+        newest = self._checkpointer.find_checkpoint() if if_main_process() else None
+        path = None if newest is None else newest.paramfiles.get("brain")
+        try:
+            fit = 1 if path is None else Progress.from_yaml(path.read_text("utf-8")).fit
+        except (OSError, ValueError, KeyError, TypeError):
+            fit = 1  # damaged, which the recovery will report
+        return ddp_broadcast(fit)
+
+    def _skip(self, run: RunState, saved_fit: int) -> None:
+        """Leave out a call of fit that was complete; show its script the checkpoint's model."""
+        run.is_skipped = True
+        logger.info(
+            "Skipping fit %d of this script, which is complete: the newest checkpoint belongs to "
+            "fit %d. Until that one resumes, the modules hold the checkpoint's weights.",
+            run.fit,
+            saved_fit,
+        )
+        try:
+            self._checkpointer.recover_if_possible(
+                only=lambda name, obj: is_of_the_model(obj) or name in _SHOWN_WHEN_SKIPPED
+            )
+        except CheckpointMismatchError as error:
+            logger.warning(
+                "The modules of fit %d do not fit those of fit %d: %s", saved_fit, run.fit, error
+            )
+
+    def _restore_trained_modules(self, run: RunState) -> None:
+        """Undo what an evaluation has loaded since the last call of fit."""
+        checkpoint = self._checkpointer.recover_if_possible(
+            only=lambda _, obj: is_of_the_model(obj)
+        )
+        run.starts_from = "memory"
+        if checkpoint is not None:
+            logger.info(
+                "Resuming from the modules of %s, in place of those that were evaluated.",
+                Path(checkpoint.path).name,
+            )
+
+    def _correct_other_counters(self, checkpoint: Checkpoint) -> None:
+        """Undo what an incomplete epoch means to a counter that another call of fit counts with."""
+        for name, obj in self._checkpointer.recoverables.items():
+            if name in checkpoint.paramfiles and obj is not self._epochs and is_epoch_counter(obj):
+                obj.current += 1
 
     def _samples_done(self, step: int) -> int | None:
         loader = self._checkpointer.recoverables.get(TRAIN_LOADER)

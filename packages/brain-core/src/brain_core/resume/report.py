@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Resumption", "samples_in"]
+__all__ = ["Resumption", "nothing_to_train", "samples_in"]
 
 
 @dataclass(kw_only=True)
@@ -31,6 +31,8 @@ class Resumption:
         Accumulation windows so far.
     restored, missing : sequence of str
         The recoverables that the checkpoint holds, and those that it does not.
+    attributes, left_out : sequence of str
+        Attributes that are restored, and those that training had changed and no checkpoint holds.
     inexact : sequence of str
         Why the bits may differ from those of an undisturbed run.
     passed_over : sequence of str
@@ -44,6 +46,8 @@ class Resumption:
     optimizer_step: int
     restored: Sequence[str]
     missing: Sequence[str] = ()
+    attributes: Sequence[str] = ()
+    left_out: Sequence[str] = ()
     inexact: Sequence[str] = ()
     passed_over: Sequence[str] = ()
 
@@ -59,13 +63,28 @@ class Resumption:
         done = "" if self.samples is None else f" ({self.samples} samples done)"
         line = f"Resuming from {self.checkpoint}: {where}, optimizer step {self.optimizer_step}"
         line += f"{done}. Restored: {', '.join(self.restored) or 'nothing'}."
+        if self.attributes:
+            line += f" Attributes: {', '.join(self.attributes)}."
+        if self.left_out:
+            line += f" Changed in training, in no checkpoint: {', '.join(self.left_out)}."
         if self.missing:
             line += f" Not in the checkpoint, unchanged: {', '.join(self.missing)}."
         if self.inexact:
             line += f" Same data order, but not the same bits: {', '.join(self.inexact)}."
+        if not (self.inexact or self.left_out or self.missing):
+            line += " The run continues bit for bit."
         if self.passed_over:
             line += f" Skipped as damaged: {'; '.join(self.passed_over)}."
         return line
+
+
+def nothing_to_train(epoch: int | None) -> str:
+    """Return the line of a call of fit that has no epoch to train."""
+    done = "its iterable gives no epoch" if epoch is None else f"all epochs up to {epoch} are done"
+    return (
+        f"Nothing to train: {done}. To train longer, give fit more epochs or raise the limit of "
+        "the EpochCounter; to train anew, use another directory for the checkpoints."
+    )
 
 
 def samples_in(loader: Any, batches: int) -> int | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from brain_ckpt import RNGState, mark_as_loader, mark_as_saver, register_checkpoint_hooks
 from brain_core.loop.running_mean import LossMean
 from brain_core.loop.train_step import TrainStep
+from brain_core.resume.attributes import AttributeState
 from brain_core.resume.environment import differences
 from brain_dist import get_world_size, if_main_process, sum_over_ranks
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "RankState", "RunState"]
 
 logger = logging.getLogger(__name__)
+
+_FITS_REMEMBERED = 64  # about 10 kB each
+
+StartsFrom = Literal["checkpoint", "memory", "evaluated modules"]
 
 
 @dataclass(kw_only=True)
@@ -51,6 +56,10 @@ class Progress:
         The option that the run was started with.
     window_batches : int
         Batches of an incomplete accumulation window; their gradients are not saved.
+    fit : int
+        Which call of `Brain.fit` this is, counted from 1.
+    epochs_begun : int, optional
+        Epochs that this call has begun; None where the checkpoint does not say.
     """
 
     step: int = 0
@@ -64,6 +73,8 @@ class Progress:
     micro_batches_per_step: int | None = None
     grad_accumulation_factor: int | None = None
     window_batches: int = 0
+    fit: int = 1
+    epochs_begun: int | None = None
 
     def to_yaml(self) -> str:
         """Return SpeechBrain's format, with additional keys that it ignores."""
@@ -98,17 +109,30 @@ class RankState:
         Returns the epoch's `LossMean` on this rank.
     environment : callable
         Returns the software and hardware of this rank, by name.
+    rng_after_fits : dict, optional
+        The generators' states at the end of each call of `Brain.fit`, by its number. A script may
+        draw from the generators between two calls.
+    attributes : AttributeState, optional
+        What the recipe keeps in attributes.
 
     Attributes
     ----------
+    attributes : AttributeState
+        What the recipe keeps in attributes.
     saved_environment : dict or None
         The software and hardware that the loaded state was saved on; None where it is not known.
     """
 
     def __init__(
-        self, losses: Callable[[], LossMean], environment: Callable[[], dict[str, Any]] = dict
+        self,
+        losses: Callable[[], LossMean],
+        environment: Callable[[], dict[str, Any]] = dict,
+        rng_after_fits: dict[int, dict[str, Any]] | None = None,
+        attributes: AttributeState | None = None,
     ) -> None:
         self._losses = losses
+        self.attributes = attributes or AttributeState()
+        self._rng_after_fits = {} if rng_after_fits is None else rng_after_fits
         self._environment = environment
         self.saved_environment: dict[str, Any] | None = None
         self._rng: dict[str, Any] | None = None
@@ -123,12 +147,17 @@ class RankState:
             "loss_count": losses.count,
             "rng": RNGState().state_dict(),
             "environment": self._environment(),
+            "rng_after_fits": dict(self._rng_after_fits),
+            "attributes": self.attributes.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep a state for later; losses of another number of ranks are not kept."""
         self._rng = state["rng"]
         self.saved_environment = state.get("environment")
+        self._rng_after_fits.clear()
+        self._rng_after_fits.update(state.get("rng_after_fits", {}))
+        self.attributes.load_state_dict(state.get("attributes", {"values": {}, "left_out": []}))
         if state["world_size"] == get_world_size():
             self._saved_losses = LossMean(state["loss_total"], state["loss_count"])
 
@@ -147,6 +176,18 @@ class RankState:
         if self._rng is not None:
             RNGState().load_state_dict(self._rng)
         self._rng = None
+
+    def fit_ended(self, fit: int) -> None:
+        """Remember the generators' states at the end of a call of `Brain.fit`."""
+        self.restore_rng()  # nothing was left to train
+        self._rng_after_fits[fit] = RNGState().state_dict()
+        while len(self._rng_after_fits) > _FITS_REMEMBERED:
+            del self._rng_after_fits[min(self._rng_after_fits)]
+
+    def restore_rng_after(self, fit: int) -> None:
+        """Restore the generators as they were at the end of a call of `Brain.fit`, if known."""
+        self._rng = self._rng_after_fits.get(fit)
+        self.restore_rng()
 
     def pop_losses(self) -> LossMean | None:
         """Return the losses that were loaded last, once."""
@@ -173,10 +214,18 @@ class RunState:
         As in `Brain`.
     grad_accumulation_factor : int
         Batches of this rank to an optimizer step.
+    fit : int
+        Which call of `Brain.fit` this is, counted from 1. One that an exception ended is not over:
+        the next call has the same number.
+    starts_from : str
+        What the next call starts from: a checkpoint, the state in memory, or that state with other
+        modules than the trained ones, which an evaluation has loaded.
+    is_skipped : bool
+        Whether this call was completed before the checkpoint was saved.
     epoch : int or None
         The current epoch.
-    epochs_done : int or None
-        The last epoch that the loaded checkpoint has completed; None without a checkpoint.
+    epochs_begun : int or None
+        Epochs that this call has begun, those of the checkpoint included.
     resumes_epoch : bool
         Whether the next epoch continues at a position inside it.
     unfinished_window : int
@@ -206,18 +255,43 @@ class RunState:
         self.keeps_average = False
         self.train_step = TrainStep()
         self.epoch_pass: EpochPass | None = None
+        self.fit = 1
+        self.starts_from: StartsFrom = "checkpoint"
+        self.has_seeded_ranks = False
+        self.batches_trained = self.batches_saved = 0
+        self._rng_after_fits: dict[int, dict[str, Any]] = {}
         self._sums_of_all_ranks: list[float] = [0.0, 0.0]
         self._environment = environment
         self.begin_fit()
 
     def begin_fit(self) -> None:
-        """Forget what an earlier fit has loaded."""
+        """Forget what an earlier call of fit has loaded."""
+        self.is_skipped = False
         self.epoch: int | None = None
-        self.epochs_done: int | None = None
+        self.epochs_begun: int | None = 0
         self.resumes_epoch = False
         self.unfinished_window = 0
         self.mean = LossMean()
-        self.rank_state = RankState(lambda: self.mean, self._environment)
+        self.rank_state = RankState(
+            lambda: self.mean,
+            self._environment,
+            self._rng_after_fits,
+            AttributeState(self._options.recover_attributes),
+        )
+
+    def end_fit(self) -> None:
+        """Count a call of fit that no exception has ended."""
+        if self.is_skipped:
+            self.rank_state.restore_rng_after(self.fit)
+        else:
+            self.rank_state.fit_ended(self.fit)
+            self.starts_from = "memory"
+        self.fit += 1
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether a checkpoint was saved or loaded since the last batch."""
+        return self.batches_saved == self.batches_trained
 
     def nested(self) -> RunState:
         """Return the state of a fit that a hook of this one calls."""
@@ -230,6 +304,8 @@ class RunState:
     def begin_epoch(self, epoch: int) -> None:
         """Enter an epoch, at its first batch or where the checkpoint left off."""
         self.epoch = epoch
+        if not self.resumes_epoch and self.epochs_begun is not None:
+            self.epochs_begun += 1
         self.train_step.reset()  # an error may have left something there
         losses = self.rank_state.pop_losses()
         if not self.resumes_epoch:
@@ -274,7 +350,10 @@ class RunState:
             micro_batches_per_step=self._step_size.to_save(self.grad_accumulation_factor),
             grad_accumulation_factor=self._options.grad_accumulation_factor,
             window_batches=inside,
+            fit=self.fit,
+            epochs_begun=self.epochs_begun,
         )
+        self.batches_saved = self.batches_trained
         Path(path).write_text(progress.to_yaml(), encoding="utf-8")
 
     @mark_as_loader
@@ -285,11 +364,13 @@ class RunState:
         if factor is not None:
             self.grad_accumulation_factor = factor
         self.optimizer_step = progress.optimizer_step
+        self.batches_saved = self.batches_trained
+        if progress.fit < self.fit:
+            return  # this call begins after the one that was saved
         self.epoch = progress.epoch
+        self.epochs_begun = progress.epochs_begun
         self.resumes_epoch = not end_of_epoch
         self.unfinished_window = progress.window_batches
-        if progress.epoch is not None:
-            self.epochs_done = progress.epoch - (not end_of_epoch)
         self.end_epoch()
         if end_of_epoch:
             return

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from brain_dist import EXIT_TRY_AGAIN, StepVote, StopSignal, gather_objects, if_main_process
+from brain_dist import EXIT_REQUEUE, StepVote, StopSignal, gather_objects, if_main_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ class TrainingStopped(BaseException):
 
     code: str | int | None  # as SystemExit declares it
 
-    def __init__(self, reason: str, code: int = EXIT_TRY_AGAIN) -> None:
+    def __init__(self, reason: str, code: int = EXIT_REQUEUE) -> None:
         super().__init__(reason, code)
         self.reason = reason
         self.code = code  # where it is a SystemExit, the interpreter reads this
@@ -136,11 +136,11 @@ class StepBoundary:
         if requests & _STOP:
             self._stop()
 
-    def data_ended(self, *, validates: bool) -> None:
+    def data_ended(self) -> None:
         """Save or stop at the end of the epoch's data.
 
-        With an interval, and with a validation to follow, save in any case: a run that is killed
-        during the validation then need not train the epoch again.
+        With an interval, save in any case: a run that is killed before the next save, for instance
+        during the validation, then need not train the epoch again.
 
         Raises
         ------
@@ -148,7 +148,7 @@ class StepBoundary:
             As from `reached`; here every rank waits for the others' requests.
         """
         requests = self._vote.settle(self._requests())
-        if self.schedule.steps_done and (requests or (validates and self.schedule.is_on)):
+        if self.schedule.steps_done and (requests or self.schedule.is_on):
             self.save()
         if requests & _STOP:
             self._stop()

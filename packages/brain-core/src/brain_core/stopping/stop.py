@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from brain_core.stage import Stage
 from brain_core.stopping.step_boundary import SaveSchedule, StepBoundary, TrainingStopped
-from brain_dist import StopSignal, failing_together
+from brain_dist import StopSignal, propagate_failures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,7 +75,7 @@ class StopControl:
             poll, close = checkpointer.poll, checkpointer.close
         boundary = self._boundary = StepBoundary(schedule, self._signal, save, poll)
         try:
-            with self._listening(checkpointer), failing_together(TrainingStopped):
+            with self._listening(checkpointer), propagate_failures(TrainingStopped):
                 yield boundary
                 close()
         except TrainingStopped:
@@ -101,7 +101,7 @@ class StopControl:
             Whether a hook of `fit` called the evaluation.
         """
         if nested or checkpointer is None:
-            with failing_together(TrainingStopped):
+            with propagate_failures(TrainingStopped):
                 yield
             return
         reason = self._signal.reason
@@ -109,7 +109,7 @@ class StopControl:
         boundary = StepBoundary(SaveSchedule(), self._signal, save=_no_save, poll=_no_save)
         self._test_boundary = boundary
         try:
-            with self._listening(checkpointer), failing_together(TrainingStopped):
+            with self._listening(checkpointer), propagate_failures(TrainingStopped):
                 yield
         finally:
             self._test_boundary = None
