@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch.nn.functional import mse_loss
 
-from brain_ckpt import Checkpoint, Checkpointer, _fs
+from brain_ckpt import Checkpoint, Checkpointer
+from brain_ckpt.storage import filesystem
 from brain_core import Brain, EpochCounter, FileTrainLogger, Stage, seed_everything
 from brain_dist import get_rank
 from chaos._cases import BATCH_SIZE, ROWS, VALID_ROWS
@@ -78,7 +79,7 @@ class WatchedCheckpointer(Checkpointer):
         self._started: list[int] = []  # the records before each save that is not published
         self._published: list[int] = []  # and before each that is, but not acknowledged
         super().__init__(folder, recoverables, asynchronous=asynchronous)
-        _fs.failpoint = self._on_file_operation
+        filesystem.failpoint = self._on_file_operation
 
     def save_checkpoint(
         self, meta: Mapping[str, Any] | None = None, *args: Any, **kwargs: Any
