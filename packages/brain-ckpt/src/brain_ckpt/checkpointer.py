@@ -58,9 +58,8 @@ class Checkpointer(RecoverableRegistry):
         Your classes whose objects states can hold, besides those that are registered with
         ``torch.serialization.add_safe_globals``.
     atomic_rename : bool
-        Whether the file system renames a directory atomically.  If False, as for a mounted object
-        store, no directory is renamed, and a checkpoint exists once its manifest, written last,
-        is complete.
+        Whether the file system renames a directory atomically.  Pass False for a mounted object
+        store: a checkpoint then exists once its manifest, written last, is complete.
 
     Examples
     --------
@@ -97,6 +96,7 @@ class Checkpointer(RecoverableRegistry):
         self.keep = keep
         self._checksum = checksum
         self._atomic_rename = atomic_rename
+        self._writer: Writer
         self.checkpoints_dir = checkpoints_dir
         self.add_recoverables({} if recoverables is None else recoverables)
 
