@@ -19,7 +19,7 @@ from brain_core.resume.next_fit import TensorCopies, carry_over
 from brain_core.resume.recoverables import add_missing_modules, named_objects
 from brain_core.resume.recovery import Recovery
 from brain_core.stage import Stage
-from brain_dist import get_rank, unwrap_module
+from brain_dist import ddp_broadcast, get_rank, unwrap_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -126,7 +126,7 @@ class SetupMethods:
         """
         if self.checkpointer is not None:
             add_missing_modules(self.checkpointer, dict(self.modules))
-            if self._run.starts_from == "memory" and not self._run.is_saved:
+            if self._run.starts_from == "memory" and not ddp_broadcast(self._run.is_saved):
                 self._run.trained_tensors = TensorCopies(self.modules)
             checkpoint = self.checkpointer.recover_if_possible(
                 max_key=max_key,
