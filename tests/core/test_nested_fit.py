@@ -1,4 +1,4 @@
-"""A fit that a hook of another fit calls, as recipes for GANs do."""
+"""A fit that is called by a hook of another fit, as in recipes for GANs."""
 
 import pytest
 import torch
@@ -9,12 +9,12 @@ from brain_data import ReproducibleWeightedRandomSampler
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the loop may catch it."""
+    """Simulates SIGKILL; the loop must not catch it."""
 
 
 @pytest.fixture
 def make_run(regression, pairs, tmp_path):  # noqa: C901  # one run, hook by hook
-    """Return a function that makes a run which fits a second model before each epoch."""
+    """Return a function that makes a run that trains a second model before each epoch."""
 
     class Run(regression):
         inner = False
@@ -71,8 +71,8 @@ def make_run(regression, pairs, tmp_path):  # noqa: C901  # one run, hook by hoo
     return make
 
 
-def test_the_outer_fit_goes_on_as_if_there_were_no_inner_one(make_run):
-    """Its step, epoch and checkpoints are its own; the inner one saves nothing."""
+def test_the_outer_fit_is_not_changed_by_the_inner_one(make_run):
+    """The inner fit saves nothing and does not change the outer step, epoch and checkpoints."""
     run = make_run("whole")
     run.train()
     assert [(inner, epoch) for inner, epoch, _ in run.ends] == [
@@ -82,20 +82,20 @@ def test_the_outer_fit_goes_on_as_if_there_were_no_inner_one(make_run):
     assert [inner for inner, _ in run.seen] == ([True] * 3 + [False] * 6) * 3
 
 
-def test_the_inner_fit_keeps_the_epoch_that_its_sampler_was_given(make_run):
-    """Each inner fit counts from 0 again, and must not draw the same rows each time."""
+def test_the_inner_fit_keeps_the_epoch_of_its_sampler(make_run):
+    """The inner fit does not call set_epoch with its own epoch, which is 0 each time."""
     run = make_run("rows")
     run.train()
     inner = [rows for is_inner, rows in run.seen if is_inner]
     assert inner[:3] != inner[3:6] != inner[6:]
 
 
-def test_a_run_killed_in_the_outer_fit_goes_on_at_its_position(make_run):
-    """The checkpoint holds the outer loader's position, not the inner one's."""
+def test_a_run_killed_in_the_outer_fit_resumes_at_its_position(make_run):
+    """The checkpoint contains the position of the outer loader, not of the inner one."""
     whole = make_run("whole")
     whole.train()
     run = make_run("killed")
-    run.kill_at = 9 + 3 + 5  # after the checkpoint of batch 4 of epoch 2's 6
+    run.kill_at = 9 + 3 + 5  # epoch 2, after the checkpoint of batch 4 of 6
     with pytest.raises(Killed):
         run.train()
     run = make_run("killed")

@@ -1,4 +1,4 @@
-"""Where the figures of an epoch go."""
+"""Loggers of an epoch's figures."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def log(logger, epoch):
     logger.log_stats({"epoch": epoch}, {"loss": 12.345}, {"loss": 0.00123})
 
 
-def test_a_line_holds_meta_train_and_valid_figures(tmp_path):
-    """In SpeechBrain's format."""
+def test_a_line_contains_meta_train_and_valid_figures(tmp_path):
+    """The line has SpeechBrain's format."""
     logger = FileTrainLogger(tmp_path / "log.txt")
     logger.log_stats({"epoch": 1, "lr": 0.5}, {"loss": 12.345}, {"loss": 0.00123})
     assert (tmp_path / "log.txt").read_text() == (
@@ -23,12 +23,12 @@ def test_a_line_holds_meta_train_and_valid_figures(tmp_path):
     )
 
 
-def test_after_a_restart_each_epoch_stands_in_the_file_once(tmp_path):
-    """Reference row: the text log was appended twice."""
+def test_after_a_restart_each_epoch_is_in_the_file_once(tmp_path):
+    """An epoch that is trained again is logged once; SpeechBrain 1.1 logged it twice."""
     logger = FileTrainLogger(tmp_path / "log.txt")
     log(logger, 1)
     state = logger.state_dict()
-    log(logger, 2)  # and killed before the checkpoint
+    log(logger, 2)  # the run is killed before its checkpoint
     again = FileTrainLogger(tmp_path / "log.txt")
     again.load_state_dict(state)
     log(again, 2)
@@ -36,8 +36,8 @@ def test_after_a_restart_each_epoch_stands_in_the_file_once(tmp_path):
     assert [line.split(" - ")[0] for line in lines] == ["epoch: 1", "epoch: 2"]
 
 
-def test_after_a_restart_lines_with_test_figures_stay(tmp_path):
-    """Training again does not undo an evaluation."""
+def test_after_a_restart_lines_with_test_figures_remain(tmp_path):
+    """Restoring the logger removes no results of an evaluation."""
     logger = FileTrainLogger(tmp_path / "log.txt")
     log(logger, 1)
     state = logger.state_dict()
@@ -47,7 +47,7 @@ def test_after_a_restart_lines_with_test_figures_stay(tmp_path):
 
 
 def points(folder):
-    """Return the (step, value) pairs of each curve that TensorBoard would draw."""
+    """Return the (step, value) pairs of each TensorBoard curve."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     accumulator = EventAccumulator(str(folder))
@@ -57,8 +57,8 @@ def points(folder):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tensorboard_steps_go_on_after_a_restart(tmp_path):
-    """Reference row: step counters restarted at 0."""
+def test_tensorboard_steps_continue_after_a_restart(tmp_path):
+    """Steps continue after the restored step; in SpeechBrain 1.1 they restarted at 0."""
     pytest.importorskip("tensorboard")
     logger = TensorboardLogger(tmp_path)
     log(logger, 1)
@@ -73,8 +73,8 @@ def test_tensorboard_steps_go_on_after_a_restart(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tensorboard_takes_a_list_as_one_point_per_batch(tmp_path):
-    """As SpeechBrain does."""
+def test_tensorboard_logs_a_list_as_one_point_per_batch(tmp_path):
+    """A list gives one point for each of its values, as in SpeechBrain."""
     pytest.importorskip("tensorboard")
     logger = TensorboardLogger(tmp_path)
     logger.log_stats({"epoch": 1}, {"loss": [3.0, 2.0, 1.0]})
@@ -83,14 +83,14 @@ def test_tensorboard_takes_a_list_as_one_point_per_batch(tmp_path):
 
 
 def test_a_missing_tensorboard_names_the_extra(tmp_path, monkeypatch):
-    """The error is the command to type."""
+    """The error contains the pip command that installs the extra."""
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ImportError, match=r"pip install 'brain-core\[tensorboard\]'"):
         TensorboardLogger(tmp_path)
 
 
 def test_wandb_logs_figures_under_the_epoch():
-    """So that a run that goes on draws over the same axis."""
+    """The step is the epoch, so that a resumed run continues the same axis."""
     calls = []
 
     class Run:
@@ -103,8 +103,8 @@ def test_wandb_logs_figures_under_the_epoch():
     assert calls == [(expected, 3)]
 
 
-def test_a_wandb_run_that_cannot_be_made_shows_why():
-    """Reference row: the error was hidden by a TypeError."""
+def test_a_wandb_initializer_that_fails_shows_why():
+    """The initializer's error is shown; SpeechBrain 1.1 hid it behind a TypeError."""
 
     def initializer():
         raise OSError("no network")

@@ -1,4 +1,4 @@
-"""One pass over a loader by itself, without a Brain."""
+"""One pass over a loader, without a Brain."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Counter:
     step = 7
 
 
-def test_a_pass_gives_every_batch_and_their_mean():
-    """The mean object is the caller's."""
+def test_a_pass_yields_every_batch_and_computes_the_mean():
+    """A pass yields all batches and adds their losses to the given mean."""
     mean = LossMean()
     with EpochPass([1.0, 2.0, 6.0], mean=mean) as epoch_pass:
         seen = []
@@ -28,8 +28,8 @@ def test_a_pass_gives_every_batch_and_their_mean():
     assert (seen, mean.mean()) == ([1.0, 2.0, 6.0], 3.0)
 
 
-def test_a_recipes_own_average_takes_the_place_of_the_mean():
-    """It is given each loss and its last value."""
+def test_a_recipes_own_average_replaces_the_mean():
+    """The recipe's function gets each loss and its own last result."""
     mean = LossMean()
     with EpochPass([], mean=mean, update=lambda loss, average: 0.5 * (loss + average)) as one:
         for loss in (4.0, 2.0):
@@ -37,8 +37,8 @@ def test_a_recipes_own_average_takes_the_place_of_the_mean():
     assert mean.mean() == mean.mean_over_ranks() == 2.0
 
 
-def test_the_loaders_iterator_is_dropped_when_an_exception_passes():
-    """Else its workers would live as long as the traceback."""
+def test_the_loaders_iterator_is_dropped_after_an_exception():
+    """The iterator is closed at once, so that the loader's workers end."""
     closed = []
 
     def batches():
@@ -58,7 +58,7 @@ def test_the_loaders_iterator_is_dropped_when_an_exception_passes():
 
 
 def test_a_profiler_counts_the_batches():
-    """One step each."""
+    """The profiler steps once for each batch."""
 
     class Profiler:
         steps = 0
@@ -74,7 +74,7 @@ def test_a_profiler_counts_the_batches():
 
 
 def test_an_evaluation_counts_from_one_and_restores_the_count():
-    """Also where an exception passes."""
+    """The count of batches is restored after an evaluation, also after an exception."""
     modules, counter, steps = torch.nn.ModuleDict(), Counter(), []
 
     def evaluate(batch):
@@ -88,8 +88,8 @@ def test_an_evaluation_counts_from_one_and_restores_the_count():
     assert (steps, counter.step) == ([1, 2, 1, 2], 7)
 
 
-def test_modules_are_evaluated_in_evaluation_mode_and_back_after_an_error():
-    """Only those that were in training mode return to it."""
+def test_modules_are_evaluated_in_evaluation_mode_and_restored_after_an_error():
+    """After an exception, only the modules that were in training mode return to it."""
     frozen = torch.nn.Dropout().eval()
     modules = torch.nn.ModuleDict({"model": torch.nn.Dropout(), "frozen": frozen})
     seen = []

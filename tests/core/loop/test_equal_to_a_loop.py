@@ -1,4 +1,4 @@
-"""Brain.fit beside the loop that it stands for: the same weights, bit for bit."""
+"""`Brain.fit` compared with a hand-written training loop, bit for bit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OPTIMIZERS = {
 
 
 def model():
-    """Make a model with dropout and a norm, always with the same weights."""
+    """Return a model with dropout and layer norm, always with the same weights."""
     torch.manual_seed(1)
     return torch.nn.Sequential(
         torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 2)
@@ -22,7 +22,7 @@ def model():
 
 
 def train_by_hand(net, data, optimizer, *, epochs, batch, accumulate, max_norm, autocast, workers):
-    """Train as one would without a Brain."""
+    """Train with a plain PyTorch loop."""
     for epoch in range(epochs):
         order = torch.randperm(
             len(data), generator=torch.Generator().manual_seed(563375142 + epoch)
@@ -54,7 +54,7 @@ def train_by_hand(net, data, optimizer, *, epochs, batch, accumulate, max_norm, 
     [(1, False, 0), (4, False, 0), (1, True, 0), (4, True, 2), (1, False, 2)],
 )
 def test_brain_trains_to_the_same_bits(regression, pairs, optimizer, accumulate, autocast, workers):
-    """With accumulation that does not divide the epoch, clipping, bf16, dropout and workers."""
+    """The weights are equal with accumulation, clipping, bf16, dropout and workers."""
     by_hand, by_brain = model(), model()
     torch.manual_seed(2)
     train_by_hand(

@@ -1,4 +1,4 @@
-"""`--shard_evaluation`: the figures of one process, on any number of ranks."""
+"""`--shard_evaluation`: the results of one process on any number of ranks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from brain_core import Brain
 from brain_dist import gather_sharded, get_rank
 
-ROWS, BATCH = 37, 4  # ten batches, the last of one row: divided by neither 2, 3 nor 4 ranks
+ROWS, BATCH = 37, 4  # ten batches, the last with one row; 3 and 4 do not divide ten
 
 
 class Rows(torch.utils.data.Dataset):
-    """Inputs, a class to find, and the row's number."""
+    """Inputs, classes, and the index of each row."""
 
     def __init__(self):
         generator = torch.Generator().manual_seed(7)
@@ -27,7 +27,7 @@ class Rows(torch.utils.data.Dataset):
 
 
 class Classifier(Brain):
-    """Keeps for each of its batches which rows were classified wrongly."""
+    """Records for each batch which rows are classified wrongly."""
 
     def compute_forward(self, batch, stage):
         return self.modules.model(batch[0])
@@ -48,17 +48,17 @@ class Classifier(Brain):
 
 
 def evaluate(rank, parallel, as_loader):
-    """Return the loss, the error rate, the order of rows and how many batches were done here."""
+    """Return the loss, the error rate, the order of the rows and this rank's number of batches."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(
         torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16), torch.nn.Tanh(), torch.nn.Linear(16, 5)
     )
-    model[1].running_mean.fill_(0.1 * get_rank())  # rank 0's counts, as in training
+    model[1].running_mean.fill_(0.1 * get_rank())  # rank 0's buffer is used, as in training
     brain = Classifier(
         {"model": model},
         run_opts={"device": "cpu", "shard_evaluation": True, "parallel": parallel},
     )
-    brain.on_fit_start()  # wraps
+    brain.on_fit_start()  # wraps the modules
     loading = {"batch_size": BATCH}
     data = torch.utils.data.DataLoader(Rows(), **loading) if as_loader else Rows()
     loss = brain.evaluate(data, test_loader_kwargs={} if as_loader else loading)
@@ -70,8 +70,8 @@ def evaluate(rank, parallel, as_loader):
     [("ddp", False), ("ddp", True), ("fsdp", False)],
     ids=["DDP", "DDP, a loader", "FSDP2"],
 )
-def test_loss_and_error_rate_are_those_of_one_process(ranks, parallel, as_loader):
-    """Equal to twelve digits on 1, 2, 3 and 4 ranks; every row once, in the set's own order."""
+def test_loss_and_error_rate_equal_those_of_one_process(ranks, parallel, as_loader):
+    """On 1 to 4 ranks the loss is equal to twelve digits, and each row is evaluated once."""
     seen = {n: ranks(evaluate, n, parallel, as_loader) for n in (1, 2, 3, 4)}
     loss, error_rate, order, batches = seen[1][0]
     assert order == list(range(ROWS))
@@ -90,14 +90,14 @@ def test_loss_and_error_rate_are_those_of_one_process(ranks, parallel, as_loader
         assert max(done for *_, done in results) == -(-10 // n)
 
 
-def evaluate_whole(rank):
-    """Evaluate without dealing out."""
+def evaluate_unsharded(rank):
+    """Return the rows that this rank evaluates without the option."""
     brain = Classifier({"model": torch.nn.Linear(8, 5)}, run_opts={"device": "cpu"})
     brain.on_stage_end = lambda stage, loss, epoch: None
     brain.evaluate(Rows(), test_loader_kwargs={"batch_size": BATCH})
     return [number for batch in brain.found for number, _ in batch]
 
 
-def test_without_it_every_rank_sees_all(ranks):
-    """As in SpeechBrain."""
-    assert ranks(evaluate_whole, 3) == [list(range(ROWS))] * 3
+def test_without_the_option_every_rank_evaluates_all_batches(ranks):
+    """Without the option, every rank evaluates all rows, as in SpeechBrain."""
+    assert ranks(evaluate_unsharded, 3) == [list(range(ROWS))] * 3

@@ -1,4 +1,4 @@
-"""Clipping, accumulation, and steps that must not be taken."""
+"""Clipping, accumulation, and steps that are skipped."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from brain_core.loop.gradients import split_vectors
 
 
 def weight(brain):
-    """Return the one weight of a scripted brain."""
+    """Return the weight of a scripted Brain."""
     return brain.modules.model.weight.item()
 
 
 def test_a_max_grad_norm_below_zero_clips_nothing(make_scripted, numbers):
-    """Reference row: the gradient was multiplied by a negative number, and training went uphill."""
+    """A negative norm disables clipping; SpeechBrain 1.1 multiplied the gradient by it."""
     brain = make_scripted(max_grad_norm=-1)
     brain.fit(range(1), numbers(100.0))
     assert weight(brain) == -100.0
 
 
-def test_the_norm_is_taken_over_all_parameter_groups(regression):
-    """Reference row: with vectors in a group of their own, no matrix was ever clipped."""
+def test_the_norm_is_computed_over_all_parameter_groups(regression):
+    """All groups are clipped by one norm; SpeechBrain 1.1 clipped only the group of vectors."""
     brain = regression(
         {"model": torch.nn.Linear(4, 2)},
         lambda groups: torch.optim.SGD(groups, lr=1.0),
@@ -40,8 +40,8 @@ def test_the_norm_is_taken_over_all_parameter_groups(regression):
     assert moved.norm().item() == pytest.approx(1.0, rel=1e-5)
 
 
-def test_vectors_are_split_off_in_the_order_of_the_reference():
-    """So that its optimizer states fit."""
+def test_vectors_are_the_first_parameter_group():
+    """The order of the groups is SpeechBrain's, so that its optimizer states can be loaded."""
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
     module[1].bias.requires_grad_(requires_grad=False)
     vectors, others = split_vectors(module)
@@ -50,16 +50,16 @@ def test_vectors_are_split_off_in_the_order_of_the_reference():
     assert vectors["weight_decay"] == 0.0
 
 
-def test_a_short_last_window_is_averaged_over_the_batches_it_has(make_scripted, numbers):
-    """Three batches at two a window: the mean of the first two, then the third alone."""
+def test_a_short_last_window_is_averaged_over_its_own_batches(make_scripted, numbers):
+    """With three batches and windows of two, the second step uses the third batch alone."""
     brain = make_scripted(grad_accumulation_factor=2)
     brain.fit(range(1), numbers(2.0, 4.0, 10.0))
     assert weight(brain) == -(3.0 + 10.0)
     assert brain.optimizer_step == 2
 
 
-def test_the_last_window_is_short_without_a_known_length(make_scripted):
-    """A loader that cannot tell its length ends its epoch in the same way."""
+def test_the_last_window_of_a_loader_without_length_is_short(make_scripted):
+    """The last window steps at the end of a loader that has no length."""
 
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):
@@ -71,13 +71,16 @@ def test_the_last_window_is_short_without_a_known_length(make_scripted):
 
 
 def adamw(parameters):
-    """Make an optimizer that moves even with zero gradients."""
+    """Return an optimizer that changes parameters even if gradients are zero."""
     return torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_batch_that_is_not_finite_changes_nothing(make_scripted, numbers, bad):
-    """Reference row: one NaN destroyed the weights; weight decay and momentum still stepped."""
+    """A NaN or infinite loss changes no weight, no optimizer state and no mean.
+
+    In SpeechBrain 1.1, weight decay and momentum still took a step.
+    """
     states = []
     for values in ((1.0, 2.0, 3.0), (1.0, bad, 2.0, bad, 3.0)):
         brain = make_scripted(opt_class=adamw)
@@ -89,14 +92,14 @@ def test_a_batch_that_is_not_finite_changes_nothing(make_scripted, numbers, bad)
 
 
 def test_an_infinite_gradient_of_a_finite_loss_changes_nothing(make_scripted, numbers):
-    """Reference row: the good gradients became 0, the bad one None, and the optimizer stepped."""
+    """The step is skipped; SpeechBrain 1.1 set the finite gradients to 0 and stepped."""
 
-    class Steep(type(make_scripted())):
+    class InfiniteSlope(type(make_scripted())):
         def compute_objectives(self, predictions, batch, stage):
-            # the square root's slope at 0 is infinite
+            # The derivative of the square root at 0 is infinite.
             return torch.sqrt(predictions * 0) + predictions * 0 if batch.sum() < 0 else predictions
 
-    brain = make_scripted(Steep, opt_class=adamw)
+    brain = make_scripted(InfiniteSlope, opt_class=adamw)
     torch.nn.init.ones_(brain.modules.model.weight)
     brain.fit(range(1), numbers(-1.0))
     assert weight(brain) == 1.0
@@ -104,8 +107,8 @@ def test_an_infinite_gradient_of_a_finite_loss_changes_nothing(make_scripted, nu
     assert brain.optimizer.state_dict()["state"] == {}
 
 
-def test_an_infinite_loss_with_finite_gradients_is_left_out_too(make_scripted, numbers):
-    """A constant that overflows has no slope."""
+def test_an_infinite_loss_with_finite_gradients_is_skipped(make_scripted, numbers):
+    """A batch with an infinite loss is skipped even if its gradients are finite."""
 
     class Overflowing(type(make_scripted())):
         def compute_objectives(self, predictions, batch, stage):
@@ -116,41 +119,41 @@ def test_an_infinite_loss_with_finite_gradients_is_left_out_too(make_scripted, n
     assert weight(brain) == -1.0
 
 
-def test_a_window_with_one_bad_batch_is_left_out_as_a_whole(make_scripted, numbers):
-    """Its good batches cannot be told from the bad one once their gradients are added up."""
+def test_a_window_with_one_nonfinite_batch_is_skipped_as_a_whole(make_scripted, numbers):
+    """Gradients of a window are summed, so its finite batches are skipped, too."""
     brain = make_scripted(grad_accumulation_factor=2)
     brain.fit(range(1), numbers(1.0, math.nan, 3.0, 5.0))
     assert weight(brain) == -4.0
     assert brain.nonfinite_count == 1
 
 
-def test_past_its_patience_training_gives_up_with_advice(make_scripted, numbers):
-    """And with the weights that it had."""
+def test_training_fails_with_advice_when_patience_is_exceeded(make_scripted, numbers):
+    """The error contains advice, and only the finite batches have changed the weights."""
     brain = make_scripted(nonfinite_patience=2)
     with pytest.raises(ValueError, match=r"nonfinite_patience is 2(.|\n)*detect_anomaly"):
         brain.fit(range(1), numbers(1.0, math.nan, math.nan, 1.0, math.nan, 1.0))
     assert weight(brain) == -2.0
 
 
-def test_patience_begins_anew_with_each_epoch(make_scripted, numbers):
-    """Three bad batches in three epochs are none too many for a patience of one."""
+def test_patience_is_counted_per_epoch(make_scripted, numbers):
+    """One nonfinite batch in each of three epochs does not exceed a patience of one."""
     brain = make_scripted(nonfinite_patience=1)
     brain.fit(range(3), numbers(1.0, math.nan))
     assert weight(brain) == -3.0
 
 
-def test_each_step_left_out_is_logged(make_scripted, numbers, caplog):
-    """With the batch and what is left of the patience."""
+def test_each_skipped_step_is_logged(make_scripted, numbers, caplog):
+    """The warning contains the batch and the remaining patience."""
     brain = make_scripted()
     with caplog.at_level(logging.WARNING):
         brain.fit(range(1), numbers(1.0, math.nan))
     assert "A loss of batch 2 is not finite: this step is skipped (1 of 3" in caplog.text
 
 
-def test_skip_nonfinite_grads_steps_with_the_good_gradients(regression, pairs, caplog):
-    """The bad ones are named, and the good ones are clipped by their own norm."""
+def test_skip_nonfinite_grads_steps_with_the_finite_gradients(regression, pairs, caplog):
+    """Parameters with nonfinite gradients are named and not changed; all others are."""
 
-    class HalfBad(regression):
+    class HalfNonfinite(regression):
         def compute_objectives(self, predictions, batch, stage):
             loss = super().compute_objectives(predictions, batch, stage)
             self.modules.model.bias.register_hook(lambda g: g * math.nan)
@@ -158,7 +161,7 @@ def test_skip_nonfinite_grads_steps_with_the_good_gradients(regression, pairs, c
 
     model = torch.nn.Linear(4, 2)
     weight_before, bias_before = model.weight.detach().clone(), model.bias.detach().clone()
-    brain = HalfBad(
+    brain = HalfNonfinite(
         {"model": model},
         lambda p: torch.optim.SGD(p, lr=0.1),
         run_opts={"skip_nonfinite_grads": True, "device": "cpu"},
@@ -171,21 +174,21 @@ def test_skip_nonfinite_grads_steps_with_the_good_gradients(regression, pairs, c
     assert "model.bias" in caplog.text
 
 
-def test_an_override_of_check_gradients_may_mend_them(make_scripted, numbers):
-    """What it leaves finite is stepped on."""
+def test_an_override_of_check_gradients_may_repair_them(make_scripted, numbers):
+    """The optimizer steps with gradients that the override makes finite."""
 
-    class Mending(type(make_scripted())):
+    class Repairing(type(make_scripted())):
         def check_gradients(self):
             for parameter in self.modules.parameters():
                 parameter.grad = torch.nan_to_num(parameter.grad, nan=0.5)
 
-    brain = make_scripted(Mending, skip_nonfinite_grads=True)
+    brain = make_scripted(Repairing, skip_nonfinite_grads=True)
     brain.fit(range(1), numbers(math.nan))
     assert weight(brain) == -0.5
 
 
 def test_the_mean_is_over_the_finite_losses(make_scripted, numbers):
-    """Reference row: [1, nan, 3] gave 1.667."""
+    """The mean loss of [1, nan, 3] is 2; in SpeechBrain 1.1 it was 1.667."""
     means = []
     brain = make_scripted(opt_class=lambda p: torch.optim.SGD(p, lr=0.0))
     brain.on_stage_end = lambda stage, loss, epoch: means.append(loss)
@@ -193,8 +196,8 @@ def test_the_mean_is_over_the_finite_losses(make_scripted, numbers):
     assert means == [2.0, 2.0]
 
 
-def test_an_override_of_update_average_has_the_mean_in_its_hands(make_scripted, numbers):
-    """And the method that it overrides skips losses that are not finite."""
+def test_an_override_of_update_average_determines_the_mean(make_scripted, numbers):
+    """The override gets each loss, and the inherited method skips nonfinite losses."""
     given = []
 
     class Averaging(type(make_scripted())):
@@ -210,8 +213,8 @@ def test_an_override_of_update_average_has_the_mean_in_its_hands(make_scripted, 
     assert given[::2] == [1.0, 3.0]
 
 
-def test_no_sync_is_left_when_an_exception_passes(make_scripted, numbers):
-    """Reference row: gradients stayed unshared for good."""
+def test_no_sync_ends_after_an_exception(make_scripted, numbers):
+    """The context is closed; in SpeechBrain 1.1 gradients stayed unsynchronized."""
     brain = make_scripted(grad_accumulation_factor=2)
     entered = []
 

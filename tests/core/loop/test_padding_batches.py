@@ -1,4 +1,4 @@
-"""An incomplete last round on several ranks: one process's gradient, by batches of no weight."""
+"""An incomplete last round on several ranks: padding batches keep the gradient of one process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from brain_dist import get_rank
 
 
 class Marked:
-    """A loader of numbers on one of three ranks, which knows only what it handed out last."""
+    """A loader of numbers on one of three ranks; its flags describe its last batch."""
 
     last_round = "pad"
 
@@ -25,8 +25,8 @@ class Marked:
             yield number
 
 
-def test_the_mark_travels_with_its_batch_though_the_next_one_is_fetched_early():
-    """Asking whether another batch follows must not give its mark to the one before."""
+def test_is_padding_belongs_to_the_current_batch_after_has_next():
+    """`has_next` fetches the next batch, but the flags still describe the current one."""
     batches = Batches(Marked())
     seen = []
     for number in batches:
@@ -51,7 +51,7 @@ class Rows(torch.utils.data.Dataset):
 
 
 class Run(Brain):
-    """Counts its hooks, the same on all ranks; poisons fillers where it is told to."""
+    """Records its batches; makes padding batches nonfinite if ``poison`` is set."""
 
     poison = None
 
@@ -73,25 +73,25 @@ class Run(Brain):
         self.means.append(stage_loss)
 
 
-class Weighed(Run):
-    """Each sample weighs the same."""
+class Weighted(Run):
+    """A Brain in which each sample has the same weight."""
 
     def loss_weight(self, batch):
         return len(batch[0])
 
 
-class Own(Run):
-    """Does what `Run` does, in a fit_batch of its own."""
+class OwnFitBatch(Run):
+    """A Brain that overrides fit_batch."""
 
     def fit_batch(self, batch):
         return super().fit_batch(batch)
 
 
 def train(rank, name="Run", rows=15, factor=1, parallel="ddp", poison=None, given=None):
-    """Train two epochs in micro-batches of two, the last with one row."""
+    """Train two epochs in micro-batches of two rows, the last with one row."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
-    brain = {"Run": Run, "Weighed": Weighed, "Own": Own}[name](
+    brain = {"Run": Run, "Weighted": Weighted, "OwnFitBatch": OwnFitBatch}[name](
         {"model": model.double()},
         lambda p: torch.optim.AdamW(p, lr=0.02),
         run_opts={
@@ -104,7 +104,7 @@ def train(rank, name="Run", rows=15, factor=1, parallel="ddp", poison=None, give
     )
     brain.poison, brain.batches, brain.means = poison, [], []
     data, kwargs = Rows(rows), {"batch_size": 2, "shuffle": True}
-    if given == "a loader":
+    if given == "loader":
         batches = BatchSampler(SequentialSampler(data), 2, drop_last=False)
         data = SaveableDataLoader(data, batch_sampler=DistributedSamplerWrapper(batches))
     brain.fit(range(1, 3), data, train_loader_kwargs=kwargs)
@@ -120,7 +120,7 @@ def train(rank, name="Run", rows=15, factor=1, parallel="ddp", poison=None, give
     }
 
 
-def assert_like(one, other):
+def assert_equal_up_to_rounding(one, other):
     """Compare two runs up to rounding."""
     assert one["steps"] == other["steps"]
     assert one["nonfinite"] == other["nonfinite"] == 0
@@ -137,49 +137,49 @@ def assert_like(one, other):
 @pytest.mark.parametrize(
     ("world_size", "factor", "rows", "name"),
     [
-        (3, 1, 15, "Run"),  # 8 micro-batches: the last of three rounds lacks one
-        (2, 2, 9, "Run"),  # 5: the last window has one round, and that lacks one
-        (4, 1, 3, "Run"),  # 2: fewer than ranks in the whole epoch
-        (3, 2, 15, "Weighed"),
+        (3, 1, 15, "Run"),  # 8 micro-batches: the last of three rounds has two
+        (2, 2, 9, "Run"),  # 5 micro-batches: the last window has one round, with one of two
+        (4, 1, 3, "Run"),  # 2 micro-batches: fewer than ranks in the whole epoch
+        (3, 2, 15, "Weighted"),
     ],
 )
-def test_the_steps_are_those_of_one_process(ranks, world_size, factor, rows, name, parallel):
-    """Weights and mean losses, whatever the last round lacks; and hooks equally often on all."""
+def test_the_steps_equal_those_of_one_process(ranks, world_size, factor, rows, name, parallel):
+    """Weights and mean losses are equal, and all ranks call their hooks equally often."""
     found = ranks(train, world_size, name, rows, factor, parallel)
     alone = train(0, name, rows, factor * world_size)
     for rank in found:
-        assert_like(rank, alone)
-        marks = [(should_step, len(rank["batches"])) for _, _, should_step in rank["batches"]]
-        assert marks == [(s, len(found[0]["batches"])) for _, _, s in found[0]["batches"]]
+        assert_equal_up_to_rounding(rank, alone)
+        calls = [(should_step, len(rank["batches"])) for _, _, should_step in rank["batches"]]
+        assert calls == [(s, len(found[0]["batches"])) for _, _, s in found[0]["batches"]]
     seen = [batch for rank in found for batch in rank["batches"]]
-    taken = [row for filler, indices, _ in seen if not filler for row in indices]
-    assert sorted(taken) == sorted([*range(rows), *range(rows)])
-    assert any(filler for filler, _, _ in seen)
+    rows_done = [row for is_padding, indices, _ in seen if not is_padding for row in indices]
+    assert sorted(rows_done) == sorted([*range(rows), *range(rows)])
+    assert any(is_padding for is_padding, _, _ in seen)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("poison", ["loss", "activations"])
-def test_a_filler_that_is_not_finite_spoils_nothing(ranks, poison, parallel):
-    """Zero times NaN is NaN: the gradients themselves are silenced, and no patience is used up."""
+def test_a_nonfinite_padding_batch_changes_nothing(ranks, poison, parallel):
+    """NaN in a padding batch changes no gradient and does not count against the patience."""
     found = ranks(train, 3, "Run", 15, 1, parallel, poison)
     alone = train(0, "Run", 15, 3)
     for rank in found:
-        assert_like(rank, alone)
+        assert_equal_up_to_rounding(rank, alone)
 
 
-def test_a_loader_that_is_given_is_filled_up_too(ranks):
-    """Where it is one that can be."""
-    found = ranks(train, 2, "Run", 9, 1, "ddp", None, "a loader")
+def test_a_given_loader_pads_its_last_round(ranks):
+    """A SaveableDataLoader that is passed to fit is set to pad its last round."""
+    found = ranks(train, 2, "Run", 9, 1, "ddp", None, "loader")
     assert [rank["batches"][2][:2] for rank in found] == [(False, [8]), (True, [8])]
 
 
-def test_a_fit_batch_of_ones_own_is_handed_no_filler(ranks):
-    """It could not be told that a batch weighs nothing: the rows of the last round are split."""
-    found = ranks(train, 2, "Own", 10, 1)
-    assert not any(filler for rank in found for filler, _, _ in rank["batches"])
+def test_an_overridden_fit_batch_gets_no_padding_batch(ranks):
+    """If fit_batch is overridden, the rows of the last round are split instead."""
+    found = ranks(train, 2, "OwnFitBatch", 10, 1)
+    assert not any(is_padding for rank in found for is_padding, _, _ in rank["batches"])
     assert [len(rank["batches"][2][1]) for rank in found] == [1, 1]
 
 
-def test_alone_nothing_is_marked():
-    """One process has whole rounds only."""
-    assert not any(filler for filler, _, _ in train(0)["batches"])
+def test_one_process_has_no_padding_batch():
+    """A single process has no incomplete round."""
+    assert not any(is_padding for is_padding, _, _ in train(0)["batches"])

@@ -11,14 +11,14 @@ from brain_core.loop.progress_bar import ProgressBar, should_show
 
 
 def test_the_bar_shows_its_figures_and_its_rate(monkeypatch):
-    """It reads them when it is drawn, not at every step."""
-    asked = []
+    """The figures are read when the bar is drawn, not at every step."""
+    reads = []
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with ProgressBar(
         enable=True,
         batches=range(500),
         colour="",
-        figures=lambda: asked.append(1) or {"loss": 0.25},
+        figures=lambda: reads.append(1) or {"loss": 0.25},
     ) as bar:
         for _ in range(500):
             bar.step()
@@ -26,19 +26,19 @@ def test_the_bar_shows_its_figures_and_its_rate(monkeypatch):
     assert "500/500" in text
     assert "it/s" in text
     assert "loss=0.25" in text
-    assert 0 < len(asked) < 50
+    assert 0 < len(reads) < 50
 
 
-def test_a_bar_that_is_off_asks_for_nothing():
-    """Its figures are not read, since nobody sees them."""
-    asked = []
-    with ProgressBar(enable=False, batches=[], colour="", figures=lambda: asked.append(1)) as bar:
+def test_a_disabled_bar_reads_no_figures():
+    """The figures of a disabled bar are never read."""
+    reads = []
+    with ProgressBar(enable=False, batches=[], colour="", figures=lambda: reads.append(1)) as bar:
         bar.step()
-    assert asked == []
+    assert reads == []
 
 
 @pytest.mark.parametrize(
-    ("asked", "forbidden", "terminal", "shown"),
+    ("requested", "forbidden", "terminal", "shown"),
     [
         (None, False, True, True),
         (None, False, False, False),
@@ -47,8 +47,10 @@ def test_a_bar_that_is_off_asks_for_nothing():
         (False, False, True, False),
     ],
 )
-def test_bars_are_shown_as_asked_or_on_a_terminal(monkeypatch, asked, forbidden, terminal, shown):
-    """A log file gets none."""
+def test_bars_are_shown_if_requested_or_on_a_terminal(
+    monkeypatch, requested, forbidden, terminal, shown
+):
+    """By default a bar is shown on a terminal only."""
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
-    assert should_show(asked, forbidden=forbidden) is shown
+    assert should_show(requested, forbidden=forbidden) is shown

@@ -1,4 +1,4 @@
-"""The mean loss of a pass, and losses that are not finite."""
+"""The mean loss of a pass, and nonfinite losses."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from brain_core.loop.running_mean import LossMean, nan_if_nonfinite
 
 
-def test_a_mean_takes_numbers_and_tensors_and_leaves_out_what_is_not_finite():
-    """In double precision, whatever the loss's own."""
+def test_a_mean_accepts_numbers_and_tensors_and_skips_nonfinite_losses():
+    """The mean is computed in double precision from numbers and tensors of any precision."""
     mean = LossMean()
     for loss in (1.0, torch.tensor(2.0, dtype=torch.bfloat16), math.nan, torch.tensor([math.inf])):
         mean.add(loss)
     assert (mean.mean(), mean.count, LossMean().mean()) == (1.5, 2, 0.0)
 
 
-def test_a_mean_of_losses_on_a_device_is_read_only_when_asked_for():
-    """The device's losses are added up there; meta tensors would fail if they were read."""
+def test_losses_on_a_device_are_read_only_with_the_mean():
+    """Losses are added up on the device and read once, when the mean is."""
     mean = LossMean(total=10.0, count=2)
     mean._add_on_device(torch.tensor(2.0))
     mean._add_on_device(torch.tensor(math.nan))
@@ -28,14 +28,14 @@ def test_a_mean_of_losses_on_a_device_is_read_only_when_asked_for():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_spoilt_loss_has_gradients_that_are_not_finite(value):
-    """So that the all-reduce tells every rank."""
+def test_a_nonfinite_loss_has_nonfinite_gradients(value):
+    """The gradients are nonfinite, so that the all-reduce shows it to every rank."""
     weight = torch.tensor(2.0, requires_grad=True)
     nan_if_nonfinite(weight * 3.0 + value).backward()
     assert not torch.isfinite(weight.grad)
 
 
-def test_a_finite_loss_is_not_touched():
-    """Not even by a multiplication with one."""
+def test_a_finite_loss_is_returned_unchanged():
+    """A finite loss is returned as the same tensor."""
     loss = torch.tensor(2.0, requires_grad=True)
     assert nan_if_nonfinite(loss) is loss

@@ -11,14 +11,14 @@ from brain_ckpt import Checkpointer
 
 
 def sgd(parameters):
-    """Make an optimizer."""
+    """Return an SGD optimizer."""
     return torch.optim.SGD(parameters, lr=0.1)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_the_profiler_writes_its_trace_and_training_goes_on(regression, pairs, tmp_path):
-    """Reference row: it left the process by quit()."""
+def test_the_profiler_writes_its_trace_and_training_continues(regression, pairs, tmp_path):
+    """The trace is written and training finishes; SpeechBrain 1.1 called quit()."""
     brain = regression(
         {"model": torch.nn.Linear(4, 2)},
         sgd,
@@ -36,7 +36,7 @@ def test_the_profiler_writes_its_trace_and_training_goes_on(regression, pairs, t
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_compiling_changes_no_key_of_the_state_dict(regression, pairs, tmp_path):
-    """So that a checkpoint fits whether the module was compiled or not."""
+    """A checkpoint can be loaded whether or not the module was compiled."""
     model = torch.nn.Linear(4, 2)
     keys = list(model.state_dict())
     brain = regression(
@@ -53,10 +53,8 @@ def test_compiling_changes_no_key_of_the_state_dict(regression, pairs, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-def test_a_scripted_module_trains_the_parameters_that_the_checkpointer_knows(
-    regression, pairs, tmp_path
-):
-    """It stands in for the module and shares its parameters."""
+def test_a_scripted_module_trains_the_parameters_of_the_checkpointer(regression, pairs, tmp_path):
+    """A scripted module shares its parameters with the module that it replaces."""
     model = torch.nn.Linear(4, 2)
     checkpointer = Checkpointer(tmp_path, {"model": model})
     brain = regression(
@@ -72,8 +70,8 @@ def test_a_scripted_module_trains_the_parameters_that_the_checkpointer_knows(
     assert not torch.equal(model.weight, before)
 
 
-def test_raw_modules_are_what_was_given(regression):
-    """Reference row: a module named "module" hijacked them."""
+def test_raw_modules_are_the_given_modules(regression):
+    """A module may be named "module"; in SpeechBrain 1.1 it replaced raw_modules."""
     model = torch.nn.Linear(4, 2)
     brain = regression({"module": model})
     assert brain.raw_modules.module is model

@@ -1,4 +1,4 @@
-"""FSDP2 through `Brain`: saved on two ranks, gone on with on any number, loaded by anybody."""
+"""FSDP2 through `Brain`: a run saved on two ranks resumes on any number and loads anywhere."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from brain_ckpt import Checkpointer
 from brain_core import Brain, EpochCounter
 
-MICRO_BATCHES = 4  # to an optimizer step, on any number of ranks
+MICRO_BATCHES = 4  # in an optimizer step, on any number of ranks
 
 
 class Net(torch.nn.Module):
-    """Blocks, which FSDP2 gathers one by one, a BatchNorm's buffers, and something frozen."""
+    """Blocks that FSDP2 shards one by one, and a frozen parameter."""
 
     def __init__(self):
         super().__init__()
@@ -20,7 +20,7 @@ class Net(torch.nn.Module):
             torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.LayerNorm(6)) for _ in range(2)
         )
         self.scale = torch.nn.Parameter(torch.full((6,), 0.5), requires_grad=False)
-        self.last = torch.nn.Linear(6, 3)  # three rows: two ranks and four share them unevenly
+        self.last = torch.nn.Linear(6, 3)  # two and four ranks shard its three rows unevenly
 
     def forward(self, x):
         for block in self.blocks:
@@ -29,7 +29,7 @@ class Net(torch.nn.Module):
 
 
 class Rows(torch.utils.data.Dataset):
-    """Thirty-two rows: four steps an epoch."""
+    """Thirty-two rows, for four steps an epoch."""
 
     def __init__(self):
         generator = torch.Generator().manual_seed(7)
@@ -44,7 +44,7 @@ class Rows(torch.utils.data.Dataset):
 
 
 class Run(Brain):
-    """A training that saves at each epoch's end."""
+    """A Brain that saves at the end of each epoch."""
 
     def compute_forward(self, batch, stage):
         return self.modules.model(batch[0])
@@ -56,13 +56,13 @@ class Run(Brain):
         self.checkpointer.save_checkpoint(meta={"loss": stage_loss})
 
 
-def whole(value):
-    """Return a plain tensor of what may be a shard of it."""
+def full_tensor(value):
+    """Return the full tensor of a value that may be a DTensor."""
     return (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().clone()
 
 
 def train(rank, world_size, folder, parallel, epochs):
-    """Train up to so many epochs, from a checkpoint if there is one; return states by name."""
+    """Train up to this epoch, from a checkpoint if any; return weights, moments and steps."""
     torch.manual_seed(0)
     model = Net()
     checkpointer = Checkpointer(folder, {"model": model})
@@ -82,11 +82,11 @@ def train(rank, world_size, folder, parallel, epochs):
     brain.fit(counter, Rows(), train_loader_kwargs={"batch_size": 2, "shuffle": True})
     checkpointer.close()
     moments = [
-        {name: whole(value).tolist() for name, value in state.items()}
+        {name: full_tensor(value).tolist() for name, value in state.items()}
         for state in brain.optimizer.state_dict()["state"].values()
     ]
     weights = {
-        name: whole(value).tolist() for name, value in brain.raw_modules.state_dict().items()
+        name: full_tensor(value).tolist() for name, value in brain.raw_modules.state_dict().items()
     }
     return weights, moments, brain.optimizer_step
 
@@ -103,17 +103,17 @@ def assert_close(one, other):
 
 @pytest.fixture
 def undisturbed(ranks, tmp_path):
-    """Return what two ranks come to in two epochs of FSDP2 without a stop."""
+    """Return the result of two epochs of FSDP2 on two ranks without a stop."""
     return ranks(train, 2, 2, tmp_path / "undisturbed", "fsdp", 2)[0]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_an_fsdp_run_of_two_ranks_goes_on_on_one_two_and_four(
+def test_an_fsdp_run_of_two_ranks_resumes_on_one_two_and_four(
     ranks, tmp_path, undisturbed, world_size
 ):
-    """On two bit for bit; on others the same samples in the same steps, equal up to rounding.
+    """The steps are the same, with equal bits on two ranks and up to rounding on others.
 
-    One process has no group and no shards: it goes on with a plain module.
+    One process has no process group and resumes with an unwrapped module.
     """
     ranks(train, 2, 2, tmp_path / "save", "fsdp", 1)
     group = world_size > 1
@@ -124,10 +124,10 @@ def test_an_fsdp_run_of_two_ranks_goes_on_on_one_two_and_four(
     assert resumed[0][2] == 8
 
 
-def test_what_fsdp_saved_loads_into_a_plain_module_and_an_optimizer(ranks, tmp_path):
-    """By anybody with the checkpointer, in one process, without `Brain`; keys are the model's own.
+def test_an_fsdp_checkpoint_loads_into_a_plain_module_and_optimizer(ranks, tmp_path):
+    """A Checkpointer without a `Brain` loads the checkpoint in one process.
 
-    The same under DDP: a checkpoint does not show what wrapped the module.
+    The same is true for DDP: a checkpoint does not depend on how the module is wrapped.
     """
     for parallel in ("fsdp", "ddp"):
         folder = tmp_path / parallel
@@ -142,8 +142,8 @@ def test_what_fsdp_saved_loads_into_a_plain_module_and_an_optimizer(ranks, tmp_p
         assert [{k: v.tolist() for k, v in s.items()} for s in state.values()] == moments
 
 
-def test_fsdp_and_ddp_go_on_from_each_others_checkpoints(ranks, tmp_path, undisturbed):
-    """Up to rounding, as they round differently."""
+def test_fsdp_and_ddp_resume_from_each_others_checkpoints(ranks, tmp_path, undisturbed):
+    """The results are equal up to rounding."""
     for first, second in (("fsdp", "ddp"), ("ddp", "fsdp")):
         folder = tmp_path / first
         ranks(train, 2, 2, folder, first, 1)

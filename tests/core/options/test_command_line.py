@@ -1,4 +1,4 @@
-"""What a command line means."""
+"""The command line: options, overrides, and errors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from brain_core import RunOptions, parse_arguments
 
 
 def overrides(*words):
-    """Return the overrides of a command line, as a dict."""
+    """Return the overrides of a command line as a dict."""
     return yaml.safe_load(parse_arguments(["train.yaml", *words])[2])
 
 
-def test_options_are_taken_and_everything_else_overrides_a_hyperparameter():
-    """The three parts come back as SpeechBrain returns them."""
+def test_options_are_parsed_and_all_other_arguments_are_overrides():
+    """The file, the options and the overrides are returned as in SpeechBrain."""
     argv = ["train.yaml", "--device", "cpu", "--seed", "10", "--ckpt_interval_steps=7"]
     filename, options, rest = parse_arguments(argv)
     assert (filename, options.device, options.ckpt_interval_steps) == ("train.yaml", "cpu", 7)
@@ -23,32 +23,32 @@ def test_options_are_taken_and_everything_else_overrides_a_hyperparameter():
     assert RunOptions.from_command_line_args(argv)[1] == options
 
 
-def test_an_option_is_never_completed():
-    """Reference row: --test=x was taken for --test_only."""
+def test_an_abbreviated_option_is_an_override():
+    """Options are not abbreviated; SpeechBrain 1.1 read --test=x as --test_only."""
     _, options, rest = parse_arguments(["train.yaml", "--test=x"])
     assert (options.test_only, rest) == (False, "test: x")
 
 
 def test_a_value_keeps_its_equals_signs():
-    """Reference row: a=b became 'a b'."""
+    """An equals sign in a value is kept; SpeechBrain 1.1 replaced it by a space."""
     assert overrides("--name=a=b", "--query", "x==y") == {"name": "a=b", "query": "x==y"}
 
 
 @pytest.mark.parametrize("word", ["--no-debug", "--debug=false", "--debug=False", "--debug=no"])
 def test_a_flag_that_hyperparameters_turn_on_can_be_turned_off(word):
-    """Reference row: flags could not be turned off."""
+    """The command line turns off a flag that hparams turn on; SpeechBrain 1.1 could not."""
     options = parse_arguments(["train.yaml", word])[1]
     assert not RunOptions.resolve(options, {"debug": True}).debug
 
 
 def test_a_flag_needs_no_value():
-    """It does not swallow the word behind it."""
+    """The argument after a flag is not read as its value."""
     filename, options, _ = parse_arguments(["--debug", "train.yaml"])
     assert (filename, options.debug) == ("train.yaml", True)
 
 
 def test_a_value_that_would_break_the_yaml_is_quoted():
-    """Whatever is typed arrives as one value."""
+    """A value with special YAML characters is read as one value."""
     assert overrides("--note=a: b", "--list=[1, 2]", "--nothing=") == {
         "note": "a: b",
         "list": [1, 2],
@@ -56,8 +56,8 @@ def test_a_value_that_would_break_the_yaml_is_quoted():
     }
 
 
-def test_references_and_negative_numbers_arrive_as_they_were_written():
-    """HyperPyYAML resolves them."""
+def test_references_and_negative_numbers_are_kept_as_written():
+    """HyperPyYAML resolves references later."""
     assert parse_arguments(["t.yaml", "--path=!ref <dir>/x", "--low", "-1.5"])[2] == (
         "path: !ref <dir>/x\nlow: -1.5"
     )
@@ -72,8 +72,8 @@ def test_references_and_negative_numbers_arrive_as_they_were_written():
         (["--ckpt_interval_steps=2", "--ckpt_interval_minutes=1"], "exclude each other"),
     ],
 )
-def test_a_command_line_that_cannot_be_meant_is_refused(words, message, capsys):
-    """With usage and exit code 2, as programs do."""
+def test_an_invalid_command_line_is_refused(words, message, capsys):
+    """The usage is printed and the exit code is 2."""
     import re
 
     with pytest.raises(SystemExit) as exit_:
@@ -82,8 +82,8 @@ def test_a_command_line_that_cannot_be_meant_is_refused(words, message, capsys):
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_every_option_is_explained(capsys):
-    """The help is made of the docstring; an option without a text would be None."""
+def test_every_option_has_a_help_text(capsys):
+    """The help contains each option with its text from the docstring."""
     with pytest.raises(SystemExit):
         parse_arguments(["--help"])
     words = " ".join(capsys.readouterr().out.split())
@@ -98,8 +98,8 @@ def test_every_option_is_explained(capsys):
         assert f"--{option} " in words
 
 
-def test_the_surface_of_the_command_line_is_frozen():
-    """A new or removed option is a decision, not an accident."""
+def test_the_options_of_the_command_line_are_frozen():
+    """Adding or removing an option requires a change of this test."""
     assert sorted(RunOptions().keys()) == sorted(
         [
             "auto_mix_prec",

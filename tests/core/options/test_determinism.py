@@ -1,4 +1,4 @@
-"""`--deterministic`: what it sets, what it puts back, and what it says it could not do."""
+"""`--deterministic`: which flags it sets and restores, and what it reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from brain_core.options.determinism import prepare_determinism
 
 
 class Flags(Brain):
-    """Notes torch's flags while it trains and evaluates."""
+    """Records torch's flags while it trains and evaluates."""
 
     def compute_forward(self, batch, stage):
         self.seen[stage.name] = flags()
@@ -26,7 +26,7 @@ class Flags(Brain):
         return torch.nn.functional.mse_loss(predictions, batch[1])
 
 
-class Putting(Flags):
+class NondeterministicOperation(Flags):
     """Uses an operation that has no deterministic implementation."""
 
     def compute_forward(self, batch, stage):
@@ -35,7 +35,7 @@ class Putting(Flags):
 
 
 def flags():
-    """Return the flags in question."""
+    """Return torch's flags for deterministic algorithms."""
     cudnn = torch.backends.cudnn
     return (
         torch.get_deterministic_debug_mode(),
@@ -51,7 +51,7 @@ def _hash_seed(monkeypatch):
 
 @pytest.fixture
 def train(pairs):
-    """Return a function that trains and evaluates such a Brain."""
+    """Return a function that trains and evaluates a Brain of this class."""
 
     def run(cls=Flags, **run_opts):
         brain = cls(
@@ -67,16 +67,16 @@ def train(pairs):
     return run
 
 
-def test_the_flags_are_set_within_a_training_and_put_back_after_it(train):
-    """In training, validation and test; cuDNN's too."""
+def test_the_flags_are_set_in_training_and_evaluation_and_restored(train):
+    """The flags, including cuDNN's, are set in training, validation and test."""
     before = flags()
     seen = train(deterministic=True).seen
     assert seen == dict.fromkeys(("TRAIN", "VALID", "TEST"), (1, True, False))
     assert flags() == before
 
 
-def test_the_flags_are_put_back_when_training_fails(train):
-    """An error is no reason to leave them."""
+def test_the_flags_are_restored_when_training_fails(train):
+    """The flags and the warning filters are restored after an exception."""
 
     class Failing(Flags):
         def compute_forward(self, batch, stage):
@@ -88,14 +88,14 @@ def test_the_flags_are_put_back_when_training_fails(train):
     assert (flags(), warnings.showwarning, list(warnings.filters)) == before
 
 
-def test_nothing_is_set_unasked(train):
-    """The flags in training are those outside of it."""
+def test_no_flag_is_set_without_the_option(train):
+    """Without the option, the flags in training are those outside of it."""
     before = flags()
     assert train().seen["TRAIN"] == before
 
 
-def test_what_the_user_asked_of_torch_is_not_weakened(train):
-    """An operation without a deterministic implementation raises, as it did."""
+def test_a_stricter_setting_of_the_user_is_kept(train):
+    """An operation without a deterministic implementation still raises if the user set that."""
     torch.use_deterministic_algorithms(mode=True)
     try:
         assert train(deterministic=True).seen["TRAIN"][0] == 2
@@ -104,15 +104,15 @@ def test_what_the_user_asked_of_torch_is_not_weakened(train):
         torch.use_deterministic_algorithms(mode=False)
 
 
-def test_an_operation_that_has_no_deterministic_implementation_is_named_once(train, caplog):
-    """By training and by evaluation; it runs all the same."""
-    train(Putting, deterministic=True)
+def test_an_operation_without_deterministic_implementation_is_named_once(train, caplog):
+    """The operation is run and logged once by fit and once by evaluate."""
+    train(NondeterministicOperation, deterministic=True)
     named = [r.message for r in caplog.records if "the operation" in r.message]
     assert named == ["Could not be made deterministic: the operation put_."] * 2  # fit, evaluate
 
 
-def test_other_warnings_are_shown_as_ever(train):
-    """Only torch's of this kind are taken."""
+def test_other_warnings_are_shown(train):
+    """Only torch's warnings about determinism are captured."""
 
     class Gap(Flags):
         def compute_forward(self, batch, stage):
@@ -123,59 +123,60 @@ def test_other_warnings_are_shown_as_ever(train):
         train(Gap, deterministic=True)
 
 
-def test_a_hash_seed_that_is_not_set_is_listed(monkeypatch, caplog):
-    """It is decided before Python starts."""
+def test_an_unset_hash_seed_is_reported(monkeypatch, caplog):
+    """PYTHONHASHSEED takes effect only before Python starts, so it is reported if unset."""
     monkeypatch.delenv("PYTHONHASHSEED")
-    (said,) = prepare_determinism("cpu")
-    assert "the order of sets of strings, which PYTHONHASHSEED decides" in said
-    assert said in caplog.text
+    (report,) = prepare_determinism("cpu")
+    assert "the order of sets of strings, which PYTHONHASHSEED decides" in report
+    assert report in caplog.text
 
 
-def test_uninitialized_memory_and_autotuning_are_listed(monkeypatch):
-    """They are the user's own choice."""
+def test_uninitialized_memory_and_autotuning_are_reported(monkeypatch):
+    """Settings of the user that are not deterministic are reported and kept."""
     assert prepare_determinism("cpu", "default") == []
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
-    said = prepare_determinism("cpu", "max-autotune")
-    assert ["fill_uninitialized_memory is off" in said[0], "max-autotune" in said[1]] == [True] * 2
+    memory, autotuning = prepare_determinism("cpu", "max-autotune")
+    assert "fill_uninitialized_memory is off" in memory
+    assert "max-autotune" in autotuning
 
 
 class TestWithCuda:
-    """What concerns CUDA, on a machine that pretends to have it."""
+    """The checks for CUDA, with CUDA's availability simulated."""
 
     @pytest.fixture(autouse=True)
-    def _pretend(self, monkeypatch):
+    def _simulate_cuda(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
         monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
 
     @pytest.mark.parametrize("device", [None, "cuda", "cuda:1"])
-    def test_the_variable_of_cublas_is_set(self, device):
-        """In time, nothing is left to say."""
+    def test_the_cublas_variable_is_set(self, device):
+        """The variable is set before CUDA is in use, and nothing is reported."""
         assert prepare_determinism(device) == []
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
-    def test_a_variable_that_comes_too_late_is_listed(self, monkeypatch):
-        """With what to do."""
+    def test_a_cublas_variable_that_is_set_too_late_is_reported(self, monkeypatch):
+        """The report contains the variable and the value to set."""
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-        (said,) = prepare_determinism("cuda")
-        assert "CUDA was in use before CUBLAS_WORKSPACE_CONFIG was set: set it to :4096:8" in said
+        (report,) = prepare_determinism("cuda")
+        assert "CUDA was in use before CUBLAS_WORKSPACE_CONFIG was set: set it to :4096:8" in report
 
     @pytest.mark.parametrize(("setting", "problems"), [(":16:8", 0), (":0:0", 1)])
-    def test_a_variable_of_the_users_is_kept(self, monkeypatch, setting, problems):
-        """And listed if it is not one of the two that are reproducible."""
+    def test_the_users_cublas_variable_is_kept(self, monkeypatch, setting, problems):
+        """A value of the user is kept, and reported if it is not reproducible."""
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", setting)
         assert len(prepare_determinism("cuda")) == problems
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == setting
 
-    def test_it_is_not_touched_for_another_device(self):
-        """Nothing global is changed that does not help."""
+    def test_the_cublas_variable_is_not_set_for_other_devices(self):
+        """On the CPU the variable has no effect and is not set."""
         prepare_determinism("cpu")
         assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
 
 
-def test_it_is_an_option_of_the_command_line(monkeypatch):
-    """Prepared before a device is used."""
+def test_the_command_line_prepares_determinism_first(monkeypatch):
+    """`--deterministic` takes effect before a device is chosen."""
     order = []
     choose = brain_core.options.compute.choose_device
     monkeypatch.setattr(
@@ -190,8 +191,8 @@ def test_it_is_an_option_of_the_command_line(monkeypatch):
     assert order == [("prepare", "cpu", None), "choose"]
 
 
-def test_seed_everything_sets_the_flags_for_good(caplog):
-    """As in SpeechBrain, and cuDNN's with them."""
+def test_seed_everything_sets_the_flags_permanently(caplog):
+    """seed_everything(deterministic=True) sets torch's and cuDNN's flags, as in SpeechBrain."""
     cudnn = torch.backends.cudnn
     former = (cudnn.deterministic, cudnn.benchmark)
     cudnn.benchmark = True

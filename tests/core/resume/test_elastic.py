@@ -1,7 +1,7 @@
-"""Runs that are stopped and gone on with on other numbers of ranks: the steps stay those of one.
+"""Runs that stop and resume on other numbers of ranks take the steps of one process.
 
-A few random schedules; 200 with ``BRAIN_CHAOS=1``, in five minutes on two cores, and ``BRAIN_SEED``
-repeats what failed.
+By default a few random schedules run. With ``BRAIN_CHAOS=1`` there are 200, which take five minutes
+on two cores. ``BRAIN_SEED`` repeats a failure.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ ENDS = ("", "", "at once", "in validation")
 
 @dataclasses.dataclass(frozen=True)
 class Leg:
-    """A start of the run: on how many ranks, and after which step of it it ends, and how.
+    """One start of a run: its number of ranks, and how and after which of its steps it ends.
 
-    It is asked to stop, or crashes, at once or in the validation that follows.
+    It ends by a stop request or by a crash, at once or in the following validation.
     """
 
     world_size: int
@@ -64,7 +64,7 @@ class Schedule:
 
     @property
     def factor(self):
-        """The option that the run is started with each time, whatever the ranks."""
+        """Return the option ``grad_accumulation_factor``, the same for all legs."""
         return self.group // self.legs[0].world_size
 
     @classmethod
@@ -74,7 +74,7 @@ class Schedule:
         sizes = [size for size in WORLD_SIZES if group % size == 0]
         interval = draw.choice((1, 2, 4, 8))
         legs = [
-            # Before the first checkpoint nothing could know what a step is on other ranks.
+            # Until the first checkpoint, a step depends on the number of ranks: crash later only.
             Leg(draw.choice(sizes), draw.randint(1, 3), draw.choice(ENDS) if index else "")
             for index in range(draw.randint(2, 4))
         ]
@@ -90,7 +90,7 @@ class Schedule:
 
 
 AGENTS = Schedule(41, 2, 2, 6, 3, 2, (Leg(2),))
-"""What two of torchrun's agents run, until one of them is killed, and another one joins."""
+"""The run of two agents of torchrun, of which one is killed and replaced."""
 
 
 class Rows(torch.utils.data.Dataset):
@@ -109,11 +109,11 @@ class Rows(torch.utils.data.Dataset):
 
 
 class CrashError(Exception):
-    """Ends a leg without a word, on all ranks at once."""
+    """Ends a leg on all ranks without a message."""
 
 
 class Run(Brain):
-    """Notes the micro-batches of each step, and ends where its leg says."""
+    """Records the micro-batches of each step, and ends as its leg requires."""
 
     leg: Leg
 
@@ -152,7 +152,7 @@ class Run(Brain):
 
 
 def run_leg(schedule, leg, folder, kind=Run, **options):
-    """Start the run anew on this number of ranks, and return what it did."""
+    """Start or resume the run on this number of ranks, and return its batches and weights."""
     seed_everything(schedule.seed % 1000)
     model = torch.nn.Sequential(
         torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1)
@@ -193,10 +193,10 @@ def run_leg(schedule, leg, folder, kind=Run, **options):
     }
 
 
-def walk(rank, folder, numbers):
-    """Take part in each leg that this rank is needed for, in groups of their own.
+def run_schedules(rank, folder, numbers):
+    """Run each leg that this rank belongs to, in a new process group for each leg.
 
-    The first rank also runs each schedule alone, without a stop.
+    Rank 0 also runs each schedule in one process without a stop.
     """
     done = []
     for number in numbers:
@@ -223,44 +223,46 @@ def walk(rank, folder, numbers):
 
 
 def merged(legs):
-    """Put the ranks of all legs together: what each step of the run took in the end."""
+    """Merge the ranks of all legs; return the batches of each step and the mean losses."""
     steps, means = {}, {}
     for leg in legs:
         began_at = leg[0]["began_at"]
         assert all(rank["began_at"] == began_at for rank in leg)
         steps = {key: value for key, value in steps.items() if key[1] < began_at}
         for epoch, step, rows, loss in (seen for rank in leg for seen in rank["seen"]):
-            # Repeated in the same step, it would be there twice.
+            # A batch that is repeated within a step is then listed twice.
             steps.setdefault((epoch, step), []).append((rows, loss))
         means |= dict(leg[0]["means"])
     return {key: sorted(value) for key, value in steps.items()}, means
 
 
 def check(schedule, of_ranks):
-    """Compare a run in legs with the run of one process; return how far numbers are apart."""
+    """Compare a run in legs with a run of one process; return the largest relative difference."""
     alone, *first_rank = of_ranks[0]
     rest = [iter(legs) for legs in of_ranks[1:]]
     legs = [
-        [mine, *(next(others) for others in rest[: leg.world_size - 1])]
-        for leg, mine in zip(schedule.legs, first_rank, strict=True)
+        [own, *(next(iterator) for iterator in rest[: leg.world_size - 1])]
+        for leg, own in zip(schedule.legs, first_rank, strict=True)
     ]
     steps, means = merged(legs)
     expected, expected_means = merged([[alone]])
     assert steps.keys() == expected.keys()
-    apart = []
+    differences = []
     for key, batches in steps.items():
         assert [rows for rows, _ in batches] == [rows for rows, _ in expected[key]]
-        apart += [far(a, b) for (_, a), (_, b) in zip(batches, expected[key], strict=True)]
+        differences += [
+            relative_difference(a, b) for (_, a), (_, b) in zip(batches, expected[key], strict=True)
+        ]
     for epoch in range(1, schedule.epochs + 1):
-        taken = [row for (e, _), b in steps.items() if e == epoch for rows, _ in b for row in rows]
-        assert sorted(taken) == list(range(schedule.rows))
-        apart.append(far(means[epoch], expected_means[epoch]))
+        done = [row for (e, _), b in steps.items() if e == epoch for rows, _ in b for row in rows]
+        assert sorted(done) == list(range(schedule.rows))
+        differences.append(relative_difference(means[epoch], expected_means[epoch]))
     weights = zip(legs[-1][0]["weights"], alone["weights"], strict=True)
-    return max([*apart, *(far(a, b) for a, b in weights)]), len(steps)
+    return max([*differences, *(relative_difference(a, b) for a, b in weights)]), len(steps)
 
 
 class Journal(Run):
-    """Writes down at once what it sees, since it may be killed, and takes its time."""
+    """Writes each batch to a file at once, since it may be killed, and slows training down."""
 
     folder: Path
 
@@ -268,7 +270,7 @@ class Journal(Run):
         super().on_fit_start()
         name = f"{time.time_ns()}-{os.getpid()}.jsonl"
         self.file = (self.folder / name).open("w", encoding="utf-8")
-        # torchrun has another port for each group that it makes.
+        # torchrun uses a new port for each process group.
         self.write([get_world_size(), self.began_at, os.environ["MASTER_PORT"]])
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
@@ -281,20 +283,20 @@ class Journal(Run):
         self.file.flush()
 
 
-def be_a_worker(folder):
-    """Run what torchrun starts, again and again, on as many ranks as there are."""
+def run_worker(folder):
+    """Run the training that torchrun starts and restarts."""
     ddp_init_group({"distributed_backend": "gloo", "device": "cpu"})
     Journal.folder = folder
     run_leg(AGENTS, Leg(get_world_size()), folder / "save", Journal)
 
 
-def far(a, b):
-    """How far two numbers are apart, beside their size."""
+def relative_difference(a, b):
+    """Return the relative difference of two numbers."""
     return abs(a - b) / max(abs(a), abs(b), 1e-9)
 
 
-def say(capsys, text):
-    """Show progress in a long run, past pytest, which thinks after five minutes that it hangs."""
+def print_progress(capsys, text):
+    """Print progress of a long run, and reset pytest's timeout for hanging tests."""
     faulthandler.cancel_dump_traceback_later()
     with capsys.disabled():
         sys.stdout.write(text)
@@ -303,7 +305,7 @@ def say(capsys, text):
 
 @pytest.fixture
 def fast_dir(tmp_path):
-    """Return a folder where the many small checkpoints wait for no disk."""
+    """Return a folder in memory if there is one, since many small checkpoints are written."""
     if not os.path.isdir("/dev/shm"):
         yield tmp_path
         return
@@ -312,38 +314,38 @@ def fast_dir(tmp_path):
 
 
 def test_random_schedules_over_ranks_take_the_steps_of_one_process(ranks, fast_dir, capsys):
-    """Every sample once an epoch, the same micro-batches a step, losses and means within 1e-5."""
-    together = min(10, SCHEDULES)
+    """Each sample is used once an epoch, steps have equal samples, and losses agree to 1e-5."""
+    chunk = min(10, SCHEDULES)
     largest, steps, legs, crashes = 0.0, 0, 0, 0
-    for first in range(0, SCHEDULES, together):
-        numbers = range(first, first + together)
+    for first in range(0, SCHEDULES, chunk):
+        numbers = range(first, first + chunk)
         folder = fast_dir / f"from-{first}"
         folder.mkdir()
-        found = ranks(walk, 4, folder, numbers, group=False, timeout_s=300.0)
+        found = ranks(run_schedules, 4, folder, numbers, group=False, timeout_s=300.0)
         for number in numbers:
             schedule = Schedule.drawn(number)
-            told = f"schedule {number} of seed {SEED}: {schedule}"
+            description = f"schedule {number} of seed {SEED}: {schedule}"
             try:
-                apart, some = check(schedule, [rank[number - first] for rank in found])
+                difference, some = check(schedule, [rank[number - first] for rank in found])
             except AssertionError as error:
-                raise AssertionError(told) from error
-            assert apart < 1e-5, told
-            largest, steps = max(largest, apart), steps + some
+                raise AssertionError(description) from error
+            assert difference < 1e-5, description
+            largest, steps = max(largest, difference), steps + some
             legs += len(schedule.legs)
             crashes += sum(bool(leg.crashes) for leg in schedule.legs)
         if SCHEDULES > 10:
-            say(capsys, f"\r{first + together} of {SCHEDULES} schedules (seed {SEED})")
+            print_progress(capsys, f"\r{first + chunk} of {SCHEDULES} schedules (seed {SEED})")
     if SCHEDULES > 10:
-        say(
+        print_progress(
             capsys,
             f"\n{SCHEDULES} schedules, {legs} legs ({crashes} ended by a crash), {steps} optimizer "
-            f"steps: samples lost or repeated 0, steps regrouped 0, numbers apart by {largest:.1e} "
-            "at most\n",
+            f"steps: samples lost or repeated 0, steps regrouped 0, largest relative "
+            f"difference {largest:.1e}\n",
         )
 
 
 def saved(size, option, step=6, world_size=2):
-    """What a checkpoint says of its steps."""
+    """Return the progress in a checkpoint with this step size."""
     return Progress(
         step=step,
         world_size=world_size,
@@ -353,41 +355,41 @@ def saved(size, option, step=6, world_size=2):
 
 
 @pytest.mark.parametrize(("world_size", "factor"), [(1, 4), (2, 2), (4, 1)])
-def test_a_number_of_ranks_that_divides_a_step_takes_the_same_one(world_size, factor):
-    """By another accumulation factor, and at the same place of the epoch."""
+def test_a_number_of_ranks_that_divides_a_step_keeps_the_step_size(world_size, factor):
+    """The accumulation factor is adjusted, and the position in the epoch is the same."""
     size = StepSize(world_size, 2)
     assert size.recover(saved(4, 2), elastic=False) == factor
     assert size.batches_done(saved(4, 2), factor) == 12 // world_size
     assert size.to_save(factor) == 4
 
 
-def test_a_number_of_ranks_that_does_not_divide_a_step_is_refused_with_those_that_do():
-    """The error names the option that goes on all the same."""
+def test_a_number_of_ranks_that_does_not_divide_a_step_is_refused():
+    """The error lists the numbers of ranks that do, and the option --elastic."""
     with pytest.raises(ValueError, match=r"the 4 micro-batches .*got 3\. Start 1, 2 or 4 .*--elas"):
         StepSize(3, 2).recover(saved(4, 2), elastic=False)
 
 
-def test_with_elastic_steps_have_about_the_size_that_they_had_and_get_it_back():
-    """Three ranks take three micro-batches; the next two, whom it divides, take four again."""
+def test_elastic_keeps_the_step_size_approximately_and_restores_it():
+    """Three ranks use three micro-batches instead of four; two ranks use four again."""
     size = StepSize(3, 2)
     assert size.recover(saved(4, 2), elastic=True) == 1
-    assert size.to_save(1) == 4  # as the next checkpoint says
+    assert size.to_save(1) == 4  # the next checkpoint keeps the size of four
     assert size.batches_done(saved(4, 2), 1) == 4
     again = StepSize(2, 2)
     assert again.recover(saved(4, 2, step=7, world_size=3), elastic=True) == 2
     assert StepSize(3, 5).recover(saved(10, 5), elastic=True) == 3
 
 
-def test_another_accumulation_factor_is_somebodys_decision():
-    """Then it stands, as it does where a checkpoint of SpeechBrain's or an old one says nothing."""
+def test_a_changed_accumulation_factor_is_used_as_given():
+    """The given factor is also used if the checkpoint contains no step size."""
     for progress in (saved(4, 1), saved(None, None)):
         size = StepSize(2, 2)
         assert size.recover(progress, elastic=False) is None
         assert size.to_save(2) == 4
 
 
-def stop_and_go(rank, folder, world_size, leg, options):
-    """Run one leg of a fixed schedule, caught by name if it is refused."""
+def run_fixed_schedule(rank, folder, world_size, leg, options):
+    """Run one leg of a fixed schedule; return its result, or the error if it is refused."""
     schedule = Schedule(23, 2, 2, 3, 5, 1, (Leg(2),))
     try:
         return run_leg(schedule, Leg(*leg), folder, **options)
@@ -395,34 +397,34 @@ def stop_and_go(rank, folder, world_size, leg, options):
         return str(error)
 
 
-def test_three_ranks_do_not_go_on_with_the_steps_of_two_unless_told_to(ranks, tmp_path):
-    """And with --elastic every sample is taken once an epoch all the same, in every epoch."""
-    first = ranks(stop_and_go, 2, tmp_path / "save", 2, (2, 3), {})
-    refused = ranks(stop_and_go, 3, tmp_path / "save", 3, (3,), {})
+def test_three_ranks_resume_the_steps_of_two_only_with_elastic(ranks, tmp_path):
+    """With --elastic, every sample is still used once in each epoch."""
+    first = ranks(run_fixed_schedule, 2, tmp_path / "save", 2, (2, 3), {})
+    refused = ranks(run_fixed_schedule, 3, tmp_path / "save", 3, (3,), {})
     assert all("got 3. Start 1 or 2 ranks, or write --elastic" in text for text in refused)
     options = {"elastic": True}
-    second = ranks(stop_and_go, 3, tmp_path / "save", 3, (3, 6), options)
-    third = ranks(stop_and_go, 4, tmp_path / "save", 4, (4,), options)
+    second = ranks(run_fixed_schedule, 3, tmp_path / "save", 3, (3, 6), options)
+    third = ranks(run_fixed_schedule, 4, tmp_path / "save", 4, (4,), options)
     assert [leg[0]["factor"] for leg in (first, second, third)] == [1, 1, 1]
     steps, _ = merged([first, second, third])
     for epoch in (1, 2, 3):
-        taken = [row for (e, _), b in steps.items() if e == epoch for rows, _ in b for row in rows]
-        assert sorted(taken) == list(range(23))
+        done = [row for (e, _), b in steps.items() if e == epoch for rows, _ in b for row in rows]
+        assert sorted(done) == list(range(23))
 
 
-def test_the_number_of_ranks_is_said_once_when_it_changes(ranks, tmp_path, caplog):
-    """One line: what the accumulation factor is now, and that steps stay as they were."""
-    ranks(stop_and_go, 2, tmp_path / "save", 2, (2, 3), {})
+def test_a_changed_number_of_ranks_is_logged_once(ranks, tmp_path, caplog):
+    """The line contains the new accumulation factor and states that steps are unchanged."""
+    ranks(run_fixed_schedule, 2, tmp_path / "save", 2, (2, 3), {})
     with caplog.at_level("INFO", logger="brain_core"):
-        alone = stop_and_go(0, tmp_path / "save", 1, (1,), {})
-    said = [text for text in caplog.messages if "grad_accumulation_factor" in text]
-    assert len(said) == 1
-    assert "is 2 for a world size of 1: an optimizer step takes the same 2" in said[0]
+        alone = run_fixed_schedule(0, tmp_path / "save", 1, (1,), {})
+    lines = [text for text in caplog.messages if "grad_accumulation_factor" in text]
+    assert len(lines) == 1
+    assert "is 2 for a world size of 1: an optimizer step takes the same 2" in lines[0]
     assert alone["factor"] == 2
 
 
 class Agents:
-    """Agents of torchrun on this machine, each with one worker, that find each other."""
+    """Agents of torchrun on this machine, each with one worker, that form one group."""
 
     def __init__(self, folder):
         self._folder = folder
@@ -435,12 +437,12 @@ class Agents:
             f"spec = importlib.util.spec_from_file_location('elastic', {__file__!r})\n"
             "elastic = sys.modules['elastic'] = importlib.util.module_from_spec(spec)\n"
             "spec.loader.exec_module(elastic)\n"
-            f"elastic.be_a_worker(pathlib.Path({str(folder)!r}))\n"
+            f"elastic.run_worker(pathlib.Path({str(folder)!r}))\n"
         )
 
     def start(self):
-        """Start one, a process group of its own."""
-        # The first one keeps the list of all; without it the others would be lost.
+        """Start an agent in its own process group."""
+        # The first agent hosts the store and must stay alive.
         host = f"is_host={int(not self._started)},"
         patience = f"{host}join_timeout=60,last_call_timeout=2,keep_alive_interval=1,"
         command = [
@@ -451,8 +453,8 @@ class Agents:
             *("--local-addr", "127.0.0.1", str(self._folder / "worker.py")),
         ]
         log = (self._folder / f"agent-{len(self._started)}.log").open("wb")
-        # Shared, the store's address is not told again in a second round (torch 2.13), and whoever
-        # is new waits for it in vain.
+        # With a shared store, torch 2.13 does not publish its address again in a second round,
+        # and a new agent waits for it without end.
         environ = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         agent = subprocess.Popen(
             command, stdout=log, stderr=log, start_new_session=True, env=environ
@@ -462,13 +464,13 @@ class Agents:
         return agent
 
     def journals(self):
-        """Return what each start of a worker has written so far, in their order."""
+        """Return the lines of each start of a worker, in the order of the starts."""
         texts = [path.read_text() for path in sorted(self._folder.glob("*.jsonl"))]
         whole_lines = [text.split("\n")[:-1] for text in texts]
         return [[json.loads(line) for line in lines] for lines in whole_lines if lines]
 
     def wait_for_steps(self, world_size, batches, starts=1, timeout_s=240):
-        """Wait until so many starts on a number of ranks have done some batches."""
+        """Wait until this many starts with this number of ranks have processed some batches."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             far_enough = [lines for lines in self.journals() if lines and lines[0][0] == world_size]
@@ -487,7 +489,7 @@ class Agents:
 
 
 def kill(agent):
-    """Kill an agent and its worker, as when their machine is gone."""
+    """Kill an agent and its worker, as if their machine were lost."""
     children = subprocess.run(
         ["ps", "-o", "pid=", "--ppid", str(agent.pid)], capture_output=True, text=True, check=False
     ).stdout.split()
@@ -499,15 +501,15 @@ def kill(agent):
 
 @pytest.fixture
 def agents(tmp_path):
-    """Return what starts agents; none outlives the test."""
+    """Return an `Agents` that is killed after the test."""
     started = Agents(tmp_path)
     yield started
     started.kill_all()
 
 
 @pytest.mark.skipif("BRAIN_CHAOS" not in os.environ, reason="takes a minute: BRAIN_CHAOS=1")
-def test_torchruns_own_restart_goes_on_with_fewer_ranks_and_with_more(agents, tmp_path):
-    """Two agents, one is killed, another one joins: every sample once, the steps of one process."""
+def test_torchruns_restart_resumes_with_fewer_and_more_ranks(agents, tmp_path):
+    """If an agent is killed and another joins, the run takes the steps of one process."""
     first, second = agents.start(), agents.start()
     agents.wait_for_steps(2, 12, starts=2)
     kill(second)
@@ -519,15 +521,18 @@ def test_torchruns_own_restart_goes_on_with_fewer_ranks_and_with_more(agents, tm
     assert [lines[0][0] for lines in starts][-3:] == [1, 2, 2]
     steps = {}
     for (_, began_at, group), *lines in starts:
-        # What was done after the checkpoint that this start went on from is done again.
+        # Steps after the checkpoint from which this start resumed are repeated.
         steps = {k: v for k, v in steps.items() if k[1] < began_at or k[2] == group}
         for epoch, step, rows, loss in filter(None, lines):
             steps.setdefault((epoch, step, group), []).append((tuple(rows), loss))
     by_one = dataclasses.replace(AGENTS, legs=(Leg(1),))
     alone = run_leg(by_one, Leg(1), tmp_path / "alone")
     expected, _ = merged([[alone]])
-    taken = {key[:2]: sorted(batches) for key, batches in sorted(steps.items())}
-    assert taken.keys() == expected.keys()
-    for key, batches in taken.items():
+    done = {key[:2]: sorted(batches) for key, batches in sorted(steps.items())}
+    assert done.keys() == expected.keys()
+    for key, batches in done.items():
         assert [rows for rows, _ in batches] == [rows for rows, _ in expected[key]]
-        assert all(far(a, b) < 1e-5 for (_, a), (_, b) in zip(batches, expected[key], strict=True))
+        assert all(
+            relative_difference(a, b) < 1e-5
+            for (_, a), (_, b) in zip(batches, expected[key], strict=True)
+        )

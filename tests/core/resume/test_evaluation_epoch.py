@@ -1,4 +1,4 @@
-"""Which parts of a checkpoint an evaluation takes, and what it shows of the others."""
+"""What an evaluation loads from a checkpoint, and which epoch it reports."""
 
 import logging
 import sys
@@ -13,7 +13,7 @@ from brain_core import EpochCounter, EpochCounterWithStopper, Stage
 
 
 class Average:
-    """An average of weights that a recipe keeps beside its model."""
+    """An average of weights, kept by a recipe."""
 
     def __init__(self):
         self.value = 0
@@ -27,7 +27,7 @@ class Average:
 
 @pytest.fixture(params=[EpochCounter, EpochCounterWithStopper])
 def trained(request, make_scripted, numbers, tmp_path):
-    """Return a brain whose best epoch was the first of three."""
+    """Return a Brain whose best epoch was the first of three."""
     base = type(make_scripted())
 
     class Run(base):
@@ -58,15 +58,15 @@ def trained(request, make_scripted, numbers, tmp_path):
 
 
 def test_the_counter_shows_the_epoch_whose_model_is_evaluated(trained):
-    """Recipes log it as "Epoch loaded"; afterwards the training's own epoch is there again."""
+    """Recipes log that epoch as "Epoch loaded"; it is reset after the evaluation."""
     brain, data = trained
     brain.evaluate(data, min_key="error")
     assert brain.shown == 1
     assert brain.hparams.counter.current == 3
 
 
-def test_a_checkpoint_saved_in_an_evaluation_holds_the_training_s_own_epoch(trained):
-    """Who goes on from it does not train the epochs after the best one again."""
+def test_a_checkpoint_saved_in_an_evaluation_contains_the_training_epoch(trained):
+    """A run that resumes from it does not repeat the epochs after the best one."""
     brain, data = trained
     brain.evaluate(data, min_key="error")
     brain.hparams.counter.current = 0
@@ -74,24 +74,24 @@ def test_a_checkpoint_saved_in_an_evaluation_holds_the_training_s_own_epoch(trai
     assert brain.hparams.counter.current == 3
 
 
-def test_what_belongs_to_the_model_is_loaded_with_it(trained):
-    """An average of weights need not be a module to be that of the best epoch."""
+def test_averaged_weights_are_loaded_with_the_model(trained):
+    """An average of weights is loaded from the best epoch, though it is not a module."""
     brain, data = trained
     assert brain.hparams.average.value == 3
     brain.evaluate(data, min_key="error")
     assert brain.hparams.average.value == 1
 
 
-def test_loading_the_best_model_outside_of_an_evaluation_leaves_the_counter(trained):
-    """on_evaluate_start may be called by itself; nothing would put the counter back."""
+def test_on_evaluate_start_outside_of_an_evaluation_keeps_the_counter(trained):
+    """The counter is not changed, since only `evaluate` resets it."""
     brain, _ = trained
     brain.on_evaluate_start(min_key="error")
     assert brain.hparams.counter.current == 3
 
 
 @pytest.fixture
-def their_stage(monkeypatch):
-    """Return an enumeration that looks as SpeechBrain's does."""
+def speechbrain_stage(monkeypatch):
+    """Return an enumeration like SpeechBrain's Stage."""
     module = types.ModuleType("speechbrain.core")
     monkeypatch.setitem(sys.modules, "speechbrain.core", module)
 
@@ -103,16 +103,16 @@ def their_stage(monkeypatch):
     return Stage
 
 
-def test_a_stage_equals_speechbrain_s(their_stage):
-    """A loss of SpeechBrain's that is handed a stage compares it with its own."""
-    assert Stage.TRAIN == their_stage.TRAIN
-    assert their_stage.TRAIN == Stage.TRAIN
-    assert Stage.TRAIN != their_stage.VALID
-    assert {Stage.TRAIN: 1}[their_stage.TRAIN] == 1
+def test_a_stage_equals_speechbrains(speechbrain_stage):
+    """A loss function of SpeechBrain can compare a stage with its own Stage."""
+    assert Stage.TRAIN == speechbrain_stage.TRAIN
+    assert speechbrain_stage.TRAIN == Stage.TRAIN
+    assert Stage.TRAIN != speechbrain_stage.VALID
+    assert {Stage.TRAIN: 1}[speechbrain_stage.TRAIN] == 1
 
 
-def test_a_stage_equals_nothing_else():
-    """Another enumeration with the same names has nothing to do with it."""
+def test_a_stage_equals_no_other_value():
+    """A stage differs from other enumerations, strings and stages."""
     other = Enum("Stage", ["TRAIN"])
     assert Stage.TRAIN != other.TRAIN
     assert Stage.TRAIN != "TRAIN"

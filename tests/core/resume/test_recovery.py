@@ -1,4 +1,4 @@
-"""A run that is saved, stopped, killed and gone on with."""
+"""Runs that are saved, stopped, killed and resumed."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from brain_core import (
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the loop may catch it."""
+    """Simulates SIGKILL; the loop must not catch it."""
 
 
 class Rows(torch.utils.data.Dataset):
-    """Rows with an augmentation drawn from all three libraries."""
+    """Rows with an augmentation that uses all three random generators."""
 
     def __init__(self, data):
         self.data = data
@@ -44,7 +44,7 @@ class Rows(torch.utils.data.Dataset):
 
 @pytest.fixture
 def job(regression, pairs, tmp_path):  # noqa: C901  # one run, hook by hook
-    """Return a function that makes a run, which kills itself where it is told to."""
+    """Return a function that makes a run, which is killed at a given event."""
 
     class Run(regression):
         def __init__(self, *args, kill_at=None, **kwargs):
@@ -101,7 +101,7 @@ def job(regression, pairs, tmp_path):  # noqa: C901  # one run, hook by hook
             {"model": net},
             lambda p: torch.optim.AdamW(p, lr=0.05),
             {"counter": counter, "train_logger": FileTrainLogger(folder / "log.txt")},
-            # The count of events is the test's own, and begins with each start.
+            # The test counts events from 0 in each start.
             {"device": "cpu", "recover_attributes": False, **run_opts},
             Checkpointer(
                 folder / "save", {"model": net, "counter": counter}, asynchronous=asynchronous
@@ -126,9 +126,9 @@ def weights(brain):
     return torch.cat([p.detach().flatten() for p in brain.modules.parameters()])
 
 
-def ends_with(whole, part):
-    """Whether a list ends with another one, which may be empty."""
-    return whole[len(whole) - len(part) :] == part
+def ends_with(items, part):
+    """Return whether a list ends with another list, which may be empty."""
+    return items[len(items) - len(part) :] == part
 
 
 @pytest.mark.parametrize(
@@ -141,12 +141,12 @@ def ends_with(whole, part):
     ],
     ids=["every two", "accumulating", "bf16", "epochs only"],
 )
-def test_a_run_killed_at_every_batch_continues_bit_for_bit(job, run_opts):
-    """Weights, batches, means and the text log are those of the run that nobody disturbed."""
-    whole = job("whole", **run_opts)
-    whole.train()
-    log = (whole.checkpointer.checkpoints_dir.parent / "log.txt").read_text()
-    for kill_at in range(1, whole.events, 5):
+def test_a_run_killed_anywhere_resumes_bit_for_bit(job, run_opts):
+    """Weights, batches, means and the text log equal those of an undisturbed run."""
+    undisturbed = job("undisturbed", **run_opts)
+    undisturbed.train()
+    log = (undisturbed.checkpointer.checkpoints_dir.parent / "log.txt").read_text()
+    for kill_at in range(1, undisturbed.events, 5):
         name = f"killed-{kill_at}"
         first = job(name, kill_at=kill_at, **run_opts)
         with pytest.raises(Killed):
@@ -155,31 +155,31 @@ def test_a_run_killed_at_every_batch_continues_bit_for_bit(job, run_opts):
         second = job(name, **run_opts)
         second.train()
         second.close()
-        assert torch.equal(weights(second), weights(whole)), kill_at
-        assert ends_with(whole.rows, second.rows), kill_at
-        assert ends_with(whole.means, second.means), kill_at
+        assert torch.equal(weights(second), weights(undisturbed)), kill_at
+        assert ends_with(undisturbed.rows, second.rows), kill_at
+        assert ends_with(undisturbed.means, second.means), kill_at
         assert (second.checkpointer.checkpoints_dir.parent / "log.txt").read_text() == log
 
 
-def test_saves_in_the_background_are_all_there_when_fit_returns(job):
-    """The last one is waited for, and a run that goes on from one is bit-equal."""
-    whole = job("whole", asynchronous=True, ckpt_interval_steps=4)
-    whole.train()
-    assert whole.checkpointer.find_checkpoint().meta["loss"] == whole.means[-1][2]
+def test_background_saves_are_complete_when_fit_returns(job):
+    """The last save is published, and a run that resumes from one is bit-equal."""
+    undisturbed = job("undisturbed", asynchronous=True, ckpt_interval_steps=4)
+    undisturbed.train()
+    assert undisturbed.checkpointer.find_checkpoint().meta["loss"] == undisturbed.means[-1][2]
     first = job("run", asynchronous=True, kill_at=15, ckpt_interval_steps=4)
     with pytest.raises(Killed):
         first.train()
     first.close()
     second = job("run", asynchronous=True, ckpt_interval_steps=4)
     second.train()
-    assert torch.equal(weights(second), weights(whole))
+    assert torch.equal(weights(second), weights(undisturbed))
 
 
-def test_a_run_killed_again_and_again_continues_bit_for_bit(job):
-    """Also while it validates, and with other workers each time."""
+def test_a_run_killed_repeatedly_resumes_bit_for_bit(job):
+    """Kills happen in training and validation, with another number of workers each time."""
     options = {"ckpt_interval_steps": 2, "grad_accumulation_factor": 3}
-    whole = job("whole", **options)
-    whole.train()
+    undisturbed = job("undisturbed", **options)
+    undisturbed.train()
     for start in itertools.count():
         brain = job("killed", kill_at=4 + start % 3, workers=start % 3, **options)
         try:
@@ -189,12 +189,13 @@ def test_a_run_killed_again_and_again_continues_bit_for_bit(job):
             continue
         break
     assert start > 5
-    assert torch.equal(weights(brain), weights(whole))
+    assert torch.equal(weights(brain), weights(undisturbed))
 
 
-def test_a_kill_in_validation_does_not_redo_the_epochs_training(job):
-    """With an interval set, the end of the training data is saved before validation begins."""
-    first = job("run", kill_at=9, ckpt_interval_steps=4)  # 6 batches, the stage's end, validation
+def test_a_kill_in_validation_does_not_repeat_the_epochs_training(job):
+    """With an interval, a checkpoint is saved before validation begins."""
+    # The events: 6 training batches, the end of the stage, then validation batches.
+    first = job("run", kill_at=9, ckpt_interval_steps=4)
     with pytest.raises(Killed):
         first.train()
     first.close()
@@ -204,8 +205,8 @@ def test_a_kill_in_validation_does_not_redo_the_epochs_training(job):
     assert [(s.name, e) for s, e, _ in second.means][:2] == [("TRAIN", 1), ("VALID", 1)]
 
 
-def test_a_resumed_run_says_where_it_goes_on(job, caplog):
-    """One line with checkpoint, epoch and step."""
+def test_a_resumed_run_logs_its_position(job, caplog):
+    """The log line contains epoch, batch and optimizer step."""
     first = job("run", kill_at=6, ckpt_interval_steps=2)
     with pytest.raises(Killed):
         first.train()
@@ -216,10 +217,10 @@ def test_a_resumed_run_says_where_it_goes_on(job, caplog):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_a_signal_saves_at_the_windows_border_and_leaves_with_code_75(job, name):
-    """A wrapper tells that from a failure, and what follows is bit-equal."""
-    whole = job("whole", grad_accumulation_factor=3)
-    whole.train()
+def test_a_signal_saves_at_the_step_boundary_and_exits_with_code_75(job, name):
+    """The run stops at the end of the window, and the resumed run is bit-equal."""
+    undisturbed = job("undisturbed", grad_accumulation_factor=3)
+    undisturbed.train()
     first = job("stopped", grad_accumulation_factor=3)
     hook = first.on_fit_batch_start
     first.on_fit_batch_start = lambda batch, should_step: (
@@ -232,11 +233,11 @@ def test_a_signal_saves_at_the_windows_border_and_leaves_with_code_75(job, name)
     first.close()
     second = job("stopped", grad_accumulation_factor=3)
     second.train()
-    assert torch.equal(weights(second), weights(whole))
+    assert torch.equal(weights(second), weights(undisturbed))
 
 
-def test_a_signal_in_validation_leaves_at_once_when_the_training_is_saved(job):
-    """Nothing is left to save."""
+def test_a_signal_in_validation_stops_at_once_if_the_training_is_saved(job):
+    """With an interval, validation stops at the next batch."""
     brain = job("run", ckpt_interval_steps=5)
     evaluate = brain.evaluate_batch
 
@@ -250,8 +251,8 @@ def test_a_signal_in_validation_leaves_at_once_when_the_training_is_saved(job):
     assert [stage.name for stage, _, _ in brain.means] == ["TRAIN"]
 
 
-def test_stop_can_be_called_by_the_recipe(job):
-    """The reason is kept."""
+def test_a_recipe_can_call_stop(job):
+    """The exception contains the recipe's reason."""
     brain = job("run")
     brain.on_fit_batch_start = lambda *_: brain.stop("good enough")
     with pytest.raises(TrainingStopped, match="good enough"):
@@ -262,7 +263,7 @@ def test_stop_can_be_called_by_the_recipe(job):
 def test_evaluate_after_a_checkpoint_within_an_epoch_returns_its_own_mean(
     regression, pairs, tmp_path
 ):
-    """Reference row: it divided by the training's step, and rolled the training back."""
+    """`evaluate` uses its own count and keeps the training's state, unlike SpeechBrain 1.1."""
     net = torch.nn.Linear(4, 2)
     brain = regression(
         {"model": net},
@@ -282,7 +283,7 @@ def test_evaluate_after_a_checkpoint_within_an_epoch_returns_its_own_mean(
 
 
 def test_evaluate_loads_the_best_checkpoints_model_without_an_optimizer(job, regression, pairs):
-    """A script that only tests makes none."""
+    """A Brain without an optimizer can evaluate the best checkpoint."""
     trained = job("run")
     trained.train()
     trained.close()
@@ -301,7 +302,10 @@ def test_evaluate_loads_the_best_checkpoints_model_without_an_optimizer(job, reg
 def test_a_checkpoint_of_the_trainings_end_does_not_shift_the_next_epoch(
     regression, pairs, tmp_path
 ):
-    """Reference row: step and average of the old epoch went into the new one."""
+    """A checkpoint in on_stage_end(TRAIN) resumes at step 0 of the next epoch.
+
+    In SpeechBrain 1.1 the next epoch continued the step and the average of the old one.
+    """
 
     class Saving(regression):
         def on_stage_end(self, stage, stage_loss, epoch=None):
@@ -329,24 +333,24 @@ def test_a_checkpoint_of_the_trainings_end_does_not_shift_the_next_epoch(
     assert steps[0] == (1, 23)
 
 
-def test_plain_epochs_that_are_done_are_not_done_again(job, pairs):
-    """fit(range(3)) goes on in the epoch where it was."""
+def test_finished_epochs_of_a_range_are_not_repeated(job, pairs):
+    """fit(range(3)) resumes in the epoch of the checkpoint."""
     arguments = (range(3), Rows(pairs), Rows(pairs))
     kwargs = {"train_loader_kwargs": {"batch_size": 4, "shuffle": True}}
-    whole = job("whole")
-    whole.fit(*arguments, **kwargs)
+    undisturbed = job("undisturbed")
+    undisturbed.fit(*arguments, **kwargs)
     first = job("run", kill_at=40)
     with pytest.raises(Killed):
         first.fit(*arguments, **kwargs)
     first.close()
     second = job("run")
     second.fit(*arguments, **kwargs)
-    assert torch.equal(weights(second), weights(whole))
+    assert torch.equal(weights(second), weights(undisturbed))
     assert {epoch for _, epoch, _ in second.means} == {1, 2}
 
 
-def test_early_stopping_goes_on_after_a_restart(regression, pairs, tmp_path):
-    """A plateau ends the run in the epoch in which it would have ended undisturbed."""
+def test_early_stopping_continues_after_a_restart(regression, pairs, tmp_path):
+    """A plateau stops the restarted run in the same epoch as an undisturbed run."""
 
     def run(limit):
         net = torch.nn.Linear(4, 2)
@@ -367,7 +371,7 @@ def test_early_stopping_goes_on_after_a_restart(regression, pairs, tmp_path):
 
 
 def test_an_optimizer_step_limit_ends_training(job):
-    """At once, also after a restart."""
+    """Training ends at the limit, also after a restart."""
     brain = job("run", optimizer_step_limit=8, ckpt_interval_steps=8)
     brain.train()
     assert (brain.optimizer_step, len(brain.rows)) == (8, 8)
@@ -378,7 +382,7 @@ def test_an_optimizer_step_limit_ends_training(job):
 
 
 def test_a_loader_that_cannot_seek_is_read_up_to_its_position(regression, pairs, tmp_path, caplog):
-    """It says so, and no batch is trained on twice."""
+    """The batches are read again and logged, and none is trained on twice."""
 
     def make():
         torch.manual_seed(0)
@@ -407,8 +411,8 @@ def test_a_loader_that_cannot_seek_is_read_up_to_its_position(regression, pairs,
     assert "its first 5 batches are read again" in caplog.text
 
 
-def test_debug_mode_runs_a_few_batches_and_saves_nowhere(job):
-    """Few epochs as well, and the real checkpoints stay untouched."""
+def test_debug_mode_runs_a_few_batches_and_saves_no_checkpoint(job):
+    """The folder of the real checkpoints is not changed."""
     brain = job("run", debug=True, debug_batches=2, debug_epochs=1)
     brain.train()
     assert len(brain.rows) == 2
@@ -418,7 +422,7 @@ def test_debug_mode_runs_a_few_batches_and_saves_nowhere(job):
 
 
 def test_a_checkpoint_written_in_the_background_is_published_during_validation(job):
-    """Else a run killed in a long validation would train again what was written before it."""
+    """A run that is killed in a long validation does not repeat the training."""
     brain = job("run", asynchronous=True, ckpt_interval_steps=2)
     evaluate, newest = brain.evaluate_batch, []
 
@@ -436,8 +440,8 @@ def test_a_checkpoint_written_in_the_background_is_published_during_validation(j
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_no_checkpoint_within_an_epoch_is_left_beside_that_of_its_end(job, asynchronous):
-    """A recipe that averages what `find_checkpoints` gives gets each epoch's weights once."""
+def test_a_checkpoint_of_an_epochs_end_replaces_those_within_the_epoch(job, asynchronous):
+    """`find_checkpoints` returns one checkpoint for each epoch."""
     run = job("averaged", ckpt_interval_steps=4, asynchronous=asynchronous)
     save = run.checkpointer.save_and_keep_only
     run.checkpointer.save_and_keep_only = lambda *args, **kwargs: save(
@@ -453,10 +457,8 @@ class Opaque:
     """A class that the safe loader does not know."""
 
 
-def test_a_state_that_could_not_be_restored_is_refused_before_the_first_batch(
-    regression, pairs, tmp_path
-):
-    """With its place and its type, instead of after a week."""
+def test_an_unrestorable_state_is_refused_before_the_first_batch(regression, pairs, tmp_path):
+    """The error contains the place and the type of the object."""
 
     class Stateful:
         def state_dict(self):
@@ -468,8 +470,8 @@ def test_a_state_that_could_not_be_restored_is_refused_before_the_first_batch(
     brain = regression(
         {"model": torch.nn.Linear(4, 2)},
         lambda p: torch.optim.SGD(p, lr=0.1),
-        checkpointer=Checkpointer(tmp_path, {"mine": Stateful()}),
+        checkpointer=Checkpointer(tmp_path, {"custom": Stateful()}),
     )
-    with pytest.raises(CheckpointSaveError, match=r"mine\W.*inner.*Opaque"):
+    with pytest.raises(CheckpointSaveError, match=r"custom\W.*inner.*Opaque"):
         brain.fit(range(1), pairs)
     assert brain.step == 0

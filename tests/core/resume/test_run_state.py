@@ -1,4 +1,4 @@
-"""The progress of a run by itself, without a Brain."""
+"""The progress of a run, without a Brain."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def saved(tmp_path):
     return restore
 
 
-def test_a_run_inside_an_epoch_continues_there(saved):
-    """Position, counts and the running mean in full precision."""
+def test_a_run_inside_an_epoch_continues_in_that_epoch(saved):
+    """The position, the counts and the running mean are restored in full precision."""
     run = make_run()
     run.begin_epoch(3)
     run.step, run.optimizer_step, run.nonfinite_count = 5, 25, 1
@@ -51,7 +51,7 @@ def test_a_run_inside_an_epoch_continues_there(saved):
 
 
 def test_a_run_at_an_epochs_end_begins_the_next_one(saved):
-    """Nothing of the epoch is left but the number of steps."""
+    """Only the number of optimizer steps is kept from the finished epoch."""
     run = make_run()
     run.begin_epoch(3)
     run.step, run.optimizer_step = 5, 25
@@ -62,8 +62,8 @@ def test_a_run_at_an_epochs_end_begins_the_next_one(saved):
 
 
 @pytest.mark.parametrize(("keeps", "average"), [(True, 9.0), (False, 1.0)])
-def test_a_recipes_own_average_is_restored_only_where_it_keeps_one(tmp_path, keeps, average):
-    """Otherwise the mean is computed from the losses."""
+def test_a_recipes_own_average_is_restored_only_if_it_is_used(tmp_path, keeps, average):
+    """Without the recipe's own average, the mean of the losses is restored."""
     run = make_run()
     run.begin_epoch(1)
     run.mean.add(1.0)
@@ -75,8 +75,8 @@ def test_a_recipes_own_average_is_restored_only_where_it_keeps_one(tmp_path, kee
     assert again.mean.mean() == average
 
 
-def test_a_save_inside_a_window_warns_and_says_so_when_it_is_restored(saved, caplog):
-    """The gradients of the window are not saved."""
+def test_a_save_inside_a_window_warns_and_is_detected_when_restored(saved, caplog):
+    """A warning states that the gradients of the window are not saved."""
     run = make_run(grad_accumulation_factor=3)
     run.begin_epoch(1)
     run.train_step.batches = 2
@@ -86,8 +86,8 @@ def test_a_save_inside_a_window_warns_and_says_so_when_it_is_restored(saved, cap
     assert again.unfinished_window == 2
 
 
-def test_a_nested_fit_has_counts_of_its_own_and_the_same_optimizer_steps():
-    """The outer fit's position must not move."""
+def test_a_nested_fit_has_its_own_counts_and_the_same_optimizer_steps():
+    """A nested fit does not change the position of the outer fit."""
     run = make_run()
     run.step, run.optimizer_step = 4, 40
     nested = run.nested()
@@ -96,13 +96,13 @@ def test_a_nested_fit_has_counts_of_its_own_and_the_same_optimizer_steps():
 
 
 def test_speechbrains_progress_is_read():
-    """Its mean stands for the losses that it does not hold."""
+    """SpeechBrain's mean loss is restored as the sum of as many losses."""
     progress = Progress.from_yaml("{step: 4, avg_train_loss: 0.5, optimizer_step: 8}")
     assert (progress.loss_total, progress.loss_count, progress.epoch) == (2.0, 4, None)
 
 
-def test_generators_are_restored_when_they_are_asked_for_and_once():
-    """Making a loader's iterator draws in between."""
+def test_generators_are_restored_once_by_restore_rng():
+    """Numbers drawn between loading and restore_rng do not change the result."""
     run = make_run()
     state = run.rank_state.state_dict()
     drawn = (random.random(), torch.rand(1).item())
@@ -117,8 +117,8 @@ def test_generators_are_restored_when_they_are_asked_for_and_once():
     assert random.random() != drawn[0]
 
 
-def test_a_changed_environment_is_told():
-    """By name, with what it was and what it is."""
+def test_a_changed_environment_is_reported():
+    """The report contains the name, the saved value and the current value."""
     here = {"torch": "2.13.0"}
     state = RankState(LossMean, lambda: dict(here))
     saved = state.state_dict()

@@ -1,4 +1,4 @@
-"""A run that SpeechBrain 1.1 began: gone on with here, and run here from the start."""
+"""A run of SpeechBrain 1.1, resumed and repeated with `Brain`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RUN = Path(__file__).parents[2] / "ckpt" / "data" / "speechbrain-1.1"
 
 
 class Rows(torch.utils.data.Dataset):
-    """The 202 rows of that run, with their indices."""
+    """The 202 rows of the run's data, with their indices."""
 
     def __init__(self):
         generator = torch.Generator().manual_seed(3)
@@ -32,7 +32,7 @@ class Rows(torch.utils.data.Dataset):
 
 @pytest.fixture
 def resumable(regression, tmp_path):
-    """Return that run under our Brain; its checkpoints belong into the folder given."""
+    """Return a function that trains the run with `Brain` from the checkpoints in a folder."""
 
     class Run(regression):
         def init_optimizers(self):
@@ -75,18 +75,18 @@ def resumable(regression, tmp_path):
 
 
 def assert_finished_as_speechbrain(brain):
-    """Compare every weight with what SpeechBrain's undisturbed run ended as.
+    """Compare every weight with the result of SpeechBrain's undisturbed run.
 
-    That run was made on another processor, whose kernels round otherwise: a plain loop over the
-    same batches differs from it by up to 2e-7 here, and by nothing there.
+    That run was trained on another processor, whose kernels round differently: a plain loop over
+    the same batches differs from it by up to 2e-7 on another machine.
     """
     finished = torch.load(RUN / "finished.pt", weights_only=True)
     for name, value in brain.modules.model.state_dict().items():
         torch.testing.assert_close(value, finished[name], rtol=0, atol=1e-6)
 
 
-def by_hand(order):
-    """Return the weights after that run as a plain loop, on this processor."""
+def train_by_hand(order):
+    """Return the weights after a plain loop over these batches on this processor."""
     rows = Rows()
     torch.manual_seed(0)
     model = torch.nn.Sequential(
@@ -103,8 +103,8 @@ def by_hand(order):
     return model.state_dict()
 
 
-def test_a_run_that_speechbrain_began_goes_on_to_the_same_weights(resumable, tmp_path):
-    """From the middle of its second epoch, batch by batch."""
+def test_a_run_of_speechbrain_resumes_to_the_same_weights(resumable, tmp_path):
+    """The run resumes within its second epoch, at the next batch."""
     shutil.copytree(RUN / "stopped", tmp_path / "save")
     brain = resumable(tmp_path / "save")
     order = json.loads((RUN / "order.json").read_text())
@@ -112,11 +112,11 @@ def test_a_run_that_speechbrain_began_goes_on_to_the_same_weights(resumable, tmp
     assert_finished_as_speechbrain(brain)
 
 
-def test_the_same_run_from_the_start_takes_the_same_batches_to_the_same_bits(resumable, tmp_path):
-    """Moving a recipe over changes nothing in what it computes."""
+def test_the_same_run_from_the_start_has_the_same_batches_and_bits(resumable, tmp_path):
+    """The batches are SpeechBrain's, and the weights equal those of a plain loop bit for bit."""
     brain = resumable(tmp_path / "save")
     order = json.loads((RUN / "order.json").read_text())
     assert brain.order == order
     assert_finished_as_speechbrain(brain)
-    for name, value in by_hand(order).items():
+    for name, value in train_by_hand(order).items():
         assert torch.equal(brain.modules.model.state_dict()[name], value), name

@@ -1,8 +1,6 @@
-"""Leave out one piece of the saved state at a time: each has to be missed, and named.
+"""Remove one piece of the saved state at a time: each must be detected and named as the cause.
 
-    python -m pytest tests/core/test_state_mutants.py -s
-
-prints what `assert_resumes_exactly` says of each.
+The option -s of pytest prints the cause that `assert_resumes_exactly` names for each piece.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ AFTER_BATCH_4_OF_EPOCH_2 = [6 + 4]
 
 
 class Steps(TrainLogger):
-    """A logger that counts what it was given."""
+    """A logger that counts its calls."""
 
     def __init__(self):
         self.logged = 0
@@ -41,7 +39,7 @@ class Steps(TrainLogger):
 
 
 class Everything(Brain):
-    """A training that depends on every piece of state that there is."""
+    """A Brain whose training depends on every kind of saved state."""
 
     def compute_forward(self, batch, stage):
         noise = random.random() + np.random.rand() if stage is Stage.TRAIN else 0.0
@@ -65,7 +63,7 @@ class Everything(Brain):
 
 
 def make_brain(folder):
-    """Make it with dropout, AdamW, accumulation, a scaler, early stopping and a logger."""
+    """Make a Brain with dropout, AdamW, accumulation, a scaler, early stopping and a logger."""
     counter = EpochCounterWithStopper(2, limit_to_stop=2, limit_warmup=0, direction="min")
     brain = Everything(
         {"model": torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Dropout(0.3))},
@@ -79,7 +77,7 @@ def make_brain(folder):
 
 
 def fit_args(brain):
-    """Train on five batches and validate on one, twice."""
+    """Return arguments for two epochs of five training batches and one validation batch."""
     generator = torch.Generator().manual_seed(7)
     return {
         "epoch_counter": brain.hparams.counter,
@@ -91,7 +89,7 @@ def fit_args(brain):
 
 
 def without_generator(name):
-    """Leave a generator as it is when the others are restored."""
+    """Do not restore one of the random generators."""
 
     def mutate(monkeypatch):
         class Without(RNGState):
@@ -104,7 +102,7 @@ def without_generator(name):
 
 
 def without_recoverable(name):
-    """Do not take something into the checkpoint."""
+    """Do not save one of the recoverables."""
 
     def mutate(monkeypatch):
         add = Checkpointer.add_recoverable
@@ -119,7 +117,7 @@ def without_recoverable(name):
 
 
 def without_generators_of_each_rank(monkeypatch):
-    """Give every rank the first one's random state."""
+    """Restore the random state of rank 0 on every rank."""
     add = Checkpointer.add_recoverable
 
     def add_for_all(self, name, obj, *args, **kwargs):
@@ -129,12 +127,12 @@ def without_generators_of_each_rank(monkeypatch):
 
 
 def without_position(monkeypatch):
-    """Begin the epoch's data anew."""
+    """Do not restore the position in the training data."""
     monkeypatch.setattr(SaveableDataLoader, "load_state_dict", lambda self, state: None)
 
 
 def without_mean(monkeypatch):
-    """Count the epoch's losses from here."""
+    """Do not restore the running mean of the losses."""
     read = brain_core.resume.run_state.Progress.from_yaml
     monkeypatch.setattr(brain_core.resume.run_state.RankState, "pop_losses", lambda self: None)
 
@@ -147,7 +145,7 @@ def without_mean(monkeypatch):
 
 
 def without_epoch(monkeypatch):
-    """Begin with the first epoch again."""
+    """Do not restore the epoch."""
     without_recoverable("counter")(monkeypatch)
     read = brain_core.resume.run_state.Progress.from_yaml
 
@@ -160,7 +158,7 @@ def without_epoch(monkeypatch):
 
 
 def without_early_stopping(monkeypatch):
-    """Restore the epoch alone, as SpeechBrain does."""
+    """Restore only the epoch of the counter, as SpeechBrain does."""
     recover = EpochCounterWithStopper._recover
 
     @mark_as_loader
@@ -173,7 +171,7 @@ def without_early_stopping(monkeypatch):
 
 
 def without_window(monkeypatch):
-    """Save after each batch, also where gradients wait for the step."""
+    """Save after each batch, also inside an accumulation window."""
     train_batch = Brain._train_batch
 
     def train_and_save(self, *args):
@@ -207,29 +205,29 @@ MUTANTS = {
     "epoch": (without_epoch, r"the epoch counter was not restored"),
     "early stopping": (
         without_early_stopping,
-        r"counter is among the recoverables, and was not restored .*best_score: .* inf now",
+        r"counter is a recoverable, but its restored state differs .*best_score: .* inf now",
     ),
     "window": (without_window, r"the accumulation window: .* gradients .* are lost"),
 }
 
 
-def test_the_training_goes_on_exactly_when_nothing_is_left_out():
-    """Else the mutants would prove nothing."""
+def test_training_resumes_exactly_with_the_complete_state():
+    """Without a mutant the same training passes, so a failure is due to the mutant."""
     assert_resumes_exactly(make_brain, fit_args, kills=[2, 6, 9, 10])
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_piece_of_state_that_is_left_out_is_missed_and_named(name, monkeypatch):
-    """The run differs, and the likely cause is the piece."""
+def test_a_missing_piece_of_state_is_detected_and_named(name, monkeypatch):
+    """Without the piece, the run differs and the message names the piece as the likely cause."""
     mutate, cause = MUTANTS[name]
     mutate(monkeypatch)
-    with pytest.raises(AssertionError) as missed:
+    with pytest.raises(AssertionError) as raised:
         assert_resumes_exactly(
             make_brain,
             fit_args,
             kills=AFTER_BATCH_4_OF_EPOCH_2 if "rank" not in name else [3],
             ranks=2 if "rank" in name else 1,
         )
-    said = str(missed.value)
-    print(f"\n{name:24} {said.partition('Likely cause: ')[2]}")  # noqa: T201  # the table
-    assert re.search(cause, said), said
+    text = str(raised.value)
+    print(f"\n{name:24} {text.partition('Likely cause: ')[2]}")  # noqa: T201  # the table
+    assert re.search(cause, text), text

@@ -1,4 +1,4 @@
-"""Three gloo ranks and more, where DDP sums in another order after its first step."""
+"""Three or more gloo ranks, where DDP changes its order of summation after the first step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from brain_dist import BucketOrder, get_rank, wrap_modules
 
 
 class Rows(torch.utils.data.Dataset):
-    """Forty-eight rows, which three ranks and four share out evenly in batches of four."""
+    """Forty-eight rows, which three and four ranks share evenly in batches of four."""
 
     def __init__(self):
         generator = torch.Generator().manual_seed(7)
@@ -25,8 +25,8 @@ class Rows(torch.utils.data.Dataset):
         return self.x[index], self.y[index]
 
 
-class Crooked(torch.nn.Module):
-    """Uses its layers in another order than it makes them, so that DDP regroups them."""
+class ReorderedLayers(torch.nn.Module):
+    """Uses its layers in another order than it creates them, so that DDP rebuilds its buckets."""
 
     def __init__(self, width):
         super().__init__()
@@ -43,7 +43,7 @@ class Crooked(torch.nn.Module):
 
 
 class Run(Brain):
-    """A training of two such modules that asks for a stop where it is told to."""
+    """A Brain with two such modules that requests a stop at a given step."""
 
     def __init__(self, *args, stop_at, bucket_mb, **kwargs):
         super().__init__(*args, **kwargs)
@@ -72,9 +72,9 @@ class Run(Brain):
 
 
 def train(folder, width=30, bucket_mb=0.004, accumulation=1, stop_at=None):
-    """Train, from a checkpoint if there is one, and return what became of it."""
+    """Train, from a checkpoint if there is one; return the weights and the losses."""
     seed_everything(3)
-    modules = {"one": Crooked(width), "two": Crooked(width)}
+    modules = {"one": ReorderedLayers(width), "two": ReorderedLayers(width)}
     checkpointer = Checkpointer(folder, dict(modules))
     counter = EpochCounter(3)
     checkpointer.add_recoverable("counter", counter)
@@ -99,22 +99,22 @@ def train(folder, width=30, bucket_mb=0.004, accumulation=1, stop_at=None):
     return weights, brain.losses
 
 
-def in_a_chain(rank, folder, stops, options):
-    """Train whole, with stops, and with stops and without the order; compare with the whole."""
+def compare_chains(rank, folder, stops, options):
+    """Compare a whole run with stopped runs that restore the bucket order, and that do not."""
     whole, losses = train(folder / "whole", **options)
     compared = []
-    for replays in (True, False):
+    for restores_order in (True, False):
         seen = []
-        replay, BucketOrder.apply = (
+        apply, BucketOrder.apply = (
             BucketOrder.apply,
-            (BucketOrder.apply if replays else lambda order: []),
+            (BucketOrder.apply if restores_order else lambda order: []),
         )
         try:
             for stop in (*stops, None):
-                weights, more = train(folder / f"{replays}", stop_at=stop, **options)
+                weights, more = train(folder / f"{restores_order}", stop_at=stop, **options)
                 seen += more
         finally:
-            BucketOrder.apply = replay
+            BucketOrder.apply = apply
         same = all(torch.equal(weights[name], whole[name]) for name in whole)
         compared.append((same, seen == losses, len(seen) == len(losses)))
     return compared
@@ -133,23 +133,23 @@ def in_a_chain(rank, folder, stops, options):
 def test_a_chain_of_stops_ends_with_the_weights_and_losses_of_a_whole_run(
     ranks, tmp_path, world_size, options
 ):
-    """Bit for bit, on every rank; without the order of gradients it does not (the test can fail).
+    """The bits are equal with the restored bucket order, and differ without it.
 
-    Every sample is seen all the same, so it is the sums that differ.
+    The number of batches is equal in both cases, so only the sums differ.
     """
     stops = (1, 3) if "accumulation" in options else (1, 5)
-    for one in ranks(in_a_chain, world_size, tmp_path, stops, options):
+    for one in ranks(compare_chains, world_size, tmp_path, stops, options):
         assert one == [(True, True, True), (False, False, True)]
 
 
 def stop_once(rank, folder, accumulation, stop_at):
-    """Train up to a stop or the end; return the weights and how many batches there were."""
+    """Train until a stop or the end; return the weights and the number of batches."""
     weights, losses = train(folder, accumulation=accumulation, stop_at=stop_at)
     return {name: value.tolist() for name, value in weights.items()}, len(losses)
 
 
-def test_a_run_goes_on_on_two_ranks_and_back_on_three(ranks, tmp_path):
-    """The same samples in the same steps; the order of gradients is kept or made anew."""
+def test_a_run_resumes_on_two_ranks_and_again_on_three(ranks, tmp_path):
+    """The steps have the same number of samples, and all ranks end with equal weights."""
     three = ranks(stop_once, 3, tmp_path, 2, 1)
     two = ranks(stop_once, 2, tmp_path, 3, 3)
     back = ranks(stop_once, 3, tmp_path, 2, None)

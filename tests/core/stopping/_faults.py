@@ -1,7 +1,7 @@
-"""One training that a fault can hit anywhere, on ranks whose exit codes are their own.
+"""A training run that a fault can hit at any call, on ranks with separate exit codes.
 
-`Faults` starts it on some ranks, hurts it where it is told to, and says how each rank ended;
-started again it shows whether the run goes on bit for bit. The ranks run this very file.
+`Faults` starts the run on several ranks, causes the fault and returns how each rank ended. Started
+again, the run shows whether it resumes bit for bit. Each rank runs this file.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ TEST_HOOKS = [
     "compute_forward TEST",
     "on_stage_end TEST",
 ]
-# What `fit` calls on objects that it was given.
+# Calls of `fit` to objects of the recipe.
 PARTS = ["dataset", "optimizer.step", "epoch counter", "train logger", "saver", "loader of a state"]
-# Overridden only where a fault is to hit them: that they are overridden changes the arithmetic.
+# Overridden only if the fault hits them, because overriding them changes the arithmetic.
 CHANGING = {
     "loss_weight": {},
     "check_gradients": {"skip_nonfinite_grads": True},
@@ -71,7 +71,7 @@ CHANGING = {
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens, where, and to whom.
+    """A fault: what happens, at which call, and on which ranks.
 
     Parameters
     ----------
@@ -79,52 +79,52 @@ class Fault:
         "raises", "raises and lives on", "sys.exit", "SIGKILL", "SIGSTOP", "SIGTERM", "SIGINT",
         "NaN", "out of memory".
     where : str
-        A hook, or a part; see the lists above.
+        A hook, or an entry of `PARTS`.
     nth : int
-        At which call.
-    whom : str
+        The number of the call, from 1.
+    target : str
         "last", "first" or "all".
     asynchronous : bool
-        Whether checkpoints are written while training goes on.
+        Whether checkpoints are written while training continues.
     workers : int
-        Of the loader; with some, a signal goes to them as well.
+        The number of loader workers; a signal is sent to them, too.
     """
 
     what: str
     where: str
     nth: int = 1
-    whom: str = "last"
+    target: str = "last"
     asynchronous: bool = False
     workers: int = 0
 
     def __str__(self) -> str:
-        """Name it for the table."""
+        """Return the name of the fault for the table."""
         more = ", asynchronous" * self.asynchronous + f", {self.workers} workers" * bool(
             self.workers
         )
-        return f"{self.what} in {self.where} #{self.nth} ({self.whom}{more})"
+        return f"{self.what} in {self.where} #{self.nth} ({self.target}{more})"
 
     def variant(self) -> str:
-        """Name the training that it hits, if that is one of its own."""
+        """Return the hook that must be overridden for this fault, or an empty string."""
         return self.where if self.where in CHANGING else ""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How one rank ended.
+    """The end of one rank.
 
     Parameters
     ----------
     code : int or None
-        Its exit code; None if it had to be killed in the end.
+        Its exit code; None if it hung and was killed.
     seconds : float
-        From the fault, or from the start where there was none, to the end.
+        Seconds from the fault, or from the start without a fault, to the end.
     how, text : str
-        The exception, or "finished".
+        The exception's class, or "finished", and its message.
     state : str
-        A digest of weights, buffers, the text log and the test's loss, where it finished.
+        A digest of weights, buffers, the text log and the test loss, if it finished.
     printed : str
-        All that it wrote to the screen.
+        Its output.
     """
 
     code: int | None
@@ -144,7 +144,7 @@ class Faults:
         self._runs = 0
 
     def run(self, world_size, save, fault=None, variant="", timeout_s=20.0) -> list[Ending]:
-        """Run it on so many ranks, checkpoints in the folder ``save``; return how each ended."""
+        """Run on this many ranks, with checkpoints in the folder ``save``; return their endings."""
         self._runs += 1
         folder = self._folder / f"run-{self._runs}"
         folder.mkdir()
@@ -164,9 +164,9 @@ class Faults:
         hit = min((float(p.read_text()) for p in folder.glob("fault-*")), default=started)
         for rank in range(world_size):
             note = folder / f"end-{rank}.json"
-            said = json.loads(note.read_text()) if note.exists() else {}
+            report = json.loads(note.read_text()) if note.exists() else {}
             printed = (folder / f"screen-{rank}").read_text(errors="replace")
-            texts = said.get("how", "no word"), said.get("text", ""), said.get("state", "")
+            texts = report.get("how", "no report"), report.get("text", ""), report.get("state", "")
             endings.append(Ending(codes[rank], ended[rank] - hit, *texts, printed))
         return endings
 
@@ -191,7 +191,7 @@ class Faults:
 
 
 class Rows(torch.utils.data.Dataset):
-    """Rows of numbers, augmented by noise."""
+    """Rows of numbers with noise as augmentation."""
 
     def __init__(self, rows, hit=lambda: None):
         generator = torch.Generator().manual_seed(7)
@@ -207,28 +207,28 @@ class Rows(torch.utils.data.Dataset):
         return self.x[index] + 0.01 * torch.rand(()), self.y[index]
 
 
-class Odd:
-    """A recoverable of each rank's own, which counts."""
+class PerRankCount:
+    """A recoverable of each rank, which holds a count."""
 
-    def __init__(self, injury):
-        self.count, self.injury = 0, injury
+    def __init__(self, injector):
+        self.count, self.injector = 0, injector
 
     def state_dict(self):
-        self.injury("saver")
+        self.injector("saver")
         return {"count": self.count}
 
     def load_state_dict(self, state):
-        self.injury("loader of a state")
+        self.injector("loader of a state")
         self.count = state["count"]
 
 
-class Injury:
-    """Counts the calls of one place, and does there what the fault says."""
+class FaultInjector:
+    """Counts the calls of one place, and causes the fault there."""
 
     def __init__(self, fault, rank, world_size, folder):
         self.fault, self.folder, self.rank = fault, Path(folder), rank
-        whom = fault.whom if fault is not None else "nobody"
-        self.is_hit = whom == "all" or rank == {"last": world_size - 1, "first": 0}.get(whom)
+        target = fault.target if fault is not None else "none"
+        self.is_hit = target == "all" or rank == {"last": world_size - 1, "first": 0}.get(target)
         self.calls = 0
 
     def __call__(self, where):
@@ -253,39 +253,39 @@ class Injury:
                 for line in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
                     os.kill(int(line), number)
             os.kill(os.getpid(), number)
-            time.sleep(0.3)  # a slow step: there is time to agree on a stop before the data ends
+            time.sleep(0.3)  # A slow step, so that the ranks agree on a stop before the data end.
 
 
 class Run(Brain):
-    """The training: BatchNorm, dropout, momentum, noise, a checkpoint each second batch."""
+    """A Brain with BatchNorm, dropout, noise, and checkpoints every two batches."""
 
-    injury: Injury
+    injector: FaultInjector
 
     def compute_forward(self, batch, stage):
-        self.injury(f"compute_forward {stage.name}")
+        self.injector(f"compute_forward {stage.name}")
         return self.modules.model(batch[0])
 
     def compute_objectives(self, predictions, batch, stage):
-        self.injury(f"compute_objectives {stage.name}")
+        self.injector(f"compute_objectives {stage.name}")
         loss = torch.nn.functional.mse_loss(predictions, batch[1])
-        fault = self.injury.fault
-        if fault is not None and fault.what == "NaN" and self.injury.is_hit:
-            return loss * float("nan") if self.injury.calls == fault.nth else loss
+        fault = self.injector.fault
+        if fault is not None and fault.what == "NaN" and self.injector.is_hit:
+            return loss * float("nan") if self.injector.calls == fault.nth else loss
         return loss
 
     def on_stage_start(self, stage, epoch=None):
-        self.injury(f"on_stage_start {stage.name}")
+        self.injector(f"on_stage_start {stage.name}")
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        self.injury(f"on_stage_end {stage.name}")
+        self.injector(f"on_stage_end {stage.name}")
         if stage is Stage.VALID:
             self.hparams.train_logger.log_stats({"epoch": epoch}, valid_stats={"loss": stage_loss})
             self.checkpointer.save_and_keep_only({"loss": stage_loss}, min_keys=["loss"])
 
 
-def _struck(name):
+def _failing_hook(name):
     def hook(self, *args, **kwargs):
-        self.injury(name)
+        self.injector(name)
         return getattr(super(Run, self), name)(*args, **kwargs)
 
     return hook
@@ -293,38 +293,42 @@ def _struck(name):
 
 for _name in FIT_HOOKS + TEST_HOOKS:
     if " " not in _name and _name not in CHANGING:
-        setattr(Run, _name, _struck(_name))
+        setattr(Run, _name, _failing_hook(_name))
 
 
 def main(job):
-    """Train and test on one rank, and write down how it ended."""
+    """Train and test on one rank, and write how it ended."""
     folder, rank = Path(job["folder"]), job["rank"]
     job["fault"] = job["fault"] and Fault(**job["fault"])
     screen = os.open(folder / f"screen-{rank}", os.O_WRONLY | os.O_CREAT)
     os.dup2(screen, 1), os.dup2(screen, 2)
     torch.set_num_threads(1)
-    # As in a script that a person starts, whatever started these tests.
+    # The defaults of a script that is started at a terminal.
     multiprocessing.set_start_method("fork", force=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", force=True)
     _join(folder, rank, job["world_size"], job["timeout_s"])
-    injury = Injury(job["fault"], rank, job["world_size"], folder)
-    said = {"how": "finished", "text": "", "state": ""}
+    injector = FaultInjector(job["fault"], rank, job["world_size"], folder)
+    report = {"how": "finished", "text": "", "state": ""}
     try:
-        said["state"] = train(job, injury)
+        report["state"] = train(job, injector)
     except BaseException as error:
         if not isinstance(error, SystemExit):
             traceback.print_exc()
-        said.update(how=type(error).__name__, text=str(error))
+        report.update(how=type(error).__name__, text=str(error))
         raise
     finally:
-        (folder / f"end-{rank}.json").write_text(json.dumps(said))
-        if said["how"] != "finished" and injury.is_hit and injury.fault.what.endswith("lives on"):
+        (folder / f"end-{rank}.json").write_text(json.dumps(report))
+        if (
+            report["how"] != "finished"
+            and injector.is_hit
+            and injector.fault.what.endswith("lives on")
+        ):
             time.sleep(PATIENCE_S)
 
 
-def train(job, injury):
-    """Run `fit` and `evaluate`; return a digest of all that came of it."""
+def train(job, injector):
+    """Run `fit` and `evaluate`; return a digest of the results."""
     brain_core.seed_everything(3)
     model = torch.nn.Sequential(
         torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Dropout(0.3), torch.nn.Linear(6, 2)
@@ -338,14 +342,14 @@ def train(job, injury):
         {"model": model, "counter": counter},
         asynchronous=fault is not None and fault.asynchronous,
     )
-    odd = Odd(injury)
-    checkpointer.add_recoverable("odd", odd, per_rank=True)
+    per_rank_count = PerRankCount(injector)
+    checkpointer.add_recoverable("per_rank_count", per_rank_count, per_rank=True)
     train_logger = brain_core.FileTrainLogger(save / "log.txt")
     variant = job["variant"]
-    cls = type("Run", (Run,), {variant: _struck(variant)}) if variant else Run
+    cls = type("Run", (Run,), {variant: _failing_hook(variant)}) if variant else Run
     options = {"device": "cpu", "ckpt_interval_steps": 2, "nonfinite_patience": 0}
     brain = cls.__new__(cls)
-    brain.injury = injury
+    brain.injector = injector
     brain.__init__(
         {"model": model},
         lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
@@ -353,9 +357,9 @@ def train(job, injury):
         {**options, **CHANGING.get(variant, {})},
         checkpointer,
     )
-    _hit_parts(brain, counter, train_logger, injury)
+    _inject_into_parts(brain, counter, train_logger, injector)
     loading = {"batch_size": 4, "shuffle": True, "num_workers": fault.workers if fault else 0}
-    rows = Rows(26 * job["world_size"], lambda: injury("dataset"))
+    rows = Rows(26 * job["world_size"], lambda: injector("dataset"))
     brain.fit(counter, rows, Rows(20), None, loading, {"batch_size": 4})
     tested = brain.evaluate(Rows(22), min_key="loss", test_loader_kwargs={"batch_size": 4})
     digest = hashlib.sha256()
@@ -365,23 +369,23 @@ def train(job, injury):
     return digest.hexdigest()
 
 
-def _hit_parts(brain, counter, train_logger, injury):
-    """Let the fault hit what `fit` calls on other objects."""
+def _inject_into_parts(brain, counter, train_logger, injector):
+    """Make the calls of `PARTS` hit the fault."""
     make = brain.opt_class
 
     def opt_class(parameters):
         optimizer = make(parameters)
-        optimizer.register_step_pre_hook(lambda *_: injury("optimizer.step"))
+        optimizer.register_step_pre_hook(lambda *_: injector("optimizer.step"))
         return optimizer
 
     brain.opt_class = opt_class
     log_stats = train_logger.log_stats
-    train_logger.log_stats = lambda *a, **k: (injury("train logger"), log_stats(*a, **k))
+    train_logger.log_stats = lambda *a, **k: (injector("train logger"), log_stats(*a, **k))
     enter = type(counter).__next__
 
     class Counter(type(counter)):
         def __next__(self):
-            injury("epoch counter")
+            injector("epoch counter")
             return enter(self)
 
     counter.__class__ = Counter

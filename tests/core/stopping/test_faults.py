@@ -1,7 +1,7 @@
-"""What every rank does when something happens to one of them, and that the run goes on exactly.
+"""How all ranks end after a fault of one of them, and whether the run then resumes exactly.
 
-By default a few faults on 2 and 3 ranks; with ``BRAIN_CHAOS=1`` all of them, which takes long,
-with a table at the end.
+By default a few faults on 2 and 3 ranks are tested; with ``BRAIN_CHAOS=1`` all of them, with a
+table at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 CHAOS = bool(os.environ.get("BRAIN_CHAOS"))
 STOP_TIMEOUT_S = 3.0
-# Beside what the fault itself needs: a busy machine, and the search for a rank without a word.
+# Allows for a busy machine, and for the search for the rank that does not answer.
 SLACK_S = 8.0
 
 
@@ -30,7 +30,7 @@ def _load():
 _faults = _load()
 Fault = _faults.Fault
 
-# The first call of most is in the first epoch's first batch, before there is a checkpoint.
+# The number of the call that a fault hits; by default the second.
 NTH = {
     "make_dataloader": 1,
     "on_fit_start": 1,
@@ -61,9 +61,9 @@ ON_THE_FIRST = [
     for where in ("compute_forward TRAIN", "saver", "on_stage_end VALID", "on_evaluate_start")
 ]
 LOST = [
-    Fault(what, where, nth, whom, asynchronous)
+    Fault(what, where, nth, target, asynchronous)
     for what in ("SIGKILL", "SIGSTOP")
-    for where, nth, whom, asynchronous in [
+    for where, nth, target, asynchronous in [
         ("on_fit_start", 1, "last", False),
         ("compute_forward TRAIN", 5, "last", False),
         ("compute_forward TRAIN", 5, "first", False),
@@ -72,10 +72,10 @@ LOST = [
         ("evaluate_batch", 7, "last", False),
         ("compute_forward TEST", 2, "last", False),
     ]
-    if (what, whom) != ("SIGSTOP", "first")
+    if (what, target) != ("SIGSTOP", "first")
 ]
 SIGNALLED = [
-    Fault("SIGTERM", where, nth, whom, asynchronous)
+    Fault("SIGTERM", where, nth, target, asynchronous)
     for where, nth in [
         ("compute_forward TRAIN", 3),
         ("saver", 2),
@@ -83,7 +83,7 @@ SIGNALLED = [
         ("on_stage_end VALID", 1),
         ("compute_forward TEST", 2),
     ]
-    for whom in ("last", "all")
+    for target in ("last", "all")
     for asynchronous in ((False, True) if where == "saver" else (False,))
 ]
 OTHERS = [
@@ -116,13 +116,13 @@ CASES = [(world, fault) for world in (2, 3) for fault in EVERY] if CHAOS else FE
 
 @pytest.fixture(scope="module")
 def faults(_forkserver, tmp_path_factory):
-    """Return what runs the training in a folder of this module's."""
+    """Return a `Faults` in a folder of this module."""
     return _faults.Faults(_forkserver, tmp_path_factory.mktemp("faults"))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(faults):
-    """Return a function that tells what the run comes to when nothing happens to it."""
+    """Return a function that returns the digest of a run without a fault."""
     known = {}
 
     def run(world_size, variant):
@@ -139,11 +139,11 @@ def undisturbed(faults):
 
 @pytest.fixture(scope="module")
 def table(request):
-    """Collect the rows; in a long run print each as it comes, and all of them in the end."""
+    """Return a table of results, printed at the end of a long run."""
     plugins = request.config.pluginmanager
     table = Table(plugins.get_plugin("terminalreporter"), plugins.get_plugin("capturemanager"))
     yield table
-    table.tell(["", HEADER, *table.rows])
+    table.print(["", HEADER, *table.rows])
 
 
 class Table:
@@ -154,9 +154,9 @@ class Table:
 
     def add(self, row):
         self.rows.append(row)
-        self.tell([f" {len(self.rows)}/{len(CASES)} {row}"])
+        self.print([f" {len(self.rows)}/{len(CASES)} {row}"])
 
-    def tell(self, lines):
+    def print(self, lines):
         if CHAOS:
             with self._capture.global_and_fixture_disabled():
                 for line in lines:
@@ -181,36 +181,36 @@ def _row(world_size, fault, endings, equal):
 
 
 def _hit(world_size, fault):
-    return {"last": {world_size - 1}, "first": {0}, "all": set(range(world_size))}[fault.whom]
+    return {"last": {world_size - 1}, "first": {0}, "all": set(range(world_size))}[fault.target]
 
 
 @pytest.mark.parametrize(("world_size", "fault"), CASES, ids=str)
-def test_all_ranks_end_soon_and_the_next_run_ends_as_if_nothing_had_been(
+def test_all_ranks_end_soon_and_the_next_run_equals_an_undisturbed_one(
     world_size, fault, faults, undisturbed, table
 ):
-    """Each with the exit code that tells a wrapper what to do, and none is left waiting."""
+    """No rank hangs, and each exit code states whether to restart the run."""
     expected = undisturbed(world_size, fault.variant())
     save = f"{world_size}-{fault}".replace(" ", "-").replace("#", "")
     if fault.where == "loader of a state":
         faults.run(world_size, save, Fault("SIGTERM", "on_fit_batch_end", 5, "all"))
-        fault = Fault(fault.what, fault.where, 1, fault.whom)
+        fault = Fault(fault.what, fault.where, 1, fault.target)
     timeout_s = STOP_TIMEOUT_S if fault.what == "SIGSTOP" else 20.0
     endings = faults.run(world_size, save, fault, fault.variant(), timeout_s)
     again = faults.run(world_size, save, variant=fault.variant())
     equal = [e.state for e in again] == [expected] * world_size
     table.add(_row(world_size, fault, endings, equal))
-    assert_all_ended_as_they_should(world_size, fault, endings)
+    assert_ranks_end_as_expected(world_size, fault, endings)
     assert equal, "\n".join(e.printed[-2000:] for e in again)
 
 
 @pytest.mark.parametrize("fault", [] if CHAOS else (IN_HOOKS + IN_PARTS)[::5], ids=str)
-def test_an_exception_in_any_hook_of_one_rank_ends_the_other_with_the_same(fault, faults):
-    """At once, and it says on which rank to look."""
+def test_an_exception_in_any_hook_of_one_rank_is_raised_on_the_other(fault, faults):
+    """The other rank ends at once, and its error contains the number of the rank."""
     endings = faults.run(2, f"only-{fault}".replace(" ", "-"), fault, fault.variant())
-    assert_all_ended_as_they_should(2, fault, endings)
+    assert_ranks_end_as_expected(2, fault, endings)
 
 
-def assert_all_ended_as_they_should(world_size, fault, endings):
+def assert_ranks_end_as_expected(world_size, fault, endings):
     printed = "\n".join(e.printed[-3000:] for e in endings)
     hit = _hit(world_size, fault)
     others = [e for rank, e in enumerate(endings) if rank not in hit]
@@ -221,7 +221,7 @@ def assert_all_ended_as_they_should(world_size, fault, endings):
     if fault.what == "raises and lives on":
         assert {e.code for e in others} == {1}
         assert all("raised KeyError, and its process lives on" in e.printed for e in others)
-    elif fault.where == "on_stage_end TEST":  # nothing follows that the others would wait in
+    elif fault.where == "on_stage_end TEST":  # no collective follows in which the others would fail
         assert {endings[rank].code for rank in hit} == {1}, printed
     elif fault.what in ("raises", "out of memory"):
         assert {e.code for e in endings} == {1}, printed
@@ -233,7 +233,7 @@ def assert_all_ended_as_they_should(world_size, fault, endings):
     elif fault.what in ("SIGKILL", "SIGSTOP"):
         assert [endings[rank].code for rank in hit] == [-9 if fault.what == "SIGKILL" else None]
         assert {e.code for e in others} == {1}, printed
-        # On a busy machine a rank that takes long to end may be named beside it.
+        # On a busy machine, another rank that ends slowly may be named, too.
         named = re.compile(rf"rank\(s\) (\d, )?{ranks}(, \d)? did not")
         assert all(named.search(e.text) for e in others), printed
     elif fault.what == "NaN":

@@ -7,13 +7,13 @@ from brain_dist import StopSignal
 
 
 def make_boundary(schedule, stop=None):
-    """Make a step boundary that notes its saves."""
+    """Return a step boundary and the list of its saves."""
     saved = []
     return StepBoundary(schedule, stop or StopSignal(), lambda: saved.append(1), int), saved
 
 
-def test_a_checkpoint_is_due_after_the_number_of_batches():
-    """And the count begins anew with each."""
+def test_a_checkpoint_is_saved_after_the_interval_in_batches():
+    """The count restarts with each checkpoint."""
     schedule = SaveSchedule(minutes=0, steps=3)
     boundary, saved = make_boundary(schedule)
     history = []
@@ -24,8 +24,8 @@ def test_a_checkpoint_is_due_after_the_number_of_batches():
     assert history == [0, 0, 1, 1, 1, 2, 2]
 
 
-def test_a_checkpoint_is_due_after_the_minutes(monkeypatch):
-    """By a clock that is not set back."""
+def test_a_checkpoint_is_saved_after_the_interval_in_minutes(monkeypatch):
+    """The interval is measured by the monotonic clock."""
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     boundary, saved = make_boundary(SaveSchedule(minutes=0.5, steps=0))
@@ -37,7 +37,7 @@ def test_a_checkpoint_is_due_after_the_minutes(monkeypatch):
 
 
 def test_without_an_interval_nothing_is_saved():
-    """Not at the end of the data either."""
+    """Without an interval, the end of the data is not saved either."""
     schedule = SaveSchedule(minutes=0, steps=0)
     boundary, saved = make_boundary(schedule)
     schedule.steps_done += 1
@@ -47,7 +47,7 @@ def test_without_an_interval_nothing_is_saved():
 
 
 def test_the_end_of_the_data_is_saved_once():
-    """Not again where the last batch was saved already."""
+    """The end of the data is not saved if the last batch was."""
     schedule = SaveSchedule(minutes=0, steps=2)
     boundary, saved = make_boundary(schedule)
     schedule.steps_done += 2

@@ -1,4 +1,4 @@
-"""Who may stop a run, what it does then, and how the process ends."""
+"""Stop requests: where they come from, what is saved, and how the process ends."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from brain_core import Brain, EpochCounter, EpochCounterWithStopper, TrainingSto
 from brain_dist import get_rank
 
 
-class Line(Brain):
-    """A linear model whose steps take a moment, and do something at one of them."""
+class Linear(Brain):
+    """A linear model that calls a function at one of its steps."""
 
     def compute_forward(self, batch, stage):
         return self.modules.model(batch[0])
@@ -35,12 +35,12 @@ class Line(Brain):
 
 
 def make(folder, act=lambda: None, act_at=3, epochs=2, **run_opts):
-    """Make a run in a folder, or one without a checkpointer, and what trains it."""
+    """Return a run in this folder, without a checkpointer if it is None."""
     torch.manual_seed(3)
     model = torch.nn.Linear(4, 2)
     counter = EpochCounter(epochs)
     saver = None if folder is None else Checkpointer(folder, {"model": model, "counter": counter})
-    brain = Line(
+    brain = Linear(
         {"model": model},
         lambda p: torch.optim.SGD(p, lr=0.1),
         run_opts={"device": "cpu", "recover_attributes": False, **run_opts},
@@ -55,7 +55,7 @@ def make(folder, act=lambda: None, act_at=3, epochs=2, **run_opts):
 
 
 def interrupt():
-    """Press Ctrl-C."""
+    """Send SIGINT, as Ctrl-C does."""
     os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -72,8 +72,8 @@ def _sigint():
     signal.signal(signal.SIGINT, former)
 
 
-def test_the_first_ctrl_c_saves_and_the_run_goes_on_bit_for_bit(tmp_path, capfd):
-    """The screen says so; the code is the shell's for Ctrl-C, so that nothing requeues the run."""
+def test_the_first_ctrl_c_saves_and_the_run_resumes_bit_for_bit(tmp_path, capfd):
+    """The run stops with a message and exit code 130, so that it is not requeued."""
     whole = make(tmp_path / "whole")
     whole.train()
     first = make(tmp_path / "run", interrupt)
@@ -90,8 +90,8 @@ def test_the_first_ctrl_c_saves_and_the_run_goes_on_bit_for_bit(tmp_path, capfd)
     assert weights(second) == weights(whole)
 
 
-def test_the_second_ctrl_c_leaves_at_once(tmp_path):
-    """As a KeyboardInterrupt, within the step."""
+def test_the_second_ctrl_c_stops_at_once(tmp_path):
+    """The second Ctrl-C raises KeyboardInterrupt within the step."""
     brain = make(tmp_path, lambda: (interrupt(), interrupt()))
     with pytest.raises(KeyboardInterrupt) as interrupted:
         brain.train()
@@ -99,8 +99,8 @@ def test_the_second_ctrl_c_leaves_at_once(tmp_path):
     assert not list(tmp_path.glob("CKPT*"))
 
 
-def test_without_a_checkpointer_ctrl_c_is_what_it_always_is():
-    """There is nothing to save to."""
+def test_without_a_checkpointer_ctrl_c_raises_keyboard_interrupt():
+    """Without a checkpointer, Ctrl-C keeps its usual effect."""
     brain = make(None, interrupt)
     with pytest.raises(KeyboardInterrupt) as interrupted:
         brain.train()
@@ -108,7 +108,7 @@ def test_without_a_checkpointer_ctrl_c_is_what_it_always_is():
 
 
 def test_an_ignored_ctrl_c_stays_ignored(tmp_path):
-    """As of a run that a shell has started in the background."""
+    """A run that ignores SIGINT, as in a shell's background, continues."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         brain = make(tmp_path, interrupt)
@@ -118,8 +118,8 @@ def test_an_ignored_ctrl_c_stays_ignored(tmp_path):
     assert brain.steps_done == 12
 
 
-def test_a_program_with_a_handler_of_its_own_keeps_it(tmp_path):
-    """It is not ours to replace."""
+def test_a_handler_of_the_program_is_kept(tmp_path):
+    """A SIGINT handler of the program is called instead of the Brain's."""
     seen = []
     signal.signal(signal.SIGINT, lambda *_: seen.append("here"))
     try:
@@ -131,7 +131,7 @@ def test_a_program_with_a_handler_of_its_own_keeps_it(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_at_a_prompt_does_not_end_the_session(tmp_path, monkeypatch, number):
-    """There TrainingStopped is no SystemExit, and `fit` called again goes on."""
+    """At a prompt, TrainingStopped is not a SystemExit, and calling `fit` again resumes."""
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
     brain = make(tmp_path, lambda: os.kill(os.getpid(), number))
     with pytest.raises(TrainingStopped) as stopped:
@@ -142,8 +142,8 @@ def test_a_stop_at_a_prompt_does_not_end_the_session(tmp_path, monkeypatch, numb
     assert brain.steps_done == 12
 
 
-def test_a_console_survives_a_stop(tmp_path, monkeypatch, capsys):
-    """The standard library's own, which a SystemExit would end."""
+def test_a_stop_does_not_end_an_interactive_console(tmp_path, monkeypatch, capsys):
+    """code.InteractiveConsole, which a SystemExit ends, continues after a stop."""
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
     brain = make(tmp_path, lambda: os.kill(os.getpid(), signal.SIGTERM))
     console = code.InteractiveConsole({"brain": brain})
@@ -154,14 +154,14 @@ def test_a_console_survives_a_stop(tmp_path, monkeypatch, capsys):
     assert "still here" in printed.out
 
 
-def test_what_was_stopped_survives_pickling():
-    """Ranks and pools send exceptions about."""
+def test_training_stopped_survives_pickling():
+    """A pickled TrainingStopped keeps its reason and its exit code."""
     again = pickle.loads(pickle.dumps(TrainingStopped("SIGTERM", 130)))
     assert (again.reason, again.code, str(again)) == ("SIGTERM", 130, "training stopped: SIGTERM")
 
 
-def test_a_time_limit_saves_and_leaves(tmp_path):
-    """Like a signal that the run sends itself, with the code that requeues it."""
+def test_a_time_limit_saves_and_stops(tmp_path):
+    """The run is saved and stops with code 75, which requeues it."""
     brain = make(tmp_path, lambda: time.sleep(0.3), stop_after_minutes=0.2 / 60)
     with pytest.raises(TrainingStopped, match="time limit") as stopped:
         brain.train()
@@ -170,14 +170,14 @@ def test_a_time_limit_saves_and_leaves(tmp_path):
     assert list(tmp_path.glob("CKPT*"))
 
 
-def test_a_time_limit_needs_somewhere_to_save_to():
-    """Else it would throw the training away."""
+def test_a_time_limit_needs_a_checkpointer():
+    """A time limit without a checkpointer is an error, as the training would be lost."""
     with pytest.raises(ValueError, match="stop_after_minutes needs a checkpointer"):
         make(None, stop_after_minutes=1).train()
 
 
-def test_a_script_that_catches_the_stop_can_evaluate_and_train_on(tmp_path, caplog):
-    """The request was obeyed; one line tells of it, and nothing alarming."""
+def test_a_script_can_catch_the_stop_and_continue(tmp_path, caplog):
+    """After the stop, evaluate and fit work, and the log contains one line and no warning."""
     brain = make(tmp_path, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with caplog.at_level(logging.INFO):
         with pytest.raises(TrainingStopped):
@@ -190,8 +190,8 @@ def test_a_script_that_catches_the_stop_can_evaluate_and_train_on(tmp_path, capl
     assert not [r for r in caplog.records if r.levelno > logging.INFO]
 
 
-def test_an_evaluation_is_left_at_the_next_batch(tmp_path):
-    """With the same code: there is nothing to save, and the next start evaluates again."""
+def test_an_evaluation_stops_at_the_next_batch(tmp_path):
+    """An evaluation stops with code 75 after the batch in which the signal arrives."""
     brain = make(tmp_path)
     brain.train()
     evaluated = []
@@ -208,8 +208,8 @@ def test_an_evaluation_is_left_at_the_next_batch(tmp_path):
     assert (len(evaluated), stopped.value.code) == (1, 75)
 
 
-def test_a_signal_too_late_for_fit_is_obeyed_by_the_evaluation(tmp_path):
-    """In the last epoch's end there is no border left."""
+def test_a_signal_after_the_last_step_boundary_stops_the_evaluation(tmp_path):
+    """A signal at the end of the last epoch stops the evaluation that follows."""
     brain = make(tmp_path)
     brain.on_stage_end = lambda stage, loss, epoch: (
         os.kill(os.getpid(), signal.SIGUSR1) if epoch == 2 else None
@@ -219,8 +219,8 @@ def test_a_signal_too_late_for_fit_is_obeyed_by_the_evaluation(tmp_path):
         brain.evaluate(brain.data)
 
 
-def test_a_recipes_own_stop_in_the_last_epoch_leaves_the_evaluation_alone(tmp_path):
-    """It asked for an end of the training."""
+def test_brain_stop_in_the_last_epoch_does_not_stop_the_evaluation(tmp_path):
+    """`Brain.stop` at the end of the last epoch applies to the training only."""
     brain = make(tmp_path)
     brain.on_stage_end = lambda stage, loss, epoch: brain.stop() if epoch == 2 else None
     brain.train()
@@ -238,8 +238,8 @@ brain.train()
 
 
 @pytest.mark.parametrize(("name", "ends_with"), [("SIGTERM", 75), ("SIGINT", 130)])
-def test_a_script_ends_with_the_code_and_without_a_traceback(tmp_path, name, ends_with):
-    """What a shell, or a wrapper, sees."""
+def test_a_script_ends_with_the_exit_code_and_without_a_traceback(tmp_path, name, ends_with):
+    """The process exits with 75 after SIGTERM and with 130 after SIGINT."""
     folder = os.path.dirname(__file__)
     script = SCRIPT.format(folder=folder, save=str(tmp_path / "save"), name=name)
     done = subprocess.run(
@@ -255,7 +255,7 @@ def test_a_script_ends_with_the_code_and_without_a_traceback(tmp_path, name, end
 
 
 def stop_by_clock(rank, folder):
-    """Train on two ranks of which the clock of one has run out; return how each ended."""
+    """Train on two ranks, where rank 1 has the shorter time limit; return how each stopped."""
     brain = make(folder, lambda: time.sleep(0.5), stop_after_minutes=0.1 / 60 if rank else 60)
     with pytest.raises(TrainingStopped) as stopped:
         brain.train()
@@ -263,14 +263,14 @@ def stop_by_clock(rank, folder):
 
 
 def test_the_time_limit_of_one_rank_stops_all_at_the_same_batch(ranks, tmp_path):
-    """Clocks differ; the decision does not."""
+    """Both ranks stop after the same batch, with the reason of the rank whose limit is reached."""
     a, b = ranks(stop_by_clock, 2, tmp_path / "save")
     assert a == b
     assert a[:2] == ("training stopped: time limit (on rank 1 of 2)", 75)
 
 
 def stop_early(rank, folder):
-    """Train on ranks whose metrics differ; return the epochs that each has done."""
+    """Return the epochs that a rank trains if the metrics of the ranks differ."""
     counter = EpochCounterWithStopper(9, 2, 0, "min")
     epochs = []
     for epoch in counter:
@@ -279,6 +279,6 @@ def stop_early(rank, folder):
     return epochs
 
 
-def test_early_stopping_is_the_same_decision_on_all_ranks(ranks, tmp_path):
-    """A metric of each rank's own would leave some of them in an epoch without the others."""
+def test_early_stopping_stops_all_ranks_after_the_same_epoch(ranks, tmp_path):
+    """Early stopping uses one metric on all ranks, even if their metrics differ."""
     assert ranks(stop_early, 2, tmp_path) == [[1, 2, 3]] * 2

@@ -1,4 +1,4 @@
-"""`brain_core.testing`: what it passes, what it finds, and what it says of it."""
+"""`brain_core.testing`: which runs it accepts, and which causes it names for the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ README = Path(__file__).parents[3] / "packages" / "brain-core" / "README.md"
 
 
 class Small(Brain):
-    """One layer with dropout."""
+    """A Brain with one linear layer and dropout."""
 
     def compute_forward(self, batch, stage):
         return self.modules.model(batch)
@@ -28,7 +28,7 @@ class Small(Brain):
 
 
 def making(cls=Small, **options):
-    """Return a function that makes such a Brain in a folder."""
+    """Return a function that makes a Brain of this class in a folder."""
 
     def make_brain(folder):
         return cls(
@@ -45,15 +45,15 @@ make_small = making()
 SIX = {"train_set": torch.arange(12.0).reshape(6, 2)}
 
 
-def message(*args, **kwargs):
-    """Return what the assertion says."""
+def failure(*args, **kwargs):
+    """Return the failure of the AssertionError that is raised."""
     with pytest.raises(AssertionError) as raised:
         assert_resumes_exactly(*args, **kwargs)
     return str(raised.value)
 
 
 def test_the_example_of_the_readme_passes(tmp_path, monkeypatch):
-    """What it shows, as a test of the user's."""
+    """The README's example of a user's test runs as it is and passes."""
     text = README.read_text(encoding="utf-8")
     (code,) = re.findall(
         r"```python\n(.{0,200}from brain_core.testing import.*?)```", text, re.DOTALL
@@ -65,8 +65,8 @@ def test_the_example_of_the_readme_passes(tmp_path, monkeypatch):
     names["test_it_resumes_exactly"]()
 
 
-def test_a_training_that_goes_on_exactly_passes_in_a_few_seconds():
-    """Ordinary use: epochs counted, data shuffled, an interval of the Brain's own."""
+def test_training_that_resumes_exactly_passes_in_a_few_seconds():
+    """Two epochs with shuffling, accumulation and validation pass within 5 s of CPU time."""
     started = time.process_time()
     assert_resumes_exactly(
         making(ckpt_interval_steps=1, grad_accumulation_factor=2),
@@ -80,8 +80,8 @@ def test_a_training_that_goes_on_exactly_passes_in_a_few_seconds():
     assert time.process_time() - started < 5
 
 
-def test_it_works_where_other_threads_have_computed_before():
-    """A fork has none of the parent's threads, and must not wait for them."""
+def test_it_works_after_other_threads_have_computed():
+    """A forked process does not wait for threads that exist only in its parent."""
     former = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -91,14 +91,14 @@ def test_it_works_where_other_threads_have_computed_before():
         torch.set_num_threads(former)
 
 
-def test_it_can_start_processes_afresh():
-    """With spawn, as where CUDA is in use; what cannot be sent to them is refused with advice."""
+def test_a_function_that_cannot_be_spawned_is_refused():
+    """With "spawn", functions that cannot be pickled raise an error with advice."""
     with pytest.raises(ValueError, match="Define them at the top level of a module"):
         assert_resumes_exactly(lambda folder: None, SIX, start_method="spawn")
 
 
 class Tempered(Small):
-    """Its loss depends on a number that each batch changes."""
+    """A Brain whose loss depends on a number that changes with each batch."""
 
     def on_fit_start(self):
         self.schedule = self.new_schedule()
@@ -115,12 +115,12 @@ class Tempered(Small):
 
 
 def test_a_plain_attribute_that_training_changes_resumes_exactly():
-    """No recipe has to save its own numbers."""
+    """A number in an attribute of the Brain is restored without code in the recipe."""
     assert_resumes_exactly(making(Tempered), SIX, kills=[3])
 
 
 def test_an_attribute_that_no_checkpoint_holds_is_named():
-    """With its two values."""
+    """The message contains the attribute and its two values."""
 
     class Schedule:
         def __init__(self):
@@ -130,15 +130,15 @@ def test_an_attribute_that_no_checkpoint_holds_is_named():
         def new_schedule(self):
             return Schedule()
 
-    said = message(making(Opaque), SIX, kills=[3])
-    assert "killed after epoch 1, batch 3 of training" in said
-    assert "First difference: epoch 1, batch 3 of training: the loss, " in said
-    assert "self.schedule changes in training and is in no checkpoint" in said
-    assert "temperature: 0.25 undisturbed, 1.0 now" in said
+    text = failure(making(Opaque), SIX, kills=[3])
+    assert "killed after epoch 1, batch 3 of training and restarted must equal" in text
+    assert "First difference: epoch 1, batch 3 of training: the loss, " in text
+    assert "self.schedule changes in training and is in no checkpoint" in text
+    assert "temperature: 0.25 undisturbed, 1.0 now" in text
 
 
-def test_a_generator_of_ones_own_is_named():
-    """A torch.Generator has a state that no checkpoint holds."""
+def test_an_unsaved_generator_is_named():
+    """A torch.Generator that is not in the checkpoint is named as the cause."""
 
     class Noisy(Small):
         def on_fit_start(self):
@@ -148,11 +148,11 @@ def test_a_generator_of_ones_own_is_named():
         def compute_forward(self, batch, stage):
             return super().compute_forward(batch + torch.rand(1, generator=self.noise), stage)
 
-    assert "self.noise is in no checkpoint" in message(making(Noisy), SIX, kills=[3])
+    assert "self.noise is in no checkpoint" in failure(making(Noisy), SIX, kills=[3])
 
 
-def test_state_that_is_nowhere_to_be_seen_is_told_from_a_kernel():
-    """Two undisturbed runs agree, all that the Brain holds is equal, and yet."""
+def test_state_outside_the_brain_is_distinguished_from_a_nondeterministic_kernel():
+    """If the Brain's state and the batch are equal, the message suggests a global or a closure."""
     calls = []
 
     class Hidden(Small):
@@ -160,25 +160,25 @@ def test_state_that_is_nowhere_to_be_seen_is_told_from_a_kernel():
             calls.append(None)
             return super().compute_objectives(predictions, batch, stage) * len(calls)
 
-    assert "a global, a closure" in message(making(Hidden), SIX, kills=[3])
+    assert "Look for a global, a closure" in failure(making(Hidden), SIX, kills=[3])
 
 
-def test_a_kernel_that_is_not_deterministic_is_found_before_anything_is_killed():
-    """The same weights, random states and batch give another result in two undisturbed runs."""
+def test_a_nondeterministic_kernel_is_found_before_any_kill():
+    """Two undisturbed runs that differ with equal weights, random states and batch are reported."""
 
     class Racing(Small):
         def compute_objectives(self, predictions, batch, stage):
             chance = int.from_bytes(os.urandom(2), "little") * 1e-9
             return super().compute_objectives(predictions, batch, stage) + chance
 
-    said = message(making(Racing), SIX)
-    assert "two that nobody disturbed differ" in said
-    assert "a nondeterministic kernel" in said
-    assert '"deterministic": True' in said
+    text = failure(making(Racing), SIX)
+    assert "Two undisturbed runs must be equal" in text
+    assert "a nondeterministic kernel" in text
+    assert '"deterministic": True' in text
 
 
-def test_data_drawn_from_what_is_not_seeded_are_told_from_a_kernel():
-    """The batches differ, and nothing before them."""
+def test_unseeded_data_are_distinguished_from_a_nondeterministic_kernel():
+    """If only the batches of two undisturbed runs differ, the data are named as the cause."""
 
     class Rows(torch.utils.data.Dataset):
         def __len__(self):
@@ -187,13 +187,13 @@ def test_data_drawn_from_what_is_not_seeded_are_told_from_a_kernel():
         def __getitem__(self, index):
             return torch.ones(2) * int.from_bytes(os.urandom(2), "little")
 
-    assert "the data are drawn from something that is not seeded" in message(
+    assert "the data depend on a source that is not seeded" in failure(
         make_small, {"train_set": Rows()}
     )
 
 
-def test_other_weights_at_every_start_are_told_from_a_kernel():
-    """make_brain has to seed what it draws from."""
+def test_unseeded_initial_weights_are_distinguished_from_a_nondeterministic_kernel():
+    """If the initial weights of two undisturbed runs differ, make_brain is named as the cause."""
 
     def make_brain(folder):
         brain = make_small(folder)
@@ -201,11 +201,11 @@ def test_other_weights_at_every_start_are_told_from_a_kernel():
             brain.modules.model[0].weight.fill_(int.from_bytes(os.urandom(2), "little"))
         return brain
 
-    assert "make_brain makes other weights each time" in message(make_brain, SIX)
+    assert "make_brain makes different weights each time" in failure(make_brain, SIX)
 
 
-def test_augmentation_that_is_not_keyed_by_its_place_is_named():
-    """A dataset's own generator begins anew in the run that goes on."""
+def test_augmentation_that_does_not_depend_on_its_position_alone_is_named():
+    """A dataset with its own generator is named, because that generator restarts."""
 
     class Rows(torch.utils.data.Dataset):
         def __init__(self):
@@ -217,43 +217,43 @@ def test_augmentation_that_is_not_keyed_by_its_place_is_named():
         def __getitem__(self, index):
             return torch.ones(2) * index + torch.rand(2, generator=self.own)
 
-    said = message(make_small, lambda _: {"train_set": Rows()}, kills=[3])
-    assert "randomness is not keyed by the place in the epoch" in said
+    text = failure(make_small, lambda _: {"train_set": Rows()}, kills=[3])
+    assert "does not depend on the position in the epoch alone" in text
 
 
-def test_a_run_that_cannot_go_on_is_shown_with_what_it_printed():
-    """Its traceback is part of the message."""
+def test_the_output_of_a_run_that_cannot_resume_is_shown():
+    """The message contains the traceback of the restarted run."""
 
     class Stuck(Small):
         def on_fit_start(self):
             super().on_fit_start()
-            assert self.step == 0, "cannot go on"
+            assert self.step == 0, "cannot resume"
 
-    said = message(making(Stuck), SIX, kills=[3])
-    assert "AssertionError: cannot go on" in said
+    text = failure(making(Stuck), SIX, kills=[3])
+    assert "AssertionError: cannot resume" in text
 
 
-def test_a_run_that_hangs_is_ended_and_says_where_it_was():
-    """Not after hours."""
+def test_a_run_that_hangs_is_killed_and_its_traceback_is_shown():
+    """The run is killed after the timeout, and the message contains its current function."""
 
     class Hanging(Small):
         def on_fit_start(self):
             time.sleep(60)
 
-    said = message(making(Hanging), SIX, timeout_s=1.0)
-    assert "must end within 1.0 s, and hangs" in said
-    assert "in on_fit_start" in said
+    text = failure(making(Hanging), SIX, timeout_s=1.0)
+    assert "must end within 1.0 s, but hangs" in text
+    assert "in on_fit_start" in text
 
 
 @pytest.mark.parametrize(
     ("kills", "text"), [(6, "must be 1 to 5"), ([7], "must name batches from 1 to 6, got 7")]
 )
-def test_kills_that_cannot_be_are_refused(kills, text):
-    """With how many batches there are."""
+def test_impossible_kills_are_refused(kills, text):
+    """The error states the number of batches."""
     with pytest.raises(ValueError, match=text):
         assert_resumes_exactly(make_small, SIX, kills=kills)
 
 
 def test_a_brain_without_a_checkpointer_is_refused():
-    """There is nothing to go on from."""
-    assert "must return a Brain with a checkpointer" in message(lambda _: Small(), SIX)
+    """A Brain without a checkpointer raises an error, as it cannot resume."""
+    assert "must return a Brain with a checkpointer" in failure(lambda _: Small(), SIX)

@@ -1,1 +1,1 @@
-"""The training loop's parts: one optimizer step, one pass over the data, its mean and its bar."""
+"""The parts of the training loop: the optimizer step, the epoch pass, its mean and its bar."""

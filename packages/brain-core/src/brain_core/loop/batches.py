@@ -1,4 +1,4 @@
-"""The batches of one pass, with a look at whether another one follows."""
+"""The batches of one pass, with a check whether another batch follows."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ _NOT_PADDED = (False, 0)
 
 
 class Batches(Generic[T]):
-    """An iterator over a loader's batches that can tell whether another batch follows.
+    """An iterator over a loader's batches with a check whether another batch follows.
 
     `has_next` fetches the next batch early, so the loader's position is one batch ahead until that
-    batch is taken. The loop calls it only inside an accumulation window and saves only at a step
+    batch is returned. The loop calls it only inside an accumulation window and saves only at a step
     boundary, where the loader's position is right.
 
     Parameters
     ----------
     batches : iterable
-        A loader. Its iterator is made here.
+        A loader. Its iterator is created here.
     limit : int, optional
         End after this many batches, as if the data ended.
 
     Attributes
     ----------
     is_padding : bool
-        Whether the batch taken last is a copy of another rank's; see `SaveableDataLoader`.
+        Whether the batch returned last is a copy of another rank's; see `SaveableDataLoader`.
     padding_batches : int
         The number of ranks whose current batch is such a copy.
     """
 
     def __init__(self, batches: Iterable[T], limit: int | None = None) -> None:
         self._iterator = iter(batches)
-        # The loader describes the batch it returned last, which may not be the one taken last.
+        # The loader describes the batch it returned last, which `has_next` may have fetched early.
         self._padded_loader: Any = (
             batches if getattr(batches, "last_round", None) == "pad" else None
         )

@@ -21,7 +21,7 @@ __all__ = ["EpochPass", "evaluating"]
 
 
 class EpochPass:
-    """The batches of one pass from a position on, with their mean loss, a bar and a profiler.
+    """The batches of one pass from a position onwards, with mean loss, bar and profiler.
 
     ::
 
@@ -33,19 +33,19 @@ class EpochPass:
     Parameters
     ----------
     loader : iterable
-        Gives the batches. Its iterator is made here.
+        Yields the batches. Its iterator is created here.
     mean : LossMean
-        What losses are added to.
+        The mean that losses are added to.
     update : callable, optional
         A recipe's own ``update_average(loss, average)``, used instead of the mean.
     figure : str
-        The name of the mean beside the bar.
+        The name of the mean, shown next to the bar.
     show_bar : bool
         Whether to draw a bar.
     colour : str
         The bar's colour.
     done : int
-        Batches of the pass that are done already.
+        The number of batches of the pass that are already done.
     limit : int, optional
         End after this many batches.
     profiler : StepProfiler, optional
@@ -82,7 +82,7 @@ class EpochPass:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Close the bar and drop the loader's iterator, whatever ended the pass."""
+        """Close the bar and drop the loader's iterator, also after an exception."""
         try:
             self._bar.__exit__(*exception)
         finally:
@@ -126,7 +126,7 @@ class EpochPass:
 
 @contextmanager
 def evaluating(modules: torch.nn.Module) -> Iterator[None]:
-    """Put modules into evaluation mode, and back if an exception passes."""
+    """Put modules into evaluation mode; restore training mode if an exception is raised."""
     were_training = [module for module in modules.modules() if module.training]
     modules.eval()
     try:

@@ -43,9 +43,9 @@ def evaluate_batches(
     evaluate : callable
         Returns the loss of a batch.
     modules : torch.nn.ModuleDict
-        What is evaluated.
+        The modules to evaluate.
     counter : Counter
-        Counts the batches from 1, and has its former count afterwards.
+        Counts the batches from 1. Its former count is restored afterwards.
     shard : bool
         Whether each rank evaluates a shard of the batches.
     after_batch : callable, optional

@@ -34,7 +34,7 @@ def scale_gradients(optimizers: Optimizers, factor: float) -> None:
     for optimizer in optimizers:
         gradients = gradients_of(optimizer)
         if gradients:
-            torch._foreach_mul_(gradients, factor)  # torch.optim itself is built on it
+            torch._foreach_mul_(gradients, factor)  # torch.optim uses it, too
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.Tensor:
@@ -58,7 +58,7 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.T
     else:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-    # With sharded parameters it is a DTensor, whose full tensor is the norm of all shards.
+    # With sharded parameters the norm is a DTensor; its full tensor is the norm of all shards.
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
@@ -93,8 +93,8 @@ def drop_nonfinite_gradients(parameters: Mapping[str, torch.nn.Parameter]) -> li
 def split_vectors(module: torch.nn.Module) -> list[dict[str, object]]:
     """Group trainable parameters: vectors without weight decay, then all others.
 
-    Biases and the weights of norms have one dimension; weight decay does not help them. The order
-    of the groups is SpeechBrain's, so that its optimizer states fit.
+    Biases and the weights of normalization layers have one dimension and no weight decay. The
+    order of the groups is SpeechBrain's, so that its optimizer states can be loaded.
     """
     trainable = [p for p in module.parameters() if p.requires_grad]
     return [

@@ -21,12 +21,12 @@ def pad_last_round(loader: Any, *, pad: bool, elastic: bool) -> None:
     Parameters
     ----------
     loader : object
-        A `SaveableDataLoader`, or a `LoopedLoader` of one; any other stays as it is.
+        A `SaveableDataLoader`, or a `LoopedLoader` of one; any other loader is not changed.
     pad : bool
         Keep the batches of an incomplete last round whole, and give ranks without a batch of their
         own a padding batch.
     elastic : bool
-        On a number of ranks that does not reach a saved position, shard the rest of the epoch anew.
+        Reshard the rest of the epoch if a saved position does not fit the number of ranks.
     """
     loader = getattr(loader, "loader", loader)
     if not hasattr(loader, "last_round"):

@@ -1,4 +1,4 @@
-"""Tracing a few steps with torch's profiler."""
+"""Traces of a few steps with torch's profiler."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class StepProfiler:
-    """Trace the first steps of a training and write the trace.
+    """Traces the first steps of a training run and writes the trace.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class StepProfiler:
 
     @classmethod
     def from_options(cls, options: RunOptions, hparams: Any) -> StepProfiler | None:
-        """Return a profiler if the options ask for one, which writes to ``output_folder``."""
+        """Return a profiler that writes to ``output_folder`` if the options enable it."""
         if not options.profile_training:
             return None
         folder = getattr(hparams, "output_folder", ".")
@@ -61,7 +61,7 @@ class StepProfiler:
         self._left = 0
 
     def _start(self) -> Any:
-        from torch import profiler  # slow to load, rarely asked for
+        from torch import profiler  # slow to load and rarely used
 
         profile = profiler.profile(
             schedule=profiler.schedule(wait=0, warmup=self._warmup, active=self._steps, repeat=1),

@@ -1,4 +1,4 @@
-"""The progress bar, which reads its figures when it is drawn, not at every step."""
+"""The progress bar, which reads its figures only when it is drawn."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _SECONDS_BETWEEN_UPDATES = 0.2
 
 
 class ProgressBar:
-    """A tqdm bar over one pass, or nothing at all.
+    """A tqdm bar over one pass; does nothing unless enabled.
 
     Parameters
     ----------
     enable : bool
         Whether to draw a bar.
     batches : object
-        What is iterated over; its length, if it has one, is the total.
+        The iterable of batches; its length, if it has one, is the total.
     initial : int
         Batches already done.
     colour : str
-        A colour of tqdm's; empty for the terminal's own.
+        A colour that tqdm accepts; empty for the terminal's default.
     figures : callable
-        Returns the figures beside the bar, by name. Called when the bar is drawn.
+        Returns the figures next to the bar, by name. Called when the bar is drawn.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ProgressBar:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Draw the bar a last time and close it, whatever ended the pass."""
+        """Draw the bar a last time unless an exception was raised, and close it."""
         if self._bar is not None:
             if exception[0] is None:
                 self._draw()
@@ -68,7 +68,7 @@ class ProgressBar:
             self._draw()
 
     def _draw(self) -> None:
-        self._bar.set_postfix(self._figures(), refresh=False)  # type: ignore[union-attr]  # asked before
+        self._bar.set_postfix(self._figures(), refresh=False)  # type: ignore[union-attr]  # checked before
         self._bar.update(self._waiting)  # type: ignore[union-attr]
         self._waiting = 0
 

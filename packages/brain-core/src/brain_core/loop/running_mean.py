@@ -1,4 +1,4 @@
-"""The mean loss of a pass, kept without waiting for the device."""
+"""The mean loss of a pass, computed without waiting for the device."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["LossMean", "is_finite", "nan_if_nonfinite"]
 
 
 class LossMean:
-    """The mean of the finite losses so far, or a value that a recipe puts in its place.
+    """The mean of the finite losses so far, or a value that a recipe assigns instead.
 
     Losses on the CPU are read at once. Losses on an accelerator are added up there, and read only
-    when the mean is asked for.
+    when the mean is read.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class LossMean:
         return self._count
 
     def _add_on_device(self, loss: torch.Tensor) -> None:
-        widest = torch.float32 if loss.device.type == "mps" else torch.float64  # it has no doubles
+        widest = torch.float32 if loss.device.type == "mps" else torch.float64  # MPS has no float64
         loss = loss.detach().to(widest).reshape(())
         finite = torch.isfinite(loss)
         pair = torch.stack((torch.where(finite, loss, 0.0), finite.to(widest)))

@@ -1,4 +1,4 @@
-"""The loader of a stage, and each rank's share of it."""
+"""The loader of a stage, and each rank's shard of it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ __all__ = [
     "shard_evaluation_batches",
 ]
 
-_DEFAULT_SEED = 563375142  # SpeechBrain's, so that a moved recipe sees its data in the same order
+_DEFAULT_SEED = 563375142  # SpeechBrain's default, for the same data order
 
 
 def is_loader(data: Any) -> bool:
-    """Return whether ``data`` gives batches itself, as opposed to being a Dataset."""
+    """Return whether ``data`` is a loader of batches, not a Dataset."""
     if isinstance(data, (DataLoader, LoopedLoader)):
         return True
     is_dataset = isinstance(data, IterableDataset) or hasattr(data, "__getitem__")
@@ -88,8 +88,8 @@ def make_stage_loader(
 def shard_evaluation_batches(loader: Any) -> Any:
     """Return this rank's shard of an evaluation's batches.
 
-    A loader that `make_stage_loader` made for it loads only those already. Any other loader loads
-    all batches, and those of other ranks are dropped.
+    A loader from ``make_stage_loader(..., shard_evaluation=True)`` loads only this shard. Any other
+    loader loads all batches, and those of other ranks are dropped.
     """
     samplers = (getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None))
     is_sharded = any(isinstance(sampler, _Shard) for sampler in samplers)

@@ -26,7 +26,7 @@ class TrainStep:
     Attributes
     ----------
     batches : int
-        Batches of this rank whose gradients wait for the step.
+        Batches of this rank in the current window.
     padding_batches : int
         Padding batches of all ranks in the window; they add nothing to the gradients.
     """
@@ -51,7 +51,7 @@ class TrainStep:
         accumulation : int
             Batches of a full window.
         is_padding : bool
-            Whether the batch is a copy of another rank's, which must add nothing.
+            Whether the batch is a padding batch, whose loss gets zero weight.
         """
         if is_padding:
             loss = zero_weight(loss)
@@ -73,18 +73,18 @@ class TrainStep:
         *,
         always_check: bool,
     ) -> None:
-        """Compute gradients; those of a loss that is not finite become NaN.
+        """Compute gradients; a loss that is not finite gets NaN gradients.
 
         Parameters
         ----------
         loss : torch.Tensor
-            What `scale` or `scale_by_weight` returned.
+            The result of `scale` or `scale_by_weight`.
         scaler : torch.amp.GradScaler
-            Scales the loss where it is enabled, and then finds overflows by itself.
+            Scales the loss if enabled; it then detects overflows itself.
         check : callable
             Called with a loss that is not finite.
         always_check : bool
-            Call it with every loss: a recipe has a check of its own.
+            Whether to call ``check`` with every loss, because a recipe overrides it.
         """
         if scaler.is_enabled():
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch's
@@ -111,7 +111,7 @@ class TrainStep:
         *,
         weighted: bool,
     ) -> None:
-        """Unscale the gradients, and divide them by the batches or weights that the window has."""
+        """Unscale the gradients, and divide them by the window's number of batches or weights."""
         for optimizer in optimizers if scaler.is_enabled() else ():
             scaler.unscale_(optimizer)
         if weighted:
@@ -135,7 +135,7 @@ class TrainStep:
         Returns
         -------
         str or None
-            What was not finite, where that is to be counted against ``nonfinite_patience``.
+            What was not finite, if it counts against ``nonfinite_patience``; else None.
         """
         norms = [clip_gradients(optimizer, max_norm) for optimizer in optimizers]
         nonfinite = None
@@ -156,12 +156,12 @@ class TrainStep:
 
 
 def report_nonfinite(what: str, *, step: int, count: int, patience: int) -> None:
-    """Log a skipped step, or raise once there are more than ``patience`` in an epoch.
+    """Log a skipped step, or raise if an epoch has more than ``patience`` of them.
 
     Raises
     ------
     ValueError
-        When patience is exhausted.
+        If ``count`` exceeds ``patience``.
     """
     if count > patience:
         raise ValueError(
@@ -185,7 +185,7 @@ def explain_loss(loss: Any, error: Exception) -> None:
     Raises
     ------
     ValueError
-        If ``loss`` is no tensor of one element that has a gradient.
+        If ``loss`` is not a tensor of one element that requires a gradient.
     """
     got = _unusable(loss)
     if got is not None:
@@ -196,7 +196,7 @@ def explain_loss(loss: Any, error: Exception) -> None:
 
 
 def _unusable(loss: Any) -> str | None:
-    """Describe why no gradient can be computed of a loss; None if it can."""
+    """Describe why a loss has no gradient; return None if it has one."""
     if not isinstance(loss, torch.Tensor):
         return f"{loss!r}"
     if loss.numel() != 1:

@@ -1,4 +1,4 @@
-"""Objects as short texts, to find out whether they have changed."""
+"""Short texts that describe objects, to find out whether the objects have changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Pieces", "describe", "digest", "text_of_tensor"]
 Pieces = dict[str, str]
 
 _DEEPEST = 5
-_LONGEST = 64  # a longer container is one piece
+_LONGEST = 64  # a container with more entries is one piece
 _OPAQUE = ("torch.", "logging", "builtins", "functools", "brain_")
 
 
@@ -45,7 +45,7 @@ def digest(obj: Any, most: int | None = None) -> str:
     obj : object
         Anything.
     most : int, optional
-        Look at no more than so many values.
+        Include at most this many values.
     """
     return _digest_of(dict(islice(_walk(obj, "", _DEEPEST, set()), most)))
 
@@ -70,7 +70,7 @@ def _walk(obj: Any, name: str, depth: int, above: set[int]) -> Iterator[tuple[st
 
 
 def _text_of(obj: Any) -> str | None:
-    """Describe what has no parts; None if it has some."""
+    """Return the text of an object without parts, None if it has parts."""
     text: str | None = None
     if isinstance(obj, torch.Tensor):
         text = text_of_tensor(obj)
@@ -93,7 +93,7 @@ def _text_of(obj: Any) -> str | None:
 
 
 def _parts_of(obj: Any) -> dict[str, Any]:
-    """Return what an object consists of, as far as it can be told; empty for an opaque one."""
+    """Return the parts of an object by name; empty for an opaque object."""
     if isinstance(obj, Mapping):
         return {str(key): value for key, value in obj.items()}
     if isinstance(obj, AbstractSet):
@@ -111,7 +111,7 @@ def _parts_of(obj: Any) -> dict[str, Any]:
 def text_of_tensor(tensor: torch.Tensor) -> str:
     """Return dtype, shape and value of a tensor, the value as a digest if it is long."""
     tensor = tensor.detach()
-    if hasattr(tensor, "to_local"):  # one rank's part of a DTensor
+    if hasattr(tensor, "to_local"):  # this rank's shard of a DTensor
         tensor = tensor.to_local()
     kind = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
     if tensor.device.type == "meta":

@@ -16,7 +16,7 @@ __all__ = ["SaveSchedule", "StepBoundary", "TrainingStopped"]
 
 logger = logging.getLogger(__name__)
 
-# The code of a process that Ctrl-C ended, by the shells' convention: do not requeue.
+# The shells' exit code of a process that Ctrl-C ended; such a run must not be requeued.
 EXIT_INTERRUPTED = 130
 
 _SAVE, _STOP = 1, 2
@@ -33,10 +33,10 @@ class TrainingStopped(BaseException):
     Parameters
     ----------
     reason : str
-        Who requested it.
+        The signal, time limit or call that requested the stop.
     code : int
-        The exit code of a script: 75, so that a wrapper can tell it from a failure and start the
-        run again, or 130 after Ctrl-C, so that it does not.
+        The exit code of a script: 75, with which a wrapper should restart the run, or 130 after
+        Ctrl-C, with which it should not.
     """
 
     code: str | int | None  # as SystemExit declares it
@@ -64,7 +64,7 @@ class _ScriptInterrupted(TrainingStopped, SystemExit, KeyboardInterrupt):
 
 
 class SaveSchedule:
-    """When a checkpoint within an epoch is due: at an interval in minutes or in batches.
+    """Decides when a checkpoint within an epoch is due: every so many minutes or batches.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class SaveSchedule:
         self.reset()
 
     def reset(self) -> None:
-        """Start the interval anew."""
+        """Restart the interval."""
         self._since = time.monotonic()
         self.steps_done = 0
 
@@ -169,7 +169,7 @@ class StepBoundary:
             self._stop()
 
     def save(self) -> None:
-        """Save a checkpoint and start the interval anew."""
+        """Save a checkpoint and restart the interval."""
         self._save()
         self._save_requested = False
         self.schedule.reset()
@@ -179,7 +179,7 @@ class StepBoundary:
         self._vote.close()
 
     def _requests(self) -> int:
-        """Return this rank's requests, a save only once since the answer may come later."""
+        """Return this rank's requests; a save only once, since the vote may end later."""
         requests = _STOP if self._stop_signal.requested else 0
         if self.schedule.is_due_by_clock() and not self._save_requested:
             self._save_requested = True
@@ -189,7 +189,7 @@ class StepBoundary:
     def _stop(self) -> None:
         """Raise on every rank with the same reason and the same exit code."""
         reason_of_rank = gather_objects(self._stop_signal.reason)
-        self._stop_signal.clear()  # whoever catches this can train or evaluate again
+        self._stop_signal.clear()  # so that the caller can catch this and train or evaluate again
         first_rank = {
             reason: rank for rank, reason in reversed(list(enumerate(reason_of_rank))) if reason
         }

@@ -23,7 +23,7 @@ _SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
 class StopControl:
     """Stops a fit or an evaluation on request, on all ranks after the same batch.
 
-    Signals are handled where a checkpointer has saved, or can save, what was done; `request` always
+    Signals are handled only with a checkpointer, which can save the progress. `request` always
     works. An exception that ends a fit or an evaluation on one rank ends it on all.
     """
 
@@ -89,9 +89,10 @@ class StopControl:
     def during_evaluation(
         self, checkpointer: Checkpointer | None, *, nested: bool
     ) -> Iterator[None]:
-        """Stop an evaluation on request; inside a fit, the fit's own step boundary does.
+        """Stop an evaluation on request; a nested evaluation is stopped by the fit's step boundary.
 
-        A signal that came too late for `fit` stops the evaluation. A Ctrl-C ends it at once.
+        A signal that arrived after the last step boundary of `fit` stops the evaluation.
+        Ctrl-C ends it at once.
 
         Parameters
         ----------
@@ -116,7 +117,7 @@ class StopControl:
             boundary.close()
 
     def boundary_of_evaluation(self, stage: Stage) -> StepBoundary | None:
-        """Return where an evaluation may stop: where everything is saved already."""
+        """Return the step boundary of an evaluation, None if stopping would lose progress."""
         if stage is Stage.TEST:
             return self._test_boundary
         boundary = self._boundary

@@ -1,4 +1,4 @@
-"""A check, for tests of your own, that a run which is killed continues bit for bit."""
+"""Check that a killed training run resumes bit for bit, for use in your own tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a run that is killed continues exactly, for tests of your own."""
+"""`assert_resumes_exactly`: train undisturbed and with kills, and compare the runs."""
 
 from __future__ import annotations
 
@@ -38,43 +38,44 @@ def assert_resumes_exactly(
     start_method: StartMethod | None = None,
     timeout_s: float = 120.0,
 ) -> None:
-    """Train undisturbed and with kills, each in processes of their own, and compare.
+    """Assert that a run which is killed and restarted equals an undisturbed run bit for bit.
 
-    Every batch, loss, weight and saved state of the run that was killed and started again has to
-    be bit for bit that of the undisturbed run, each batch done and none left out. The undisturbed
-    run takes place twice, so that a training that is never the same twice is told from one that
-    does not resume.
+    Each start trains in its own processes. Every batch, loss, weight and saved state is compared,
+    and every batch must be processed. The undisturbed run is trained twice, to distinguish
+    training that is not reproducible from training that does not resume.
 
     Parameters
     ----------
     make_brain : callable
-        Takes an empty folder, or that of a run which was killed, and returns a Brain with a
-        checkpointer there, as the start of your script would. If the Brain sets no interval,
+        Takes a folder, which is empty or contains the checkpoints of a killed run. Returns a Brain
+        with a checkpointer in that folder, as your script does. If the Brain sets no interval,
         ``ckpt_interval_steps`` is 2.
     fit_args : mapping or callable
         The arguments of `Brain.fit` by name, or a function of the Brain that returns them. A
-        missing ``epoch_counter`` means one epoch. Without ``valid_set`` nothing is validated.
+        missing ``epoch_counter`` means one epoch. Without ``valid_set`` there is no validation.
     kills : int or sequence of int
-        How many times to kill the run with SIGKILL, at batches chosen by ``seed``; or after which
-        batches, those of training and validation counted together from 1.
+        The number of times to kill the run with SIGKILL, at batches chosen by ``seed``; or the
+        batches after which to kill it, counted from 1 over training and validation.
     seed : int
-        For those batches, and for every generator before ``make_brain`` is called.
+        Seeds the choice of those batches, and every generator before ``make_brain`` is called.
     ranks : int
-        Processes of a gloo group that train together, on this machine.
+        The number of processes, on this machine, of a gloo group.
     start_method : {"fork", "spawn"}, optional
-        How to make a process. A fork, on Linux where CUDA was not used yet, lets ``make_brain`` be
-        defined inside a test, and trains on one thread. Else it has to be importable.
+        How to start a process. The default is "fork" on Linux if CUDA is not in use: ``make_brain``
+        may then be defined inside a test, and training uses one thread. With "spawn",
+        ``make_brain`` and ``fit_args`` must be importable.
     timeout_s : float
-        After this many seconds a start counts as hanging.
+        Seconds after which a start counts as hanging.
 
     Raises
     ------
     AssertionError
-        With the first place and the first piece of state that differ, and the likely cause: a
-        generator, an object that is in no checkpoint, a kernel that is not deterministic. Also if
-        a run cannot go on, hangs or fails, with what it printed.
+        If the runs differ. The message names the first batch and the first piece of state that
+        differ, and the likely cause: a generator, an object that is in no checkpoint, a
+        nondeterministic kernel. Also if a run cannot resume, hangs or fails; the message then
+        contains its output.
     ValueError
-        If the arguments cannot work.
+        If ``kills`` does not fit the number of batches, or the arguments cannot be pickled.
 
     Examples
     --------
@@ -127,12 +128,12 @@ def _start(job: Job) -> Attempt:
 
 
 def _plan_kills(records: Sequence[Record], kills: int | Sequence[int], seed: int) -> list[Kill]:
-    """Choose where to kill, in the order of the run, so that each start comes further."""
+    """Return where to kill, in the order of the run, so that each start gets further."""
     places = [record.place for record in records if record.batch]
     if isinstance(kills, int):
         if not 0 < kills <= len(places) - 1:
             raise ValueError(
-                f"kills must be 1 to {len(places) - 1}, one less than the run has batches, got "
+                f"kills must be 1 to {len(places) - 1}, one less than the batches of the run, got "
                 f"{kills!r}. Train on more batches, or kill less often."
             )
         draw = random.Random(seed)  # noqa: S311  # no secret
@@ -141,21 +142,21 @@ def _plan_kills(records: Sequence[Record], kills: int | Sequence[int], seed: int
     for number in kills:
         if not 1 <= number <= len(places):
             raise ValueError(
-                f"kills must name batches from 1 to {len(places)}, got {number!r}: that is how "
-                "many the undisturbed run trained on and evaluated."
+                f"kills must name batches from 1 to {len(places)}, got {number!r}. The "
+                "undisturbed run trains on and evaluates that many batches."
             )
     return [Kill(places[number - 1], before=False) for number in sorted(set(kills))]
 
 
 def _compare_undisturbed(reference: Attempt, again: Attempt) -> set[str]:
-    """Make sure that two undisturbed runs are one; return what may differ all the same."""
+    """Check that two undisturbed runs are equal; return the pieces that may differ."""
     ignored: set[str] = set()
     for rank, (one, other) in enumerate(zip(reference.records, again.records, strict=True)):
         difference = first_difference(one, other)
         if difference is not None:
             raise AssertionError(
-                "The run must be the same each time before it can go on exactly, but two that "
-                f"nobody disturbed differ.\nFirst difference{_of(rank, reference)}: "
+                "Two undisturbed runs must be equal before a resumed run can be compared, but they "
+                f"differ.\nFirst difference{_of(rank, reference)}: "
                 f"{difference.what}.\n"
                 f"Likely cause: {explain_chance(one, other, difference.at)}."
             )
@@ -175,8 +176,8 @@ def _compare_resumed(
     at, rank, difference = min(differences)  # the earliest is nearest to the cause
     cause = explain_resume(*pairs[rank], at, ignored)
     raise AssertionError(
-        f"The run that was killed {history} and started again must be the undisturbed one, and is "
-        f"not.\nFirst difference{_of(rank, reference)}: {difference.what}.\n"
+        f"The run that was killed {history} and restarted must equal the undisturbed run, but "
+        f"differs.\nFirst difference{_of(rank, reference)}: {difference.what}.\n"
         f"Likely cause: {cause}."
     )
 
@@ -184,21 +185,21 @@ def _compare_resumed(
 def _check_coverage(
     reference: Sequence[Record], attempt: Attempt, kill: Kill | None, done: int
 ) -> int:
-    """Make sure that nothing was left out; return how many records of the run are done by now."""
+    """Check that no batch was skipped; return how many records of the run are done."""
     places = [record.place for record in reference]
     if not all(attempt.records):
-        raise AssertionError("The run that was started again must go on, and did nothing.")
+        raise AssertionError("The restarted run must continue, but it processed no batch.")
     for records in attempt.records:
         first, last = places.index(records[0].place), places.index(records[-1].place)
         if first > done:
             raise AssertionError(
-                "Each batch must be done once, but the run that was started again left out "
-                f"{places[done]} to {places[first - 1]}.\nLikely cause: the position in the data, "
-                "or the epoch, is saved ahead of what was trained on."
+                "Each batch must be processed once, but the restarted run skipped "
+                f"{places[done]} to {places[first - 1]}.\nLikely cause: the saved position in the "
+                "data, or the saved epoch, is ahead of the training."
             )
     if attempt.killed != (kill is not None) or (kill is None and places[last].stage != "END"):
-        due = "its end" if kill is None else str(kill.place)
-        raise AssertionError(f"The run that was started again must reach {due}, and did not.")
+        target = "its end" if kill is None else str(kill.place)
+        raise AssertionError(f"The restarted run must reach {target}, but did not.")
     return last + (records[-1].loss is not None)
 
 

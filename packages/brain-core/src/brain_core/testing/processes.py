@@ -1,4 +1,4 @@
-"""Running a Brain in child processes that can be killed."""
+"""Child processes that train a Brain and can be killed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["Attempt", "Job", "choose_start_method", "run"]
 
 StartMethod = Literal["fork", "spawn"]
 _LOG_CHARACTERS = 16_000
-_SECONDS_TO_TELL = 2.0
+_SECONDS_TO_DUMP = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,46 +48,46 @@ class Job:
     number: int = 0  # of the attempts in this folder
 
     def file(self, name: str, rank: int) -> Path:
-        """Return a file of this attempt that lies beside the run's own folder."""
+        """Return the path of a file of this attempt, next to the run's folder."""
         return self.folder.with_name(f"{self.folder.name}-{name}-{self.number}-{rank}")
 
 
 @dataclass
 class Attempt:
-    """What became of one start.
+    """The result of one start.
 
     Attributes
     ----------
     records : list of list of Record
-        For each rank, in order.
+        The records of each rank, by rank.
     killed : bool
-        Whether it killed itself as it was told to.
+        Whether a rank killed itself at ``Job.kill``.
     """
 
     records: list[list[Record]]
     killed: bool
 
 
-def choose_start_method(asked: StartMethod | None) -> StartMethod:
-    """Fork where that is safe, since then a Brain may be defined inside a test; else spawn."""
-    if asked is not None:
-        return asked
+def choose_start_method(requested: StartMethod | None) -> StartMethod:
+    """Return ``requested``; by default "fork" where it is safe, else "spawn"."""
+    if requested is not None:
+        return requested
     can = "fork" in multiprocessing.get_all_start_methods() and sys.platform == "linux"
     uses_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's
-    # Threads of the parent, such as pytest-xdist's, do not come along, and nothing waits for them.
+    # The child has none of the parent's threads, such as pytest-xdist's, and waits for none.
     return "fork" if can and not uses_cuda else "spawn"
 
 
 def run(job: Job) -> Attempt:
-    """Start all ranks, wait for their end, and read what they noted.
+    """Start all ranks, wait until they end, and read their records.
 
     Raises
     ------
     AssertionError
-        If one of them raises, or does not end in time.
+        If a rank raises, or does not end in time.
     """
     if job.start_method == "fork":
-        importlib.import_module("torch._dynamo")  # optimizers do; here once, and not in each child
+        importlib.import_module("torch._dynamo")  # optimizers import it; here only once
     context: Any = multiprocessing.get_context(job.start_method)
     processes = [context.Process(target=_child, args=(job, rank)) for rank in range(job.ranks)]
     try:
@@ -100,79 +100,79 @@ def run(job: Job) -> Attempt:
                 process.join()
     killed = any(process.exitcode == -signal.SIGKILL for process in processes)
     if killed and job.kill is None:
-        raise AssertionError(f"A child was killed from outside, perhaps for its memory.{_log(job)}")
+        raise AssertionError(f"A process was killed from outside, maybe for its memory.{_log(job)}")
     return Attempt([read_records(job.file("records", rank)) for rank in range(job.ranks)], killed)
 
 
 def _start(processes: list[Any]) -> None:
     with warnings.catch_warnings():
-        # Python warns of any fork beside threads, torch's own among them; the child uses none.
+        # Python warns of a fork if threads exist, such as torch's; the child uses none of them.
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
             for process in processes:
                 process.start()
         except (AttributeError, TypeError, pickle.PicklingError) as error:
             raise ValueError(
-                "make_brain and fit_args must be importable by a process that is started afresh, "
-                f"got {error!r}. Define them at the top level of a module, or call "
-                "assert_resumes_exactly on Linux before the test's process uses CUDA: then it "
-                "forks, and they may be anything."
+                "make_brain and fit_args must be importable by a spawned process, got "
+                f"{error!r}. Define them at the top level of a module, or call "
+                "assert_resumes_exactly on Linux before the test's process uses CUDA: the "
+                "processes are then forked, and nothing needs to be importable."
             ) from error
 
 
 def _wait(processes: list[BaseProcess], job: Job) -> None:
-    """Wait until all have ended; when one fails, those that wait for it are not waited for."""
+    """Wait until all processes have ended or one has failed."""
     deadline = time.monotonic() + job.timeout_s
     while any(process.is_alive() for process in processes):
         codes = [process.exitcode for process in processes]
         if any(codes):
             break
         if time.monotonic() > deadline:
-            _ask_where(processes)
-            raise AssertionError(f"A run must end within {job.timeout_s} s, and hangs.{_log(job)}")
+            _dump_tracebacks(processes)
+            raise AssertionError(f"A run must end within {job.timeout_s} s, but hangs.{_log(job)}")
         time.sleep(0.005)
-    time.sleep(0.0 if job.ranks == 1 else 0.05)  # let the others reach the same kill
+    time.sleep(0.0 if job.ranks == 1 else 0.05)  # let the other ranks reach the same kill
     failed = [code for code in (p.exitcode for p in processes) if code not in (0, None)]
     if any(code != -signal.SIGKILL for code in failed) and -signal.SIGKILL not in failed:
         raise AssertionError(f"A run ended with code {failed[0]}.{_log(job)}")
 
 
-def _ask_where(processes: list[BaseProcess]) -> None:
-    """Let processes that hang write where they are into their logs."""
+def _dump_tracebacks(processes: list[BaseProcess]) -> None:
+    """Make hanging processes write their tracebacks into their logs."""
     for process in processes:
         if process.is_alive() and process.pid is not None:
             os.kill(process.pid, signal.SIGABRT)
-            process.join(_SECONDS_TO_TELL)
+            process.join(_SECONDS_TO_DUMP)
 
 
 def _log(job: Job) -> str:
     texts = (job.file("log", rank) for rank in range(job.ranks))
     logs = [path.read_text(encoding="utf-8", errors="replace") for path in texts if path.exists()]
-    told = "\n".join(log[-_LOG_CHARACTERS:] for log in logs).strip()
-    return f" It printed:\n{told}" if told else ""
+    output = "\n".join(log[-_LOG_CHARACTERS:] for log in logs).strip()
+    return f" Output:\n{output}" if output else ""
 
 
 def _child(job: Job, rank: int) -> None:
     log = os.open(job.file("log", rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    # pytest may have put something else in their place, which the parent's other children share
+    # pytest may have replaced them by files that the parent's other children share.
     sys.stdout = sys.stderr = open(log, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115  # for as long as the child lives
-    # Not its timer: where the parent has one running, as pytest may, a fork cannot set another.
+    # Do not use its timer: a fork cannot set one if the parent, such as pytest, has one running.
     faulthandler.enable(file=sys.stderr)
     try:
         _train(job, rank)
-    except BaseException:  # noqa: BLE001  # told to the parent, whatever it is
+    except BaseException:  # noqa: BLE001  # any error is reported to the parent
         traceback.print_exc()
         sys.stdout.flush()
         os._exit(1)
-    os._exit(0)  # nothing of the parent's is to be cleaned up here
+    os._exit(0)  # skip the parent's exit handlers
 
 
 def _train(job: Job, rank: int) -> None:
     if job.start_method == "fork":
-        torch.set_num_threads(1)  # the parent's threads did not come along
-    setattr(os, "fsync", lambda _: None)  # noqa: B010  # a kill loses nothing that was written
+        torch.set_num_threads(1)  # the parent's threads do not exist here
+    setattr(os, "fsync", lambda _: None)  # noqa: B010  # a kill of the process loses no written data
     if job.ranks > 1:
         _join_group(job, rank)
     seed_generators(job.seed)

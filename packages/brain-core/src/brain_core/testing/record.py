@@ -1,4 +1,4 @@
-"""What a run leaves behind for another one to be compared with, written as it happens."""
+"""Records of a run, written as it trains, to compare with another run."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["Kill", "Place", "Record", "Recorder", "read_records"]
 
 
 class Place(NamedTuple):
-    """A point in a run: a batch, counted from 1 within its pass, or the end of it all."""
+    """A point in a run: a batch, counted from 1 within its pass, or the end of the run."""
 
     stage: str
     epoch: int
     step: int
 
     def __str__(self) -> str:
-        """Name it."""
+        """Return the name of the place, for messages."""
         if self.stage == "END":
             return "the end of the run"
         doing = {"TRAIN": "training", "VALID": "validation"}.get(self.stage, self.stage.lower())
@@ -59,21 +59,21 @@ class Record:
 
 
 class Kill(NamedTuple):
-    """Where a run kills itself: before a batch, or after it and before it can be saved."""
+    """Where a run kills itself: before a batch, or after it and before a checkpoint."""
 
     place: Place
     before: bool
 
 
 class Recorder:
-    """Notes every batch, loss and state of a Brain's `fit` in a file that a kill does not harm.
+    """Records every batch, loss and state of a Brain's `fit` in a file that survives a kill.
 
     Parameters
     ----------
     brain : Brain
-        Whose methods are watched, on this instance alone.
+        The methods of this instance are wrapped.
     epochs : iterable
-        What `fit` is given as ``epoch_counter``.
+        The argument ``epoch_counter`` of `fit`.
     path : Path
         Where to write.
     kill : Kill, optional
@@ -92,36 +92,36 @@ class Recorder:
             setattr(brain, name, getattr(self, name))
 
     def fit_batch(self, batch: Any) -> Any:
-        """Train on a batch, and note it."""
+        """Train on a batch, and record it."""
         place = self._begin(Stage.TRAIN, batch)
         loss = self._fit_batch(batch)
         self._end(place, loss)
         return loss
 
     def evaluate_batch(self, batch: Any, stage: Stage) -> Any:
-        """Evaluate a batch, and note it."""
+        """Evaluate a batch, and record it."""
         place = self._begin(stage, batch)
         loss = self._evaluate_batch(batch, stage=stage)
         self._end(place, loss)
         return loss
 
     def on_stage_end(self, stage: Stage, stage_loss: float, epoch: int | None = None) -> None:
-        """Note the mean of a pass before a recipe does what it does with it."""
-        self._note(Record(Place(stage.name, epoch or 0, 0), loss=_exactly(stage_loss)))
+        """Record the mean of a pass before the recipe's `on_stage_end` uses it."""
+        self._write(Record(Place(stage.name, epoch or 0, 0), loss=_exactly(stage_loss)))
         self._on_stage_end(stage, stage_loss, epoch)
 
     def finish(self) -> None:
-        """Note the state that the run ends with."""
-        self._note(Record(Place("END", 0, 0), self._snapshot()))
+        """Record the state at the end of the run."""
+        self._write(Record(Place("END", 0, 0), self._snapshot()))
 
     def _begin(self, stage: Stage, batch: Any) -> Place:
         place = Place(stage.name, self._epoch(), self._brain.step)
         self._kill_at(Kill(place, before=True))
-        self._note(Record(place, self._snapshot(), describe(batch)))
+        self._write(Record(place, self._snapshot(), describe(batch)))
         return place
 
     def _end(self, place: Place, loss: Any) -> None:
-        self._note(Record(place, loss=_exactly(loss)))
+        self._write(Record(place, loss=_exactly(loss)))
         self._kill_at(Kill(place, before=False))
 
     def _epoch(self) -> int:
@@ -134,12 +134,12 @@ class Recorder:
         if here == self._kill:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def _note(self, record: Record) -> None:
+    def _write(self, record: Record) -> None:
         os.write(self._file, _line(asdict(record)))
 
 
 def read_records(path: Path) -> list[Record]:
-    """Read what a `Recorder` wrote, what was noted before and after a batch joined."""
+    """Read the records of a `Recorder`, with the two parts of each batch joined."""
     records: list[Record] = []
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     for line in lines:

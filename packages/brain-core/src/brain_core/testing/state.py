@@ -1,4 +1,4 @@
-"""All state of a Brain, piece by piece, in a form that two processes can compare."""
+"""The state of a Brain as named pieces that two processes can compare."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 __all__ = ["Pieces", "describe", "is_outcome", "snapshot"]
 
 _OUTCOMES = ("modules.", "recoverables.", "unsaved.", "progress.")
-_OWN = {"brain", "rank_state"}  # what these hold is under progress. and random.
+_OWN = {"brain", "rank_state"}  # their state is under progress. and random.
 
 
 def is_outcome(piece: str) -> bool:
-    """Whether a difference in a piece is a failure, and not only evidence of its cause."""
+    """Return whether a difference in a piece is a failure, not only evidence of its cause."""
     return piece.startswith(_OUTCOMES)
 
 
 def snapshot(brain: Brain, epochs: Any) -> Pieces:
-    """Describe all that training changes and that can be found, under names that tell where it is.
+    """Return all state that training changes and that can be found, by name.
 
-    ``random.`` holds the generators, ``modules.`` parameters and buffers, ``gradients.`` what a
-    window has gathered, ``progress.`` the loop's own counts, ``recoverables.`` what the
-    checkpointer saves besides, ``unsaved.`` what has a state and is not saved, ``attributes.`` the
-    rest.
+    The prefix of a name is its kind: ``random.`` for generators, ``modules.`` for parameters and
+    buffers, ``gradients.`` for gradients of an unfinished accumulation window, ``progress.`` for
+    the loop's counts, ``recoverables.`` for everything else that the checkpointer saves,
+    ``unsaved.`` for objects that have a state and are not saved, ``attributes.`` for the rest.
     """
     pieces: Pieces = {}
     for name, state in RNGState().state_dict().items():
@@ -63,7 +63,7 @@ def _progress(brain: Brain) -> Pieces:
 
 
 def _states(brain: Brain, epochs: Any) -> Pieces:
-    """Describe what the checkpointer knows, and then what else the recipe has given a name to."""
+    """Describe the recoverables, then all other objects that the recipe has named."""
     recoverables = brain.checkpointer.recoverables if brain.checkpointer else {}
     unsaved = missing_modules(dict(brain.modules), recoverables)
     pieces: Pieces = {"about.unsaved_modules": ", ".join(unsaved)}
