@@ -98,10 +98,10 @@ class WatchedCheckpointer(Checkpointer):
             super().save_and_keep_only(self._with_records(meta), *args, **kwargs)
         self._acknowledge()
 
-    def recover_if_possible(self, *args: Any, **kwargs: Any) -> Checkpoint | None:
-        """Recover, and write to the journal from where."""
-        found = super().recover_if_possible(*args, **kwargs)
-        if not (args or kwargs):
+    def recover_if_possible(self, *args: Any, only: Any = None, **kwargs: Any) -> Checkpoint | None:
+        """Recover; if all objects are recovered, write to the journal from where."""
+        found = super().recover_if_possible(*args, only=only, **kwargs)
+        if only is None:
             name, records = (None, 0) if found is None else (Path(found.path).name, _records(found))
             self._journal.resumed(name, records)
         return found
