@@ -204,6 +204,18 @@ def training():
 
 
 @pytest.fixture(scope="session")
+def manifests():
+    """Changes of checkpoints with matching checksums."""
+    return load_helper("manifests")
+
+
+@pytest.fixture(scope="session")
+def states():
+    """An object with a given state, and the comparison of states."""
+    return load_helper("states")
+
+
+@pytest.fixture(scope="session")
 def speechbrain_run():
     """Return the save directory that SpeechBrain 1.1 wrote."""
     return HERE / "data" / "speechbrain-1.1"

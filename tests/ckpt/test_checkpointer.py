@@ -199,7 +199,9 @@ def test_an_invalid_name_is_refused_before_anything_is_written(name, checkpointe
     assert list(checkpointer.checkpoints_dir.iterdir()) == []
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, torch.ones(2), b"bytes", lambda: 0])
+@pytest.mark.parametrize(
+    "value", [object(), {1, 2}, torch.ones(2, dtype=torch.complex64), b"bytes", lambda: 0]
+)
 def test_meta_that_is_not_plain_is_refused_before_anything_is_written(value, checkpointer):
     """The error names the value."""
     with pytest.raises(TypeError, match=r"plain values.*meta\['loss'\]"):

@@ -61,7 +61,7 @@ def make_run(regression, pairs, tmp_path):  # noqa: C901  # one run, hook by hoo
             modules,
             lambda p: torch.optim.AdamW(p, lr=0.05),
             {"counter": counter},
-            {"device": "cpu", "ckpt_interval_steps": 2},
+            {"device": "cpu", "ckpt_interval_steps": 2, "recover_attributes": False},
             Checkpointer(tmp_path / folder, {**modules, "counter": counter}),
         )
         run.seen, run.ends = [], []

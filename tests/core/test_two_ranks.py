@@ -67,7 +67,13 @@ def train(rank, folder, disturb, hparams=None, options=None):
         {"model": model},
         lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
         hparams,
-        {"device": "cpu", "ckpt_interval_steps": 2, "nonfinite_patience": 1, **(options or {})},
+        {
+            "device": "cpu",
+            "ckpt_interval_steps": 2,
+            "nonfinite_patience": 1,
+            "recover_attributes": False,
+            **(options or {}),
+        },
         checkpointer,
         disturb=disturb,
     )

@@ -108,15 +108,11 @@ def test_damage_of_a_large_optimizer_state_is_named(tmp_path):
         checkpointer.load_checkpoint(saved)
 
 
-def test_code_in_a_large_optimizer_state_is_refused(tmp_path):
+def test_code_in_a_large_optimizer_state_is_refused(tmp_path, manifests):
     """The error is that of the usual way of reading."""
-
-    class Odd(torch.optim.SGD):
-        def state_dict(self):
-            return super().state_dict() | {"code": print, "many": torch.zeros(500_000)}
-
-    odd = Odd([torch.zeros(3, requires_grad=True)], lr=0.1)
-    checkpointer = Checkpointer(tmp_path, {"odd": odd})
+    checkpointer, optimizer = big_run(tmp_path)
     saved = checkpointer.save_checkpoint()
+    torch.save(optimizer.state_dict() | {"code": print}, saved.path / "optimizer.ckpt")
+    manifests.refit(saved.path, "optimizer.ckpt")
     with pytest.raises(UnsafeCheckpointError, match="trusted=True"):
         checkpointer.load_checkpoint(saved)

@@ -1,10 +1,10 @@
 """Malicious files."""
 
-import json
+import collections
 import os
 import pickle
+import re
 import zipfile
-import zlib
 
 import pytest
 import torch
@@ -37,39 +37,23 @@ def saved(tmp_path):
     return checkpointer, checkpoint.path
 
 
-def sign(path, change):
-    """Edit a manifest and update its checksum, as an attacker can."""
-    file = path / "MANIFEST.json"
-    fields = json.loads(file.read_text())
-    change(fields)
-    fields.pop("crc32")
-    body = json.dumps(fields, indent=1)
-    file.write_text(f'{body[:-2]},\n "crc32": "{zlib.crc32(body.encode()):08x}"\n}}\n')
-
-
-def refit(path, name):
-    content = (path / name).read_bytes()
-    entry = {"size": len(content), "chunks": [f"{zlib.crc32(content):08x}"]}
-    sign(path, lambda fields: fields["files"].update({name: entry}))
-
-
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_pickle_that_runs_code_is_refused(legacy, saved, canary):
+def test_a_pickle_that_runs_code_is_refused(legacy, saved, canary, manifests):
     """Its checksum is correct, so the unpickler must refuse it."""
     checkpointer, path = saved
     torch.save(
         {"weight": Harm(canary)}, path / "model.ckpt", _use_new_zipfile_serialization=not legacy
     )
-    refit(path, "model.ckpt")
+    manifests.refit(path, "model.ckpt")
     with pytest.raises(UnsafeCheckpointError, match="trusted=True"):
         checkpointer.recover_if_possible()
 
 
-def test_a_bare_pickle_is_refused(saved, canary):
+def test_a_bare_pickle_is_refused(saved, canary, manifests):
     """The file was not written by torch.save."""
     checkpointer, path = saved
     (path / "model.ckpt").write_bytes(pickle.dumps(Harm(canary), protocol=2))
-    refit(path, "model.ckpt")
+    manifests.refit(path, "model.ckpt")
     with pytest.raises(CheckpointError):
         checkpointer.recover_if_possible()
 
@@ -101,10 +85,12 @@ def test_a_tag_in_the_meta_file_runs_no_code(tag, saved, canary):
 @pytest.mark.parametrize(
     "name", ["../../../etc/passwd", "/etc/passwd", "a/../../b", "", "a\\b", "./model.ckpt"]
 )
-def test_a_manifest_with_a_path_outside_its_directory_is_refused(name, saved):
+def test_a_manifest_with_a_path_outside_its_directory_is_refused(name, saved, manifests):
     """Every spelling is refused."""
     checkpointer, path = saved
-    sign(path, lambda fields: fields["files"].update({name: {"size": 1, "chunks": ["0" * 8]}}))
+    manifests.sign(
+        path, lambda fields: fields["files"].update({name: {"size": 1, "chunks": ["0" * 8]}})
+    )
     checkpoint = checkpointer.list_checkpoints()[0]
     with pytest.raises(UnsafeCheckpointError, match="own directory"):
         checkpointer.load_checkpoint(checkpoint)
@@ -164,24 +150,74 @@ def test_an_endless_meta_file_is_refused_unread(name, saved):
         checkpointer.recover_if_possible()
 
 
-def test_trusted_applies_to_one_call(tmp_path):
+def test_trusted_applies_to_one_call(tmp_path, saved, manifests, states):
     """A state that needs unpickling is loaded only with trusted=True."""
-
-    class Holder:
-        value = None
-
-        def state_dict(self):
-            return {"value": self.value}
-
-        def load_state_dict(self, state):
-            self.value = state["value"]
-
-    holder = Holder()
-    holder.value = pytest.approx  # any function
-    checkpointer = Checkpointer(tmp_path, {"holder": holder})
-    checkpointer.save_checkpoint()
-    holder.value = None
+    holder = states.Holder({"value": 1})
+    checkpointer = Checkpointer(tmp_path / "trusted", {"holder": holder})
+    path = checkpointer.save_checkpoint().path
+    torch.save({"value": pytest.approx}, path / "holder.ckpt")  # any function
+    manifests.refit(path, "holder.ckpt")
     with pytest.raises(UnsafeCheckpointError):
         checkpointer.recover_if_possible()
     checkpointer.recover_if_possible(trusted=True)
-    assert holder.value is pytest.approx
+    assert holder.state == {"value": pytest.approx}
+
+
+def test_the_error_of_an_unsafe_file_is_short(saved, canary, manifests):
+    """It names the function, and has none of torch's advice."""
+    checkpointer, path = saved
+    torch.save({"weight": Harm(canary)}, path / "model.ckpt")
+    manifests.refit(path, "model.ckpt")
+    with pytest.raises(UnsafeCheckpointError) as caught:
+        checkpointer.recover_if_possible()
+    text = str(caught.value)
+    assert "got posix.system; register a class" in text
+    assert len(text) - len(str(path)) < 250
+    assert not re.search("weights_only|WeightsUnpickler|Please", text)
+    assert caught.value.__cause__ is None
+
+
+def encoded(value, notes, cls=collections.OrderedDict):
+    """Return a state with type notes of an attacker."""
+    state = cls({"v": value})
+    state._brain_ckpt_types = notes
+    return state
+
+
+@pytest.mark.parametrize(
+    ("value", "note"),
+    [
+        (["touch {canary}"], [[0], "object", "os.system"]),
+        (["call", ["touch {canary}"], {}, None, None, None], [[0], "object", "os.system"]),
+        (["touch {canary}"], [[0], "global", "os.system"]),
+        (1, [[0], "enum", "builtins.exec"]),
+        (1, [[0], "no such type", None]),
+        ("../../../etc/passwd", [[0], "zoneinfo", None]),
+        (torch.zeros(8, dtype=torch.uint8), [[0], "numpy.array", ["|O", [1], "C"]]),
+        (torch.zeros(8, dtype=torch.uint8), [[0], "numpy.array", [[["a", "|O"]], [1], "C"]]),
+        (torch.zeros(8, dtype=torch.uint8), [[0], "numpy.array", ["<i8", [100], "C"]]),
+        (bytes(8), [[0], "numpy.scalar", "|O"]),
+        (None, [[0], "numpy.dtype", "|O"]),
+        ([1, 2], [[0], "range", None]),
+        ({"a": 1}, [[0], "defaultdict", "system"]),
+        (1, [[0, 5], "set", None]),
+        (1, [["x"], "set", None]),
+        (1, "not a note"),
+    ],
+    ids=lambda value: str(value).replace(" ", "")[:40],
+)
+def test_a_crafted_type_note_is_refused(value, note, tmp_path, canary, manifests, states):
+    """Notes can make values of known types only, and objects of registered classes."""
+    checkpointer = Checkpointer(tmp_path / "save", {"holder": states.Holder({"value": 1})})
+    path = checkpointer.save_checkpoint().path
+    if isinstance(value, list):
+        value = [
+            [str(x).format(canary=canary) for x in part] if isinstance(part, list) else part
+            for part in value
+        ]
+    torch.save(encoded(value, [note]), path / "holder.ckpt")
+    manifests.refit(path, "holder.ckpt")
+    with pytest.raises(
+        UnsafeCheckpointError, match=r"holder\.ckpt (must have types|may hold objects)"
+    ):
+        checkpointer.recover_if_possible()

@@ -1,6 +1,5 @@
 """File formats: those of SpeechBrain 1.1, and those of common objects."""
 
-import logging
 import shutil
 
 import pytest
@@ -269,33 +268,3 @@ def test_custom_hooks_come_first_and_may_omit_the_flag(tmp_path):
     checkpointer.save_checkpoint(end_of_epoch=False)
     checkpointer.recover_if_possible()
     assert told == ["mine", False]
-
-
-def test_what_only_trust_can_load_is_warned_of_when_it_is_saved(tmp_path, caplog):
-    """A NumPy scalar becomes a plain number; a function cannot be replaced."""
-    import numpy as np
-
-    class Odd:
-        def state_dict(self):
-            return {"number": np.float64(0.5), "function": print}
-
-        def load_state_dict(self, state):
-            raise AssertionError
-
-    class Plain(Odd):
-        def state_dict(self):
-            return {"number": np.float64(0.5)}
-
-        def load_state_dict(self, state):
-            self.state = state
-
-    plain = Plain()
-    checkpointer = Checkpointer(tmp_path, {"plain": plain})
-    with caplog.at_level(logging.WARNING):
-        checkpointer.save_checkpoint()
-        assert caplog.text == ""
-        checkpointer.add_recoverable("odd", Odd())
-        checkpointer.save_checkpoint()
-    assert "odd.function" in caplog.text
-    checkpointer.recover_if_possible(only=lambda name, obj: name == "plain")
-    assert plain.state == {"number": 0.5}

@@ -139,6 +139,7 @@ def test_the_surface_of_the_command_line_is_frozen():
             "profile_steps",
             "profile_training",
             "profile_warmup",
+            "recover_attributes",
             "remove_vector_weight_decay",
             "shard_evaluation",
             "skip_nonfinite_grads",

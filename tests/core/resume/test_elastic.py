@@ -163,6 +163,7 @@ def run_leg(schedule, leg, folder, kind=Run, **options):
         lambda p: torch.optim.AdamW(p, lr=0.02),
         run_opts={
             "device": "cpu",
+            "recover_attributes": False,
             "max_grad_norm": 0.5,
             "ckpt_interval_steps": schedule.interval,
             "grad_accumulation_factor": schedule.factor,
@@ -357,7 +358,7 @@ def test_a_number_of_ranks_that_divides_a_step_takes_the_same_one(world_size, fa
     size = StepSize(world_size, 2)
     assert size.recover(saved(4, 2), elastic=False) == factor
     assert size.batches_done(saved(4, 2), factor) == 12 // world_size
-    assert size.now(factor) == 4
+    assert size.to_save(factor) == 4
 
 
 def test_a_number_of_ranks_that_does_not_divide_a_step_is_refused_with_those_that_do():
@@ -370,7 +371,7 @@ def test_with_elastic_steps_have_about_the_size_that_they_had_and_get_it_back():
     """Three ranks take three micro-batches; the next two, whom it divides, take four again."""
     size = StepSize(3, 2)
     assert size.recover(saved(4, 2), elastic=True) == 1
-    assert size.now(1) == 4  # as the next checkpoint says
+    assert size.to_save(1) == 4  # as the next checkpoint says
     assert size.batches_done(saved(4, 2), 1) == 4
     again = StepSize(2, 2)
     assert again.recover(saved(4, 2, step=7, world_size=3), elastic=True) == 2
@@ -382,7 +383,7 @@ def test_another_accumulation_factor_is_somebodys_decision():
     for progress in (saved(4, 1), saved(None, None)):
         size = StepSize(2, 2)
         assert size.recover(progress, elastic=False) is None
-        assert size.now(2) == 4
+        assert size.to_save(2) == 4
 
 
 def stop_and_go(rank, folder, world_size, leg, options):
@@ -398,7 +399,7 @@ def test_three_ranks_do_not_go_on_with_the_steps_of_two_unless_told_to(ranks, tm
     """And with --elastic every sample is taken once an epoch all the same, in every epoch."""
     first = ranks(stop_and_go, 2, tmp_path / "save", 2, (2, 3), {})
     refused = ranks(stop_and_go, 3, tmp_path / "save", 3, (3,), {})
-    assert all("got 3. Start 1 or 2 of them, or write --elastic" in text for text in refused)
+    assert all("got 3. Start 1 or 2 ranks, or write --elastic" in text for text in refused)
     options = {"elastic": True}
     second = ranks(stop_and_go, 3, tmp_path / "save", 3, (3, 6), options)
     third = ranks(stop_and_go, 4, tmp_path / "save", 4, (4,), options)

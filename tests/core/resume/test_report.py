@@ -63,7 +63,7 @@ def test_a_resumed_run_says_in_one_line_what_it_did(run, said):
     assert line.startswith("Resuming from CKPT+")
     assert line.endswith(
         ": epoch 1, batch 4, optimizer step 4 (16 samples done). Restored: "
-        "brain, dataloader-TRAIN, model, optimizer, rank_state."
+        "brain, dataloader-TRAIN, model, optimizer, rank_state. The run continues bit for bit."
     )
 
 
@@ -184,7 +184,10 @@ def test_a_checkpoint_of_an_epochs_end_says_so():
             restored=["model"],
         )
     )
-    assert line == ("Resuming from CKPT+x: epoch 3, complete, optimizer step 9. Restored: model.")
+    assert line == (
+        "Resuming from CKPT+x: epoch 3, complete, optimizer step 9. Restored: model. "
+        "The run continues bit for bit."
+    )
 
 
 @pytest.mark.parametrize(

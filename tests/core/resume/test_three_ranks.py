@@ -81,7 +81,11 @@ def train(folder, width=30, bucket_mb=0.004, accumulation=1, stop_at=None):
     brain = Run(
         modules,
         lambda p: torch.optim.AdamW(p, lr=0.01),
-        run_opts={"device": "cpu", "grad_accumulation_factor": accumulation},
+        run_opts={
+            "device": "cpu",
+            "grad_accumulation_factor": accumulation,
+            "recover_attributes": False,
+        },
         checkpointer=checkpointer,
         stop_at=stop_at,
         bucket_mb=bucket_mb,
@@ -101,16 +105,16 @@ def in_a_chain(rank, folder, stops, options):
     compared = []
     for replays in (True, False):
         seen = []
-        replay, BucketOrder.replay = (
-            BucketOrder.replay,
-            (BucketOrder.replay if replays else lambda order: []),
+        replay, BucketOrder.apply = (
+            BucketOrder.apply,
+            (BucketOrder.apply if replays else lambda order: []),
         )
         try:
             for stop in (*stops, None):
                 weights, more = train(folder / f"{replays}", stop_at=stop, **options)
                 seen += more
         finally:
-            BucketOrder.replay = replay
+            BucketOrder.apply = replay
         same = all(torch.equal(weights[name], whole[name]) for name in whole)
         compared.append((same, seen == losses, len(seen) == len(losses)))
     return compared

@@ -43,7 +43,7 @@ def make(folder, act=lambda: None, act_at=3, epochs=2, **run_opts):
     brain = Line(
         {"model": model},
         lambda p: torch.optim.SGD(p, lr=0.1),
-        run_opts={"device": "cpu", **run_opts},
+        run_opts={"device": "cpu", "recover_attributes": False, **run_opts},
         checkpointer=saver,
     )
     brain.steps_done, brain.act, brain.act_at = 0, act, act_at
@@ -83,7 +83,7 @@ def test_the_first_ctrl_c_saves_and_the_run_goes_on_bit_for_bit(tmp_path, capfd)
     assert isinstance(stopped.value, KeyboardInterrupt)
     assert stopped.value.code == 130
     assert first.steps_done == 3
-    assert "Press Ctrl-C again to leave at once." in capfd.readouterr().err
+    assert "Press Ctrl-C again to exit at once." in capfd.readouterr().err
     second = make(tmp_path / "run")
     second.train()
     assert second.steps_done == 12 - 3

@@ -20,11 +20,12 @@ from brain_ckpt.storage.layout import check_directory
 from brain_dist import get_rank
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from brain_ckpt.recoverables.hooks import HookRegistry
     from brain_ckpt.recoverables.registry import Recoverable, RecoverableFilter
+    from brain_ckpt.recoverables.safe_globals import SafeGlobal
     from brain_ckpt.retention.policies import Policy
     from brain_ckpt.storage.checksum import Algorithm
 
@@ -39,10 +40,8 @@ class Checkpointer(RecoverableRegistry):
     recoverables : mapping of str to object, optional
         The objects to save, by name: anything with `state_dict` and `load_state_dict` or with
         marked methods, and dataclasses.
-    custom_load_hooks : mapping of str to callable, optional
-        ``hook(obj, path, end_of_epoch)``, or without the flag, by name.
-    custom_save_hooks : mapping of str to callable, optional
-        ``hook(obj, path)``, by name.
+    custom_load_hooks, custom_save_hooks : mapping of str to callable, optional
+        ``hook(obj, path, end_of_epoch)``, or without the flag, and ``hook(obj, path)``, by name.
     allow_partial_load : bool
         Whether recoverables that a checkpoint does not hold keep their state.
     asynchronous : bool
@@ -55,17 +54,18 @@ class Checkpointer(RecoverableRegistry):
         "crc32" or "sha256".
     hooks : HookRegistry, optional
         Hooks by type.
+    safe_globals : iterable of type or callable
+        Your classes whose objects states can hold, besides those that are registered with
+        ``torch.serialization.add_safe_globals``.
     atomic_rename : bool
-        Whether the file system renames a directory atomically.  If False, as for a mounted object
-        store, no directory is renamed, and a checkpoint exists once its manifest, written last,
-        is complete.
+        Whether the file system renames a directory atomically.  Pass False for a mounted object
+        store: a checkpoint then exists once its manifest, written last, is complete.
 
     Examples
     --------
     >>> import tempfile, torch
     >>> model = torch.nn.Linear(2, 1)
     >>> checkpointer = Checkpointer(tempfile.mkdtemp(), {"model": model})
-    >>> checkpointer.recover_if_possible()
     >>> checkpointer.save_and_keep_only(meta={"loss": 0.5}, min_keys=["loss"])
     >>> checkpointer.recover_if_possible(min_key="loss").meta["loss"]
     0.5
@@ -84,11 +84,12 @@ class Checkpointer(RecoverableRegistry):
         keep: Policy | None = None,
         checksum: Algorithm = "crc32",
         hooks: HookRegistry | None = None,
+        safe_globals: Iterable[SafeGlobal] = (),
         atomic_rename: bool = True,
     ) -> None:
         check_checksum(checksum)
         check_spare(spare)
-        super().__init__(custom_load_hooks, custom_save_hooks, hooks)
+        super().__init__(custom_load_hooks, custom_save_hooks, hooks, safe_globals)
         self.allow_partial_load = allow_partial_load
         self.asynchronous = asynchronous
         self.spare = spare
@@ -97,8 +98,7 @@ class Checkpointer(RecoverableRegistry):
         self._atomic_rename = atomic_rename
         self._writer: Writer
         self.checkpoints_dir = checkpoints_dir
-        if recoverables is not None:
-            self.add_recoverables(recoverables)
+        self.add_recoverables({} if recoverables is None else recoverables)
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -149,7 +149,7 @@ class Checkpointer(RecoverableRegistry):
         Raises
         ------
         CheckpointSaveError
-            If it was not saved; raised on every rank.  Existing checkpoints are unchanged.
+            If it was not saved, also because a state could not be restored; on every rank.
         CheckpointLockedError
             If another process writes to the directory.
         TypeError, ValueError
@@ -216,8 +216,8 @@ class Checkpointer(RecoverableRegistry):
         ckpt_predicate: Predicate | None = None,
     ) -> Checkpoint | None:
         """Return the best checkpoint, or None; the arguments are those of `find_checkpoints`."""
-        checkpoints = self.find_checkpoints(importance_key, max_key, min_key, ckpt_predicate)
-        return checkpoints[0] if checkpoints else None
+        best = self.find_checkpoints(importance_key, max_key, min_key, ckpt_predicate, 1)
+        return best[0] if best else None
 
     def find_checkpoints(
         self,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
 _crc_lock = threading.Lock()
 _crc_users = 0
@@ -27,6 +27,14 @@ def load_distributed(targets: dict[str, Any], reader: Any) -> None:
         state_dict_loader._load_state_dict(  # noqa: SLF001 - the public function communicates
             state_dict=targets, storage_reader=reader, no_dist=True
         )
+
+
+def default_safe_globals() -> Container[str]:
+    """Return the names of classes and functions that torch's safe loader accepts by default."""
+    from torch import _weights_only_unpickler
+
+    names: Container[str] = _weights_only_unpickler._get_allowed_globals()  # noqa: SLF001 - no public way
+    return names
 
 
 @contextlib.contextmanager

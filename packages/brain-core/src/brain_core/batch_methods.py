@@ -38,6 +38,9 @@ class BatchMethods(BrainHooks):
         max_grad_norm: float
         nonfinite_patience: int
         skip_nonfinite_grads: bool
+        debug: bool
+        debug_batches: int
+        optimizer_step_limit: int | None
         _run: RunState
         _overrides: frozenset[str]
 
@@ -203,6 +206,13 @@ class BatchMethods(BrainHooks):
     def _user_average(self) -> Callable[[Any, float], float] | None:
         """Return `update_average` if a recipe overrides it."""
         return self.update_average if "update_average" in self._overrides else None
+
+    def _batch_limit(self) -> int | None:
+        return self.debug_batches if self.debug else None
+
+    def _reached_step_limit(self) -> bool:
+        limit = self.optimizer_step_limit
+        return limit is not None and self._run.optimizer_step >= limit
 
     def _active_optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         """Return `optimizers_dict` without frozen ones, or the optimizer that older code sets."""

@@ -98,12 +98,9 @@ class Brain(SetupMethods, BatchMethods):
     ...
     ...     def compute_objectives(self, predictions, batch, stage):
     ...         return torch.nn.functional.l1_loss(predictions, batch[0])
-    >>> brain = SimpleBrain(
-    ...     modules={"model": torch.nn.Linear(in_features=10, out_features=10)},
-    ...     opt_class=lambda x: torch.optim.SGD(x, lr=0.1),
-    ...     hparams={"scalar": 5},
-    ...     run_opts={"device": "cpu"},
-    ... )
+    >>> modules = {"model": torch.nn.Linear(in_features=10, out_features=10)}
+    >>> optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.1)
+    >>> brain = SimpleBrain(modules, optimizer, {"scalar": 5}, {"device": "cpu"})
     >>> brain.fit(range(1), ([torch.rand(10, 10), torch.rand(10, 10)],))
     """
 
@@ -379,10 +376,10 @@ class Brain(SetupMethods, BatchMethods):
     @contextmanager
     def _saving_and_stopping(self) -> Iterator[None]:
         """Save and stop at the step boundaries of a fit; a nested fit has none."""
-        recovery = self._fit_state.recovery
         if self._fit_state.is_nested:
             yield
             return
+        recovery = self._fit_state.recovery
         schedule = SaveSchedule(self.ckpt_interval_minutes, self.ckpt_interval_steps)
         save = (lambda: None) if recovery is None else lambda: recovery.save_within_epoch(self._run)
         try:
@@ -399,10 +396,3 @@ class Brain(SetupMethods, BatchMethods):
 
     def _shows_bars(self, progressbar: bool | None) -> bool:
         return if_main_process() and should_show(progressbar, forbidden=self.noprogressbar)
-
-    def _batch_limit(self) -> int | None:
-        return self.debug_batches if self.debug else None
-
-    def _reached_step_limit(self) -> bool:
-        limit = self.optimizer_step_limit
-        return limit is not None and self._run.optimizer_step >= limit

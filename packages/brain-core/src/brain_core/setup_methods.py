@@ -15,6 +15,7 @@ from brain_core.modules.wrapping import wrap_for_ranks
 from brain_core.options.seed import seed_per_rank
 from brain_core.resume.attributes import attribute_owners
 from brain_core.resume.evaluation_epoch import is_of_the_model
+from brain_core.resume.next_fit import TensorCopies, carry_over
 from brain_core.resume.recoverables import add_missing_modules, named_objects
 from brain_core.resume.recovery import Recovery
 from brain_core.stage import Stage
@@ -69,6 +70,7 @@ class SetupMethods:
         _private: frozenset[str]
         _evaluation_epoch: EvaluationEpoch
 
+    _former_opt_class: Any = None  # of the call of fit before
     _bucket_order: BucketOrder | None = None  # of DDP; None before modules are wrapped
 
     def on_fit_start(self) -> None:
@@ -124,6 +126,8 @@ class SetupMethods:
         """
         if self.checkpointer is not None:
             add_missing_modules(self.checkpointer, dict(self.modules))
+            if self._run.starts_from == "memory" and not self._run.is_saved:
+                self._run.trained_tensors = TensorCopies(self.modules)
             checkpoint = self.checkpointer.recover_if_possible(
                 max_key=max_key, min_key=min_key, only=lambda _, obj: is_of_the_model(obj)
             )
@@ -211,7 +215,12 @@ class SetupMethods:
             if self.checkpointer is not None:
                 fit_state.recovery = Recovery(self.checkpointer)
                 fit_state.recovery.add_objects_of_fit(self._run.rank_state, train_set, epochs)
+        recoverables = {} if self.checkpointer is None else self.checkpointer.recoverables
+        former = {} if self._run.starts_from == "checkpoint" else dict(recoverables)
         self.on_fit_start()
+        if self.opt_class is self._former_opt_class and self.checkpointer is not None:
+            carry_over(former, self.checkpointer.recoverables)
+        self._former_opt_class = self.opt_class
         if self._bucket_order is not None:
             self._bucket_order.apply()
         if not fit_state.is_nested and self.checkpointer is not None:

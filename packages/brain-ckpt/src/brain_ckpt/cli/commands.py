@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brain_ckpt.cli.diff import Difference, compare
+from brain_ckpt.cli.diff import Difference, compare, is_equal
 from brain_ckpt.cli.file_checks import FileCheck, check_files, problems
 from brain_ckpt.cli.inspect import (
     find_incomplete,
@@ -132,7 +132,7 @@ def diff(options: argparse.Namespace) -> int:
     metas = {
         key: [first.meta.get(key), second.meta.get(key)]
         for key in sorted({*first.meta, *second.meta})
-        if first.meta.get(key) != second.meta.get(key)
+        if not is_equal(first.meta.get(key), second.meta.get(key))
     }
     if options.json:
         write_json(

@@ -118,7 +118,7 @@ def _differences(
         left, right = before.get(key), after.get(key)
         if left is None or right is None:
             yield Difference(name, key, _only(left), _text(left), _text(right))
-        elif not _is_equal(left.value, right.value):
+        elif not is_equal(left.value, right.value):
             sizes: tuple[float, float] | tuple[None, None] = (None, None)
             if left.shape is not None and left.shape == right.shape:
                 sizes = distance(_dense(left.value), _dense(right.value))
@@ -139,7 +139,8 @@ def _text(entry: Entry | None) -> str:
     return f"{entry.dtype}{list(entry.shape)}"
 
 
-def _is_equal(left: Any, right: Any) -> bool:
+def is_equal(left: Any, right: Any) -> bool:
+    """Return whether two values are equal, tensors bit by bit."""
     if not isinstance(left, torch.Tensor) or not isinstance(right, torch.Tensor):
         return type(left) is type(right) and repr(left) == repr(right)
     if left.dtype != right.dtype or left.shape != right.shape:

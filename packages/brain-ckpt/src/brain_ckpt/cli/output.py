@@ -49,6 +49,8 @@ def to_json_value(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
+    if hasattr(value, "tolist"):  # a tensor or array
+        return to_json_value(value.tolist())
     if isinstance(value, Mapping):
         return {str(key): to_json_value(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

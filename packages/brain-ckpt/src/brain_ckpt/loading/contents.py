@@ -11,7 +11,7 @@ import torch
 
 from brain_ckpt.errors import CheckpointDamagedError, UsageError
 from brain_ckpt.loading.shards import assemble
-from brain_ckpt.recoverables.serialization import read_state
+from brain_ckpt.recoverables.serialization import read_plain_state
 from brain_ckpt.storage import filesystem
 from brain_ckpt.storage.file_format import file_format
 from brain_ckpt.storage.layout import PARAMFILE_EXT, SHARDS_DIRECTORY
@@ -115,7 +115,7 @@ def read_file(file: Path, name: str) -> Any:
             return filesystem.read(file, _TEXT_LIMIT_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointDamagedError(f"{file} cannot be read: {error}") from error
-    state = read_state(file, mmap=True)
+    state = read_plain_state(file)
     return assemble(None, state, file.parent / SHARDS_DIRECTORY, name)
 
 

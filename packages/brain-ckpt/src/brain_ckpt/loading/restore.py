@@ -10,6 +10,7 @@ import torch
 from brain_ckpt.errors import CheckpointMismatchError
 from brain_ckpt.loading.checked_read import MIN_BYTES, read_checked
 from brain_ckpt.loading.shards import assemble
+from brain_ckpt.recoverables.encoding import decode_state
 from brain_ckpt.recoverables.serialization import read_state, rename_old_keys
 from brain_ckpt.recoverables.states import check_state, set_state
 from brain_ckpt.storage.layout import RANKS_DIRECTORY, SHARDS_DIRECTORY
@@ -59,9 +60,11 @@ def read_checked_states(
         digest = manifest.files.get(file.name)
         if digest is None or digest.size < MIN_BYTES:
             continue
-        read = read_checked(file, digest, manifest.algorithm)
+        with one.safe_globals.during_load():
+            read = read_checked(file, digest, manifest.algorithm)
         if read is not None:
-            states[file.name] = rename_old_keys(read[0])
+            state = decode_state(read[0], str(file), one.safe_globals)
+            states[file.name] = rename_old_keys(state)
     return states
 
 
@@ -147,7 +150,12 @@ def _step(
         state = checked_states[path.name]
     else:
         # A module copies its state; an object that keeps its state must not keep a mapped file.
-        state = read_state(path, trusted=trusted, mmap=isinstance(obj, torch.nn.Module))
+        state = read_state(
+            path,
+            trusted=trusted,
+            mmap=isinstance(obj, torch.nn.Module),
+            safe_globals=recoverable.safe_globals,
+        )
     state = assemble(obj, state, path.parent / SHARDS_DIRECTORY, name)
     check_state(obj, state, name)
     return RestoreStep(name, lambda: set_state(obj, state, name))

@@ -21,7 +21,13 @@ from brain_ckpt.errors import (
     CheckpointMismatchError,
     UnsafeCheckpointError,
 )
-from brain_ckpt.recoverables.sharding import PLACEHOLDER, has_placeholders, is_dtensor, is_sharded
+from brain_ckpt.recoverables.sharding import (
+    PLACEHOLDER,
+    has_placeholders,
+    is_dtensor,
+    is_sharded,
+    map_parts,
+)
 from brain_ckpt.recoverables.states import bare_module
 from brain_ckpt.storage.layout import SHARDS_INDEX
 from brain_ckpt.storage.manifest import safe_name
@@ -91,13 +97,10 @@ def assemble(obj: Any, state: Any, directory: Path, name: str) -> Any:
                 if key not in targets:
                     targets[key] = _target(key, sizes, sharded)
                 return targets[key]
-            return {inner: walk(child, f"{path}/{inner}") for inner, child in value.items()}
-        if type(value) in (list, tuple):
-            return type(value)(walk(child, f"{path}/{n}") for n, child in enumerate(value))
         like = sharded.get(path)
         if like is not None and isinstance(value, torch.Tensor) and value.shape == like.shape:
             return _distribute(value, like)
-        return value
+        return map_parts(value, path, walk)
 
     assembled = walk(state, name)
     if targets:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from brain_ckpt.ranks.agreement import run_on_all_ranks
+from brain_ckpt.recoverables.encoding import encode_state
 from brain_ckpt.recoverables.hooks import HookRegistry, PathHook, find_loader, find_saver
+from brain_ckpt.recoverables.safe_globals import SafeGlobal, SafeGlobals
+from brain_ckpt.recoverables.sharding import is_sharded, split
+from brain_ckpt.recoverables.states import get_state
 from brain_ckpt.storage.layout import check_name, check_recoverable
 
 RecoverableFilter = Callable[[str, Any], bool]
@@ -28,6 +33,8 @@ class Recoverable:
         Whether a checkpoint without it can be loaded.
     per_rank : bool
         Whether each rank has its own state.
+    safe_globals : SafeGlobals
+        Registered classes, whose objects its state can hold.
     """
 
     name: str
@@ -36,6 +43,14 @@ class Recoverable:
     loader: PathHook | None
     optional: bool = False
     per_rank: bool = False
+    safe_globals: SafeGlobals = field(default_factory=SafeGlobals)
+
+    def encoded_state(self) -> Any:
+        """Return the state of the object as it is saved, without sharded tensors."""
+        state = get_state(self.obj)
+        if is_sharded(self.obj):
+            state, _ = split(state, self.name)
+        return encode_state(state, self.name, self.safe_globals)
 
 
 class RecoverableRegistry:
@@ -47,6 +62,8 @@ class RecoverableRegistry:
         Hooks by the names of their objects.
     hooks : HookRegistry, optional
         Hooks by type.
+    safe_globals : iterable of type or callable
+        Registered classes, whose objects states can hold.
     """
 
     def __init__(
@@ -54,12 +71,14 @@ class RecoverableRegistry:
         custom_load_hooks: Mapping[str, Callable[..., Any]] | None,
         custom_save_hooks: Mapping[str, Callable[..., Any]] | None,
         hooks: HookRegistry | None,
+        safe_globals: Iterable[SafeGlobal] = (),
     ) -> None:
         self.recoverables: dict[str, Any] = {}
         self.optional_recoverables: dict[str, bool] = {}
         self.custom_load_hooks = dict(custom_load_hooks or {})
         self.custom_save_hooks = dict(custom_save_hooks or {})
         self.hooks = hooks or HookRegistry()
+        self._safe_globals = SafeGlobals(safe_globals)
         self._per_rank: set[str] = set()
 
     def add_recoverable(
@@ -125,6 +144,26 @@ class RecoverableRegistry:
         for name, obj in recoverables.items():
             self.add_recoverable(name, obj)
 
+    def check_restorable(self) -> None:
+        """Check that the current states could be restored; every rank calls it.
+
+        Nothing is written, and no tensor is copied.  The files of custom savers are checked when
+        they are saved.
+
+        Raises
+        ------
+        CheckpointSaveError
+            If a state has a value that could not be restored without running code; the text has
+            its path and type.
+        """
+
+        def check() -> None:
+            for recoverable in self._select():
+                if recoverable.saver is None:
+                    recoverable.encoded_state()
+
+        run_on_all_ranks(check)
+
     def _select(self, only: RecoverableFilter | None = None) -> list[Recoverable]:
         # Built at each save and load, because users may change the mappings in between.
         return [
@@ -135,6 +174,7 @@ class RecoverableRegistry:
                 find_loader(obj, self.custom_load_hooks.get(name), self.hooks),
                 optional=self.optional_recoverables.get(name, False),
                 per_rank=name in self._per_rank,
+                safe_globals=self._safe_globals,
             )
             for name, obj in self.recoverables.items()
             if only is None or only(name, obj)

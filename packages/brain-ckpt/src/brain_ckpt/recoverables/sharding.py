@@ -6,14 +6,18 @@ a placeholder in its place, with the tensor's name.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from brain_ckpt.recoverables.states import bare_module
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PLACEHOLDER = "__brain_ckpt_shard__"
 
@@ -56,13 +60,28 @@ def split(state: Any, name: str) -> tuple[Any, dict[str, Any]]:
         if is_dtensor(value):
             shards[path] = value.detach()
             return {PLACEHOLDER: path}
-        if isinstance(value, Mapping):
-            return {key: walk(inner, f"{path}/{key}") for key, inner in value.items()}
-        if type(value) in (list, tuple):
-            return type(value)(walk(inner, f"{path}/{n}") for n, inner in enumerate(value))
-        return value
+        return map_parts(value, path, walk)
 
     return walk(state, name), shards
+
+
+def map_parts(value: Any, path: str, function: Callable[[Any, str], Any]) -> Any:
+    """Apply a function of value and path to the parts of a mapping, list or tuple.
+
+    A container whose parts do not change is returned as it is.
+    """
+    if isinstance(value, Mapping):
+        parts = {key: function(inner, f"{path}/{key}") for key, inner in value.items()}
+        if all(parts[key] is inner for key, inner in value.items()):
+            return value
+        changed = copy.copy(value) if isinstance(value, dict) else dict(value)
+        changed.update(parts)
+        return changed
+    if type(value) in (list, tuple):
+        items = [function(inner, f"{path}/{n}") for n, inner in enumerate(value)]
+        unchanged = all(new is old for new, old in zip(items, value, strict=True))
+        return value if unchanged else type(value)(items)
+    return value
 
 
 def has_placeholders(state: Any) -> bool:

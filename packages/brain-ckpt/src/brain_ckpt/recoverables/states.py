@@ -143,7 +143,7 @@ def _check_module(module: nn.Module, state: Mapping[str, Any], name: str) -> Non
         saved = state.get(key)
         if not isinstance(value, torch.Tensor) or not isinstance(saved, torch.Tensor):
             continue
-        if value.shape != saved.shape and not _is_lazy(value):
+        if not _is_lazy(value) and not _is_lazy(saved) and value.shape != saved.shape:
             problems.append(
                 f"has {key!r} of shape {tuple(saved.shape)} where the module has "
                 f"{tuple(value.shape)}"

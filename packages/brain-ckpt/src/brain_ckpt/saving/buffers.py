@@ -47,7 +47,10 @@ class SnapshotBuffers:
     def copy(self, state: Any) -> Any:
         """Return a copy of a state; tensors that share memory share it in the copy, too."""
         if isinstance(state, torch.Tensor):
-            return self._copy_tensor(state)
+            copied = self._copy_tensor(state)
+            if type(state) is torch.nn.Parameter:
+                return torch.nn.Parameter(copied, state.requires_grad)
+            return copied
         if isinstance(state, Mapping) and type(state).__module__ in ("builtins", "collections"):
             pairs = {key: self.copy(value) for key, value in state.items()}
             return pairs if type(state) is dict else _copy_mapping(state, pairs)

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from brain_ckpt.errors import CheckpointSaveError
-from brain_ckpt.recoverables.serialization import write_state
+from brain_ckpt.recoverables.serialization import find_unsafe_names, write_state
 from brain_ckpt.retention.checkpoint import Checkpoint
 from brain_ckpt.saving.shards import index_file
 from brain_ckpt.storage.layout import PARAMFILE_EXT, RANKS_DIRECTORY
 from brain_ckpt.storage.manifest import Manifest
-from brain_ckpt.storage.meta import dump_meta
 from brain_ckpt.storage.stream import Stream, write_file
 
 if TYPE_CHECKING:
@@ -58,6 +57,8 @@ class CheckpointFiles:
                     f"a saver must write the path that it gets, but that of {recoverable.name!r} "
                     f"did not write {path.name}; write an empty state there if there is none"
                 )
+            if recoverable.loader is None:
+                _check_loadable(recoverable, path)
 
     def write_states(
         self, states: Mapping[str, Any], rank_files: Sequence[Mapping[str, bytes]]
@@ -107,7 +108,7 @@ class CheckpointFiles:
             torch=torch.__version__,
             algorithm=store.algorithm,
         )
-        store.seal(staging, dump_meta(plan.meta), manifest)
+        store.seal(staging, plan.meta, manifest)
 
     def publish(self) -> None:
         """Publish the sealed checkpoint durably."""
@@ -116,6 +117,16 @@ class CheckpointFiles:
     def discard(self) -> None:
         """Delete the staging directory."""
         self._store.discard(self._staging)
+
+
+def _check_loadable(recoverable: Recoverable, path: Path) -> None:
+    unsafe = find_unsafe_names(path, recoverable.safe_globals)
+    if unsafe:
+        raise CheckpointSaveError(
+            f"the file of {recoverable.name!r} must hold tensors and plain values to be restored "
+            f"without running code, got {', '.join(unsafe)}; save plain values in the hook, pass a "
+            f"custom_load_hook, or register the class with Checkpointer(safe_globals=[...])"
+        )
 
 
 def planned_checkpoint(plan: SavePlan, recoverables: Sequence[Recoverable]) -> Checkpoint:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import logging
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from brain_ckpt.recoverables.plain import plain_state
+from brain_ckpt.recoverables.encoding import encode_state
 from brain_ckpt.recoverables.sharding import is_sharded, split
 from brain_ckpt.recoverables.states import get_state
 from brain_ckpt.storage.layout import PARAMFILE_EXT
@@ -96,16 +97,16 @@ def _add_state(
             part = tensor.to_local()
             snapshot.parts[key] = part.cpu() if copy is None else copy(part)
     if is_leader:
-        state = plain_state(state, name)
-        if not state:
+        if isinstance(state, Mapping) and not state:
             logger.warning("The state of %r is empty", name)
+        state = encode_state(state, name, recoverable.safe_globals)
         snapshot.states[name] = state if copy is None else copy(state)
 
 
 def _to_bytes(recoverable: Recoverable) -> bytes:
     if recoverable.saver is None:
         buffer = io.BytesIO()
-        torch.save(plain_state(get_state(recoverable.obj), recoverable.name), buffer)
+        torch.save(recoverable.encoded_state(), buffer)
         return buffer.getvalue()
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / f"{recoverable.name}{PARAMFILE_EXT}"

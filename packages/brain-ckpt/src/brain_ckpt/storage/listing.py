@@ -24,6 +24,7 @@ from brain_ckpt.storage.manifest import (
     load_manifest,
 )
 from brain_ckpt.storage.meta import META_LIMIT_BYTES, load_meta
+from brain_ckpt.storage.meta_arrays import restore_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,6 +70,11 @@ def list_published(root: Path) -> Listing:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read the meta of a checkpoint and the names of its files; no file is verified."""
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[Checkpoint, int]:
+    """Return a checkpoint and its number, which is 0 if it has no intact manifest."""
     file = path / META_NAME
     try:
         content = filesystem.read(file, META_LIMIT_BYTES)
@@ -77,12 +83,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise CheckpointGoneError from None
         raise CheckpointDamagedError(f"{path} has no {META_NAME}") from None
     meta = load_meta(content, str(file))
+    manifest = _read_intact_manifest(path)
+    if manifest is not None:
+        restore_arrays(meta, manifest.meta_arrays)
     paramfiles = {
         name.removesuffix(PARAMFILE_EXT): path / name
         for name in filesystem.names(path)
         if name.endswith(PARAMFILE_EXT) and not os.path.isdir(path / name)
     }
-    return Checkpoint(path, meta, paramfiles)
+    return Checkpoint(path, meta, paramfiles), 0 if manifest is None else manifest.seq
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -112,10 +121,7 @@ def is_unfinished(path: Path) -> bool:
 
 def has_manifest(path: Path) -> bool:
     """Return whether a directory has an intact manifest."""
-    try:
-        return read_manifest(path) is not None
-    except CheckpointError:
-        return False
+    return _read_intact_manifest(path) is not None
 
 
 def _published_paths(root: Path) -> list[Path]:
@@ -142,21 +148,20 @@ def _read_all(paths: Iterable[Path]) -> Listing:
     unreadable: dict[Path, str] = {}
     for path in paths:
         try:
-            checkpoint = read_checkpoint(path)
+            checkpoint, number = _read(path)
         except CheckpointGoneError:
             continue
         except (CheckpointError, OSError) as error:
             unreadable[path] = str(error)
             continue
-        entries.append((ckpt_recency(checkpoint), _read_seq(path), checkpoint))
+        entries.append((ckpt_recency(checkpoint), number, checkpoint))
     entries.sort(key=lambda entry: entry[:2])
     seq = max((number for _, number, _ in entries), default=0)
     return Listing([checkpoint for _, _, checkpoint in entries], unreadable, seq)
 
 
-def _read_seq(path: Path) -> int:
+def _read_intact_manifest(path: Path) -> Manifest | None:
     try:
-        manifest = read_manifest(path)
+        return read_manifest(path)
     except CheckpointError:
-        return 0
-    return 0 if manifest is None else manifest.seq
+        return None

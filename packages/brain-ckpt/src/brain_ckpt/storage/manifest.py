@@ -41,6 +41,8 @@ class Manifest:
         The algorithm of the digests.
     files : mapping of str to FileDigest
         By name below the directory, with forward slashes.
+    meta_arrays : list
+        The tensors and arrays in meta, as `meta_arrays` notes them.
     """
 
     commit_id: str
@@ -51,12 +53,15 @@ class Manifest:
     torch: str
     algorithm: Algorithm
     files: Mapping[str, FileDigest] = field(default_factory=dict)
+    meta_arrays: list[Any] = field(default_factory=list)
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
     """Return the content of the file, which ends in its own checksum."""
+    fields: dict[str, Any] = {"meta_arrays": manifest.meta_arrays} if manifest.meta_arrays else {}
     return _append_crc(
         {
+            **fields,
             "format": FORMAT,
             "commit": manifest.commit_id,
             "run": manifest.run_id,
@@ -133,7 +138,12 @@ def _from_fields(fields: Mapping[str, Any], where: str) -> Manifest:
             safe_name(name, where): FileDigest(int(entry["size"]), tuple(entry["chunks"]))
             for name, entry in fields["files"].items()
         },
+        meta_arrays=[_meta_array(*note) for note in fields.get("meta_arrays", [])],
     )
+
+
+def _meta_array(path: Any, kind: Any, dtype: Any, shape: Any) -> list[Any]:
+    return [list(path), str(kind), str(dtype), [int(length) for length in shape]]
 
 
 def _append_crc(fields: Mapping[str, Any]) -> bytes:

@@ -10,30 +10,35 @@ from typing import Any
 import torch
 
 from brain_ckpt.errors import CheckpointDamagedError
+from brain_ckpt.storage.meta_arrays import copy_array, is_array, to_lists
 
 META_LIMIT_BYTES = 2**20
+_MAX_META_BYTES = META_LIMIT_BYTES - 2**12  # the save adds keys of its own
 
 _HEADER = "# yamllint disable\n"
 
 
 def plain_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of meta with every value as a plain Python value.
+    """Return a copy of meta with plain Python values, tensors and arrays.
 
     Parameters
     ----------
     meta : mapping of str
-        Numbers, strings, booleans, None, tensors and NumPy values of one element, and lists,
-        tuples and mappings of those.
+        Numbers, strings, booleans, None, tensors, NumPy values, and lists, tuples and mappings of
+        those.
 
     Returns
     -------
     dict
-        The values as str, int, float, bool, None, list and dict.
+        The values as str, int, float, bool, None, list and dict.  A tensor or array of one
+        element is a number; others are copied to the CPU.
 
     Raises
     ------
     TypeError
-        If a value cannot be written as a plain value; the text says where it is.
+        If a value cannot be written to YAML; the text says where it is.
+    ValueError
+        If CKPT.yaml would be too large.
     """
     if not isinstance(meta, Mapping):
         raise TypeError(
@@ -43,15 +48,21 @@ def plain_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
     plain = {str(key): _plain(value, str(key)) for key, value in meta.items()}
     # A time given by the caller must be valid, or the checkpoint could not be listed.
     _check_time({"unixtime": 0.0, **plain}, "meta")
-    dump_meta(plain)
+    size = len(dump_meta(plain)[0])
+    if size > _MAX_META_BYTES:
+        raise ValueError(
+            f"meta must be at most {_MAX_META_BYTES} bytes as YAML, got {size}; save large values "
+            f"as a recoverable"
+        )
     return plain
 
 
-def dump_meta(meta: Mapping[str, Any]) -> bytes:
-    """Return the content of CKPT.yaml for a plain meta."""
+def dump_meta(meta: Mapping[str, Any]) -> tuple[bytes, list[Any]]:
+    """Return the content of CKPT.yaml, and the notes that restore its tensors and arrays."""
     from brain_ckpt.storage.safe_yaml import dump
 
-    return (_HEADER + dump(dict(meta))).encode()
+    lists, notes = to_lists(meta)
+    return (_HEADER + dump(lists)).encode(), notes
 
 
 def load_meta(content: bytes, where: str) -> dict[str, Any]:
@@ -102,7 +113,7 @@ def _plain(value: Any, where: str) -> Any:  # noqa: PLR0911 - one return per typ
     if isinstance(value, str):
         return str(value)
     if isinstance(value, torch.Tensor) or type(value).__module__ == "numpy":
-        return _item(value, where)
+        return _item_or_array(value, where)
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):
@@ -117,19 +128,19 @@ def _plain(value: Any, where: str) -> Any:  # noqa: PLR0911 - one return per typ
     raise _not_plain(value, where)
 
 
-def _item(value: Any, where: str) -> Any:
+def _item_or_array(value: Any, where: str) -> Any:
     try:
         item = value.item()
-    except (RuntimeError, ValueError):
-        raise _not_plain(value, where) from None
-    if isinstance(item, (bool, int, float, str)):
+    except (RuntimeError, ValueError):  # it has not exactly one element
+        item = copy_array(value)
+    if isinstance(item, (bool, int, float, str, torch.Tensor)) or is_array(item):
         return item
     raise _not_plain(value, where)
 
 
 def _not_plain(value: Any, where: str) -> TypeError:
     return TypeError(
-        f"meta may hold plain values (numbers, strings, booleans, None), got {value!r} of type "
-        f"{type(value).__name__} at meta[{where!r}]; convert it, for example with float(...) or "
-        f"str(...), or save it as a recoverable"
+        f"meta may hold plain values (numbers, strings, booleans, None) and arrays of them, got "
+        f"{value!r} of type {type(value).__name__} at meta[{where!r}]; convert it, for example "
+        f"with float(...) or str(...), or save it as a recoverable"
     )

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from brain_ckpt.errors import CheckpointError
 from brain_ckpt.storage import filesystem
@@ -38,10 +38,12 @@ from brain_ckpt.storage.listing import (
     read_manifest,
 )
 from brain_ckpt.storage.manifest import Manifest, dump_manifest
+from brain_ckpt.storage.meta import dump_meta
 from brain_ckpt.storage.stream import digest_external_file
 from brain_ckpt.storage.verify import verify
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from brain_ckpt.storage.checksum import Algorithm
@@ -125,12 +127,13 @@ class Store:
             if not directory and name not in staging.files and name != UNFINISHED:
                 staging.files[name] = digest_external_file(path, self.algorithm)
 
-    def seal(self, staging: Staging, meta: bytes, manifest: Manifest) -> None:
+    def seal(self, staging: Staging, meta: Mapping[str, Any], manifest: Manifest) -> None:
         """Write the meta file and flush everything to the disk, ready to publish."""
+        content, arrays = dump_meta(meta)
         file = staging.path / META_NAME
-        staging.files[META_NAME] = self._protocol.write_meta(file, meta, self.algorithm)
+        staging.files[META_NAME] = self._protocol.write_meta(file, content, self.algorithm)
         staging.manifest = dump_manifest(
-            dataclasses.replace(manifest, files=dict(staging.files), algorithm=self.algorithm)
+            dataclasses.replace(manifest, files=dict(staging.files), meta_arrays=arrays)
         )
         self._protocol.seal(staging)
 

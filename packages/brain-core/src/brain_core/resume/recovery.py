@@ -219,10 +219,14 @@ class Recovery:
 
     def _restore_trained_modules(self, run: RunState) -> None:
         """Undo what an evaluation has loaded since the last call of fit."""
+        run.starts_from = "memory"
+        if run.trained_tensors is not None:
+            run.trained_tensors.restore()
+            run.trained_tensors = None
+            return
         checkpoint = self._checkpointer.recover_if_possible(
             only=lambda _, obj: is_of_the_model(obj)
         )
-        run.starts_from = "memory"
         if checkpoint is not None:
             logger.info(
                 "Resuming from the modules of %s, in place of those that were evaluated.",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from brain_core.loop.epoch_pass import EpochPass
     from brain_core.options.run_options import RunOptions
     from brain_core.resume.elastic import StepSize
+    from brain_core.resume.next_fit import TensorCopies
 
 __all__ = ["Progress", "RankState", "RunState"]
 
@@ -220,6 +221,8 @@ class RunState:
     starts_from : str
         What the next call starts from: a checkpoint, the state in memory, or that state with other
         modules than the trained ones, which an evaluation has loaded.
+    trained_tensors : TensorCopies or None
+        The modules before an evaluation loaded others, where no checkpoint holds them.
     is_skipped : bool
         Whether this call was completed before the checkpoint was saved.
     epoch : int or None
@@ -257,6 +260,7 @@ class RunState:
         self.epoch_pass: EpochPass | None = None
         self.fit = 1
         self.starts_from: StartsFrom = "checkpoint"
+        self.trained_tensors: TensorCopies | None = None
         self.has_seeded_ranks = False
         self.batches_trained = self.batches_saved = 0
         self._rng_after_fits: dict[int, dict[str, Any]] = {}

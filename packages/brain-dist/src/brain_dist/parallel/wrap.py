@@ -107,24 +107,29 @@ def wrap_modules(
         "gradient_as_bucket_view": gradient_as_bucket_view,
         "bucket_cap_mb": bucket_cap_mb,
     }
+
+    def wrap(module: nn.Module) -> nn.Module:
+        if sync_batchnorm and _can_sync_batchnorm(device):
+            use_sync_batchnorm(module)
+        if parallel == "fsdp":
+            return _shard(module, device, shard_options)
+        return _data_parallel(module, device, ddp_options, comm_hook)
+
     wrapped: dict[int, nn.Module] = {}  # a module under two names is wrapped once
     for name, module in modules.items():
         if id(module) not in wrapped:
-            trainable = any(p.requires_grad for p in module.parameters())
-            if is_wrapped(module):
-                wrapped[id(module)] = module
-            elif not trainable:
-                broadcast_tensors(module)
-                wrapped[id(module)] = module
-            else:
-                if sync_batchnorm and _can_sync_batchnorm(device):
-                    use_sync_batchnorm(module)
-                wrapped[id(module)] = (
-                    _shard(module, device, shard_options)
-                    if parallel == "fsdp"
-                    else _data_parallel(module, device, ddp_options, comm_hook)
-                )
+            wrapped[id(module)] = _wrap_if_trainable(module, wrap)
         modules[name] = wrapped[id(module)]
+
+
+def _wrap_if_trainable(module: nn.Module, wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """Wrap a module; leave one that is wrapped, and share the tensors of one that is frozen."""
+    if is_wrapped(module):
+        return module
+    if any(p.requires_grad for p in module.parameters()):
+        return wrap(module)
+    broadcast_tensors(module)
+    return module
 
 
 def use_sync_batchnorm(module: nn.Module) -> None:

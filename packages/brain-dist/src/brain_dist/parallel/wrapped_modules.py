@@ -64,7 +64,7 @@ def unwrap_module(module: nn.Module) -> nn.Module:
         inner = (
             module.module
             if isinstance(module, (DistributedDataParallel, DataParallel))
-            else vars(module).get("_modules", {}).get("_orig_mod")
+            else dict(module.named_children()).get("_orig_mod")  # scripted modules have it too
         )
         if not isinstance(inner, nn.Module):
             return module
