@@ -49,6 +49,10 @@ class Config:
         Whether saves are written in the background.
     interval : int
         Batches between checkpoints within an epoch.
+    fits : int
+        How often the script calls `Brain.fit`.
+    loader : str
+        "set" for a Dataset, "plain" for a shuffled torch DataLoader of the script's own.
     epochs : int
         The length of the run.
     """
@@ -59,6 +63,8 @@ class Config:
     precision: str = "fp32"
     asynchronous: bool = False
     interval: int = 2
+    fits: int = 1
+    loader: str = "set"
     epochs: int = 3
 
     @property
@@ -67,7 +73,7 @@ class Config:
         kind = "async" if self.asynchronous else "blocking"
         return (
             f"ranks{self.ranks}-workers{self.workers}-accum{self.accumulation}-{self.precision}"
-            f"-{kind}-every{self.interval}-epochs{self.epochs}"
+            f"-{kind}-every{self.interval}-fits{self.fits}-{self.loader}-epochs{self.epochs}"
         )
 
     def fields(self) -> dict[str, Any]:
@@ -133,12 +139,14 @@ class Durations:
 
 def configs(ranks: Sequence[int]) -> list[Config]:
     """Return all settings of the matrix."""
-    cells = itertools.product(ranks, (0, 2), (1, 3), ("fp32", "bf16"), (False, True), (3, 5))
+    cells = itertools.product(
+        ranks, (0, 2), (1, 3), ("fp32", "bf16"), (False, True), (3, 5), (1, 2), ("set",)
+    )
     return [Config(*cell) for cell in cells]
 
 
 def draw_case(seed: int, number: int, ranks: Sequence[int]) -> Case:
-    """Return a case; each 32 consecutive numbers draw every setting besides the ranks once.
+    """Return a case; each 128 consecutive numbers draw every setting besides the ranks once.
 
     Several ranks take longer, and are drawn less often.
     """

@@ -147,5 +147,6 @@ def test_the_surface_of_the_command_line_is_frozen():
             "test_only",
             "tqdm_barcolor",
             "tqdm_colored_bar",
+            "trusted",
         ]
     )

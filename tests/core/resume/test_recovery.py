@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from brain_ckpt import Checkpointer
+from brain_ckpt import Checkpointer, CheckpointSaveError
 from brain_core import (
     EpochCounter,
     EpochCounterWithStopper,
@@ -447,3 +447,29 @@ def test_no_checkpoint_within_an_epoch_is_left_beside_that_of_its_end(job, async
     left = run.checkpointer.find_checkpoints()
     assert len(left) == 3
     assert all(checkpoint.meta["end-of-epoch"] for checkpoint in left)
+
+
+class Opaque:
+    """A class that the safe loader does not know."""
+
+
+def test_a_state_that_could_not_be_restored_is_refused_before_the_first_batch(
+    regression, pairs, tmp_path
+):
+    """With its place and its type, instead of after a week."""
+
+    class Stateful:
+        def state_dict(self):
+            return {"inner": [Opaque()]}
+
+        def load_state_dict(self, state):
+            pass
+
+    brain = regression(
+        {"model": torch.nn.Linear(4, 2)},
+        lambda p: torch.optim.SGD(p, lr=0.1),
+        checkpointer=Checkpointer(tmp_path, {"mine": Stateful()}),
+    )
+    with pytest.raises(CheckpointSaveError, match=r"mine\W.*inner.*Opaque"):
+        brain.fit(range(1), pairs)
+    assert brain.step == 0

@@ -19,7 +19,7 @@ from brain_core.resume.next_fit import TensorCopies, carry_over
 from brain_core.resume.recoverables import add_missing_modules, named_objects
 from brain_core.resume.recovery import Recovery
 from brain_core.stage import Stage
-from brain_dist import get_rank, unwrap_module
+from brain_dist import ddp_broadcast, get_rank, unwrap_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -126,10 +126,13 @@ class SetupMethods:
         """
         if self.checkpointer is not None:
             add_missing_modules(self.checkpointer, dict(self.modules))
-            if self._run.starts_from == "memory" and not self._run.is_saved:
+            if self._run.starts_from == "memory" and not ddp_broadcast(self._run.is_saved):
                 self._run.trained_tensors = TensorCopies(self.modules)
             checkpoint = self.checkpointer.recover_if_possible(
-                max_key=max_key, min_key=min_key, only=lambda _, obj: is_of_the_model(obj)
+                max_key=max_key,
+                min_key=min_key,
+                only=lambda _, obj: is_of_the_model(obj),
+                trusted=self.run_options.trusted,
             )
             self._evaluation_epoch.show(self.checkpointer, checkpoint)
             if checkpoint is not None and self._run.starts_from == "memory":
@@ -213,7 +216,7 @@ class SetupMethods:
         if not fit_state.is_nested:
             self._run.begin_fit()
             if self.checkpointer is not None:
-                fit_state.recovery = Recovery(self.checkpointer)
+                fit_state.recovery = Recovery(self.checkpointer, trusted=self.run_options.trusted)
                 fit_state.recovery.add_objects_of_fit(self._run.rank_state, train_set, epochs)
         recoverables = {} if self.checkpointer is None else self.checkpointer.recoverables
         former = {} if self._run.starts_from == "checkpoint" else dict(recoverables)
@@ -227,6 +230,7 @@ class SetupMethods:
             owners = attribute_owners(self, self._private)
             self._run.rank_state.attributes.restore(owners)
             self._run.rank_state.attributes.begin(owners, self.checkpointer.recoverables.values())
+            self.checkpointer.check_restorable()
         if not fit_state.is_nested and not self._run.has_seeded_ranks:
             self._run.has_seeded_ranks = True
             if not self._run.rank_state.holds_rng:

@@ -65,6 +65,9 @@ class RunOptions:
     recover_attributes : bool or list of str
         Save and restore plain values that training changes in attributes of the Brain, of
         ``hparams`` and of modules: all of them, none, or those named. Not an option of SpeechBrain.
+    trusted : bool
+        Load checkpoints that name code to run, as older ones of a recipe's own classes do. Only for
+        checkpoints whose author you trust. Not an option of SpeechBrain.
     elastic : bool
         Resume on any number of ranks: where they cannot take the same steps, shard the rest of the
         epoch in steps of about the same size. Not an option of SpeechBrain.
@@ -133,6 +136,7 @@ class RunOptions:
     find_unused_parameters: bool = False
     parallel: Parallel = "ddp"
     recover_attributes: bool | list[str] = True
+    trusted: bool = False
     elastic: bool = False
     shard_evaluation: bool = False
     jit: bool = False

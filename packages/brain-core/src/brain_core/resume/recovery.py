@@ -48,6 +48,8 @@ class Recovery:
     ----------
     checkpointer : Checkpointer
         Where to save, and where to resume from.
+    trusted : bool
+        Whether to load checkpoints that name code to run.
 
     Attributes
     ----------
@@ -55,8 +57,9 @@ class Recovery:
         The names that the loaded checkpoint had a state for; None before one is loaded.
     """
 
-    def __init__(self, checkpointer: Checkpointer) -> None:
+    def __init__(self, checkpointer: Checkpointer, *, trusted: bool = False) -> None:
         self._checkpointer = checkpointer
+        self._trusted = trusted
         self._epochs: Any = None  # of this call of fit
         self.restored: frozenset[str] | None = None
 
@@ -101,7 +104,7 @@ class Recovery:
         if saved_fit > run.fit:
             self._skip(run, saved_fit)
             return
-        checkpoint = self._checkpointer.recover_if_possible(
+        checkpoint = self._recover_if_possible(
             only=None if saved_fit == run.fit else lambda name, _: name != TRAIN_LOADER
         )
         if checkpoint is None:
@@ -189,6 +192,9 @@ class Recovery:
                 ", ".join(unsaved),
             )
 
+    def _recover_if_possible(self, only: Any) -> Checkpoint | None:
+        return self._checkpointer.recover_if_possible(only=only, trusted=self._trusted)
+
     def _fit_of_newest(self) -> int:
         """Return which call of `Brain.fit` the newest checkpoint belongs to; 1 without any."""
         newest = self._checkpointer.find_checkpoint() if if_main_process() else None
@@ -209,7 +215,7 @@ class Recovery:
             saved_fit,
         )
         try:
-            self._checkpointer.recover_if_possible(
+            self._recover_if_possible(
                 only=lambda name, obj: is_of_the_model(obj) or name in _SHOWN_WHEN_SKIPPED
             )
         except CheckpointMismatchError as error:
@@ -224,9 +230,7 @@ class Recovery:
             run.trained_tensors.restore()
             run.trained_tensors = None
             return
-        checkpoint = self._checkpointer.recover_if_possible(
-            only=lambda _, obj: is_of_the_model(obj)
-        )
+        checkpoint = self._recover_if_possible(only=lambda _, obj: is_of_the_model(obj))
         if checkpoint is not None:
             logger.info(
                 "Resuming from the modules of %s, in place of those that were evaluated.",

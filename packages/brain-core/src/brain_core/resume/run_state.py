@@ -294,7 +294,7 @@ class RunState:
 
     @property
     def is_saved(self) -> bool:
-        """Whether a checkpoint was saved or loaded since the last batch."""
+        """Whether a checkpoint was saved or loaded since the last batch; rank 0 knows."""
         return self.batches_saved == self.batches_trained
 
     def nested(self) -> RunState:
