@@ -137,3 +137,20 @@ def test_after_an_error_modules_train_as_before_and_the_bar_is_gone(regression, 
     assert brain.modules.model.training
     assert not frozen.training
     assert capfd.readouterr().err.endswith("\n")
+
+
+@pytest.mark.parametrize("which", ["train", "valid"])
+def test_a_set_that_gives_no_batch_is_refused_before_the_first_epoch(regression, pairs, which):
+    """With its rows, its batch size and the number of ranks."""
+    brain = regression({"model": torch.nn.Linear(4, 2)}, lambda p: torch.optim.SGD(p, lr=0.1))
+    empty, full = {"batch_size": 30, "drop_last": True}, {"batch_size": 2}
+    kwargs = {
+        "train_loader_kwargs": empty if which == "train" else full,
+        "valid_loader_kwargs": empty if which == "valid" else full,
+    }
+    message = (
+        rf"{which}_set must give at least one batch on every rank, got 22 rows in batches of 30"
+    )
+    with pytest.raises(ValueError, match=message):
+        brain.fit(range(1), pairs, pairs, **kwargs)
+    assert brain.optimizer_step == 0

@@ -150,3 +150,23 @@ def test_the_surface_of_the_command_line_is_frozen():
             "trusted",
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--x=#c"], "#c"),
+        (["--x=a # b"], "a # b"),
+        (["--x=[64,", "100,", "128]"], [64, 100, 128]),
+        (["--x=1", "--x=2"], 2),
+    ],
+)
+def test_a_value_is_what_was_typed(words, value):
+    """A hash is no comment, a list may have blanks, and the last of several counts."""
+    assert overrides(*words) == {"x": value}
+
+
+def test_a_misspelt_run_option_is_suspected(caplog):
+    """It may be a hyperparameter, so it is only a warning."""
+    assert overrides("--precison=fp16") == {"precison": "fp16"}
+    assert "Did you mean 'precision'?" in caplog.text

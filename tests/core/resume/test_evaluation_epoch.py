@@ -1,5 +1,6 @@
 """Which parts of a checkpoint an evaluation takes, and what it shows of the others."""
 
+import logging
 import sys
 import types
 from enum import Enum, auto
@@ -116,3 +117,35 @@ def test_a_stage_equals_nothing_else():
     assert Stage.TRAIN != other.TRAIN
     assert Stage.TRAIN != "TRAIN"
     assert Stage.TRAIN != Stage.VALID
+
+
+def test_a_metric_that_no_checkpoint_has_is_an_error_that_lists_those_there_are(
+    regression, pairs, tmp_path
+):
+    """Instead of testing the weights in memory."""
+    checkpointer = Checkpointer(tmp_path)
+    brain = regression({"model": torch.nn.Linear(4, 2)}, checkpointer=checkpointer)
+    checkpointer.add_recoverable("model", brain.modules.model)
+    checkpointer.save_checkpoint(meta={"loss": 1.0, "PER": 2.0})
+    with pytest.raises(ValueError, match=r"got 'WER'.* hold: PER, loss\."):
+        brain.evaluate(pairs, min_key="WER")
+
+
+def test_an_evaluation_says_whose_weights_it_tests(regression, pairs, tmp_path, caplog):
+    """Those in memory, where there is no checkpoint; else which checkpoint's."""
+    checkpointer = Checkpointer(tmp_path)
+    brain = regression(
+        {"model": torch.nn.Linear(4, 2)},
+        lambda p: torch.optim.SGD(p, lr=0.1),
+        run_opts={"device": "cpu"},
+        checkpointer=checkpointer,
+    )
+    with caplog.at_level(logging.INFO):
+        brain.evaluate(pairs)
+    assert "the weights in memory are evaluated" in caplog.text
+    brain.fit(range(1), pairs, train_loader_kwargs={"batch_size": 11})
+    checkpointer.save_checkpoint(meta={"loss": 1.0})
+    brain.fit(range(1), pairs, train_loader_kwargs={"batch_size": 11})
+    with caplog.at_level(logging.INFO):
+        brain.evaluate(pairs, min_key="loss")
+    assert ": epoch 0, optimizer step 2 (training is at step 4)." in caplog.text

@@ -16,6 +16,7 @@ from brain_core.loop.evaluation import evaluate_batches
 from brain_core.loop.padding_batches import without_gradients
 from brain_core.loop.profiler import StepProfiler
 from brain_core.loop.progress_bar import should_show
+from brain_core.loop.stage_loader import check_not_empty
 from brain_core.modules.container import HParams, as_modules
 from brain_core.options.compute import choose_compute
 from brain_core.options.determinism import deterministic_algorithms
@@ -222,6 +223,8 @@ class Brain(SetupMethods, BatchMethods):
                 if valid_set is not None:
                     kwargs = {"ckpt_prefix": None, **valid_loader_kwargs}
                     valid_set = self._as_loader(valid_set, Stage.VALID, kwargs)
+                    check_not_empty(valid_set, "valid_set")
+                check_not_empty(train_set, "train_set")
                 self._begin_fit(train_set, epoch_counter)
             enable = self._shows_bars(progressbar)
             with self._saving_and_stopping():

@@ -14,7 +14,7 @@ from brain_core.modules.container import Modules, describe_parameters
 from brain_core.modules.wrapping import wrap_for_ranks
 from brain_core.options.seed import seed_per_rank
 from brain_core.resume.attributes import attribute_owners
-from brain_core.resume.evaluation_epoch import is_of_the_model
+from brain_core.resume.evaluation_epoch import check_metric, is_of_the_model, log_evaluated
 from brain_core.resume.next_fit import TensorCopies, carry_over
 from brain_core.resume.recoverables import add_missing_modules, named_objects
 from brain_core.resume.recovery import Recovery
@@ -123,8 +123,14 @@ class SetupMethods:
         ----------
         max_key, min_key : str, optional
             The metric that was highest, or lowest.
+
+        Raises
+        ------
+        ValueError
+            If there are checkpoints and none has the metric.
         """
         if self.checkpointer is not None:
+            check_metric(self.checkpointer, max_key or min_key)
             add_missing_modules(self.checkpointer, dict(self.modules))
             if self._run.starts_from == "memory" and not ddp_broadcast(self._run.is_saved):
                 self._run.trained_tensors = TensorCopies(self.modules)
@@ -135,6 +141,7 @@ class SetupMethods:
                 trusted=self.run_options.trusted,
             )
             self._evaluation_epoch.show(self.checkpointer, checkpoint)
+            log_evaluated(checkpoint, self.checkpointer, self._run)
             if checkpoint is not None and self._run.starts_from == "memory":
                 self._run.starts_from = "evaluated modules"
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 __all__ = [
+    "check_not_empty",
     "common_batch_count",
     "is_loader",
     "make_stage_loader",
@@ -93,6 +94,28 @@ def shard_evaluation_batches(loader: Any) -> Any:
     samplers = (getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None))
     is_sharded = any(isinstance(sampler, _Shard) for sampler in samplers)
     return loader if is_sharded else _Shard(loader)
+
+
+def check_not_empty(loader: Any, name: str) -> None:
+    """Check that a loader gives a batch on every rank, where it has a length; every rank calls it.
+
+    Raises
+    ------
+    ValueError
+        On every rank, if one of them has none.
+    """
+    lengths = gather_objects(len(loader) if _has_length(loader) else None)
+    if 0 not in lengths:
+        return
+    rows = getattr(loader, "dataset", None)
+    size = f"{len(rows)} rows" if rows is not None and _has_length(rows) else "no rows"
+    batch_size = getattr(getattr(loader, "batch_sampler", loader), "batch_size", None)
+    of = "" if batch_size is None else f" in batches of {batch_size}"
+    raise ValueError(
+        f"{name} must give at least one batch on every rank, got {size}{of} and "
+        f"{', '.join(map(str, lengths))} batches on {len(lengths)} rank(s). Give more rows, a "
+        "smaller batch_size, or drop_last=False."
+    )
 
 
 def common_batch_count(loader: Any) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from dataclasses import MISSING, Field, fields
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     import argparse
 
 __all__ = ["read_command_line"]
+
+logger = logging.getLogger(__name__)
 
 Options = TypeVar("Options")
 
@@ -120,29 +123,51 @@ def _spell_flag(word: str, flags: set[str]) -> str:
 
 
 def _overrides_as_yaml(rest: list[str], parser: argparse.ArgumentParser, known: list[str]) -> str:
-    lines = []
-    words = iter(rest)
-    for word in words:
+    """Return overrides as YAML, one a line; of several for one name the last counts."""
+    lines = {}
+    words = _with_lists_joined(rest)
+    while words:
+        word = words.pop(0)
         name, equals, value = word.partition("=")
         if not name.startswith("--") or len(name) == len("--"):
             parser.error(f"an override is written --name=value, got {word!r}.")
         key = name.removeprefix("--")
+        hint = nearest(key.replace("-", "_"), known)
         if not equals:
-            value = next(words, None)  # type: ignore[assignment]  # None is dealt with at once
-            if value is None or value.startswith("--"):
-                hint = nearest(key.replace("-", "_"), known)
+            if not words or words[0].startswith("--"):
                 parser.error(f"{word!r} is no run option, so it needs a value: {word}=value.{hint}")
-        lines.append(f"{key}: {_as_yaml(value)}")
-    return "\n".join(lines)
+            value = words.pop(0)
+        if hint:
+            logger.warning("--%s is no run option and overrides a hyperparameter.%s", key, hint)
+        lines[key] = f"{key}: {_as_yaml(value)}"
+    return "\n".join(lines.values())
+
+
+def _with_lists_joined(words: list[str]) -> list[str]:
+    """Join the words of a list that the shell has split at its blanks, as SpeechBrain does."""
+    joined: list[str] = []
+    for word in words:
+        value = joined[-1].partition("=")[2] if joined else ""
+        is_open = value.startswith(("[", "{")) and not value.rstrip().endswith(("]", "}"))
+        if is_open and not word.startswith("--"):
+            joined[-1] += f" {word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _as_yaml(value: str) -> str:
-    """Quote a value that would not be valid YAML after a key; return any other as it is."""
+    """Return a value as YAML that means what was typed: quoted where it would mean another."""
     import yaml  # only a command line needs it
 
+    text = f"key: {value}"
     try:
-        node = yaml.compose(f"key: {value}")
+        node = yaml.compose(text)
     except yaml.YAMLError:
         return json.dumps(value)
     is_one_value = isinstance(node, yaml.MappingNode) and len(node.value) == 1
-    return value if is_one_value and value else json.dumps(value)
+    if not is_one_value or not value:
+        return json.dumps(value)
+    read = node.value[0][1]  # type: ignore[union-attr]  # a mapping, as checked
+    is_whole = text[read.start_mark.index : read.end_mark.index] == value.strip()
+    return value if is_whole else json.dumps(value)  # a comment would be dropped
