@@ -52,7 +52,8 @@ for name in package.__all__:  # a module is loaded when a name of it is first us
     getattr(package, name)
 after, loaded = state(), set(sys.modules) - loaded_before
 known = set(sys.stdlib_module_names) | {name.partition(".")[0] for name in loaded_before}
-loaded = {name for name in loaded if "cython" not in name}  # PyYAML's own runtime
+# PyYAML's own runtime, and a module of Python's library that is named after the platform.
+loaded = {name for name in loaded if "cython" not in name and "_sysconfigdata" not in name}
 print(json.dumps({
     "changed": {k: [repr(before[k]), repr(after[k])] for k in before if before[k] != after[k]},
     "loaded": sorted({name.partition(".")[0] for name in loaded} - known),
