@@ -1,4 +1,4 @@
-"""Fixtures of the checkpointer's tests, and the figures of the long runs."""
+"""Fixtures of the tests of brain-ckpt, and the summary of faults."""
 
 import contextlib
 import faulthandler
@@ -17,12 +17,12 @@ import torch
 HERE = Path(__file__).parent
 TALLY = pytest.StashKey[Counter]()
 
-# Files are made and torn apart by the thousand: in memory where there is such a place.
+# The tests make thousands of files, in memory if possible.
 FAST = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def pytest_addoption(parser):
-    with contextlib.suppress(ValueError):  # another room's tests have the option too
+    with contextlib.suppress(ValueError):  # tests of other packages can have added it
         parser.addoption(
             "--chaos", action="store_true", help="inject as many faults as for a release"
         )
@@ -37,7 +37,7 @@ def is_long_run(config):
 
 
 def seed_of_run():
-    """Return what every fault of a run is drawn from; the environment can name it."""
+    """Return the seed of all faults; BRAIN_CHAOS_SEED sets it."""
     return int(os.environ.get("BRAIN_CHAOS_SEED", "1"))
 
 
@@ -49,7 +49,7 @@ def pytest_report_header(config):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
-    """Add what a worker of pytest-xdist counted."""
+    """Add the counts of a worker of pytest-xdist."""
     counted = getattr(node, "workeroutput", {}).get("faults of checkpoints", {})
     node.config.stash[TALLY].update(counted)
 
@@ -88,7 +88,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 class Progress:
-    """Says every few seconds of a long run how far a test is; holds what its chance starts from."""
+    """Prints the progress of a test in a long run, and holds its seed."""
 
     def __init__(self, request):
         self.seed = f"{seed_of_run()} {request.node.name}"
@@ -96,7 +96,7 @@ class Progress:
         self._capture = request.config.pluginmanager.getplugin("capturemanager")
         self._shown = is_long_run(request.config)
         self._started = self._said = time.monotonic()
-        if self._shown:  # the traceback of a test that takes minutes is for those that should not
+        if self._shown:  # long tests must not dump tracebacks
             faulthandler.cancel_dump_traceback_later()
 
     def __call__(self, what, done, total):
@@ -114,13 +114,13 @@ class Progress:
 
 @pytest.fixture
 def progress(request):
-    """Returns a function that is told how far a test is."""
+    """Return a function that is called with the progress of a test."""
     return Progress(request)
 
 
 @pytest.fixture
 def tally(request):
-    """Counts what the fault tests did, for the summary."""
+    """Return the counts of faults for the summary."""
     counter = request.config.stash.get(TALLY, None)
     if counter is None:
         counter = request.config.stash[TALLY] = Counter()
@@ -129,14 +129,14 @@ def tally(request):
 
 @pytest.fixture
 def times(request):
-    """Returns how often to try a fault: the number per commit, or that of the long run."""
+    """Return a function that chooses between the counts of a short and a long run."""
     long_run = is_long_run(request.config)
     return lambda per_commit, long: long if long_run else per_commit
 
 
 @pytest.fixture(autouse=True)
 def one_thread_of_torch():
-    """Forked children must not inherit a pool of threads that are not there."""
+    """Use one thread, because forked children do not inherit a thread pool."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -145,27 +145,28 @@ def one_thread_of_torch():
 
 @pytest.fixture(autouse=True)
 def no_failpoint_is_left():
-    """A failpoint is put back by who set it."""
-    from brain_ckpt import _fs
+    """Check that every test resets its failpoint."""
+    from brain_ckpt.storage import filesystem
 
     yield
-    left, _fs.failpoint = _fs.failpoint, None
+    left, filesystem.failpoint = filesystem.failpoint, None
     assert left is None
 
 
 @pytest.fixture
 def fast_dir():
-    """A directory for many small files."""
+    """Return a directory for many small files, in memory if possible."""
     path = Path(tempfile.mkdtemp(prefix="brain-ckpt-", dir=FAST))
     yield path
     shutil.rmtree(path, ignore_errors=True)
 
 
 def load_helper(name):
-    """Imports an underscore module of this folder."""
-    full = f"ckpt_tests{name}"
+    """Import a module of tests/ckpt/helpers."""
+    full = f"ckpt_test_helpers_{name}"
     if full not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full, HERE / f"{name}.py")
+        path = HERE / "helpers" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(full, path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[full] = module
         spec.loader.exec_module(module)
@@ -173,24 +174,48 @@ def load_helper(name):
 
 
 @pytest.fixture(scope="session")
-def work():
-    """The little training whose checkpoints are put to the test."""
-    return load_helper("_work")
+def workloads():
+    """Runs whose state is a number, and what they save."""
+    return load_helper("workloads")
 
 
 @pytest.fixture(scope="session")
 def power():
     """The simulated file system."""
-    return load_helper("_power")
+    return load_helper("power")
 
 
 @pytest.fixture(scope="session")
 def processes():
-    """Children that are forked, watched and killed."""
-    return load_helper("_processes")
+    """Forked children that are watched and killed."""
+    return load_helper("processes")
+
+
+@pytest.fixture(scope="session")
+def rank_programs():
+    """What each rank of a test runs."""
+    return load_helper("ranks")
+
+
+@pytest.fixture(scope="session")
+def training():
+    """A training loop that can be killed anywhere."""
+    return load_helper("training")
+
+
+@pytest.fixture(scope="session")
+def manifests():
+    """Changes of checkpoints with matching checksums."""
+    return load_helper("manifests")
+
+
+@pytest.fixture(scope="session")
+def states():
+    """An object with a given state, and the comparison of states."""
+    return load_helper("states")
 
 
 @pytest.fixture(scope="session")
 def speechbrain_run():
-    """The save directory that SpeechBrain 1.1 wrote."""
+    """Return the save directory that SpeechBrain 1.1 wrote."""
     return HERE / "data" / "speechbrain-1.1"

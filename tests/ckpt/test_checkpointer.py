@@ -1,4 +1,4 @@
-"""The checkpointer's ordinary job: save, find, keep, recover."""
+"""Saving, finding, keeping and recovering checkpoints."""
 
 import logging
 
@@ -34,8 +34,8 @@ def losses(checkpointer):
     return sorted(one.meta["loss"] for one in checkpointer.list_checkpoints())
 
 
-def test_what_was_saved_is_recovered(checkpointer, model):
-    """Bit for bit."""
+def test_a_saved_state_is_recovered(checkpointer, model):
+    """The recovered state is bit-equal."""
     before = model.weight.detach().clone()
     checkpointer.save_checkpoint()
     torch.nn.init.zeros_(model.weight)
@@ -43,29 +43,29 @@ def test_what_was_saved_is_recovered(checkpointer, model):
     assert torch.equal(model.weight, before)
 
 
-def test_an_empty_directory_is_no_error(checkpointer):
-    """A run that starts has nothing to recover."""
+def test_recovery_from_an_empty_directory_returns_none(checkpointer):
+    """A new run has nothing to recover."""
     assert checkpointer.recover_if_possible() is None
     assert checkpointer.find_checkpoint() is None
 
 
 def test_meta_holds_the_time_and_the_end_of_epoch(checkpointer):
-    """As SpeechBrain's does, with what was given beside them."""
+    """Meta has the keys of SpeechBrain and the given values."""
     saved = checkpointer.save_checkpoint(meta={"loss": 0.5}, end_of_epoch=False)
     assert saved.meta == {"unixtime": saved.meta["unixtime"], "end-of-epoch": False, "loss": 0.5}
     assert checkpointer.list_checkpoints() == [saved]
     assert (saved.path / "CKPT.yaml").read_text().startswith("# yamllint disable\n")
 
 
-def test_by_default_the_newest_stays(checkpointer):
-    """num_to_keep is 1, as in SpeechBrain."""
+def test_by_default_only_the_newest_is_kept(checkpointer):
+    """The default of num_to_keep is 1, as in SpeechBrain."""
     for loss in (0.3, 0.2, 0.1):
         checkpointer.save_and_keep_only(meta={"loss": loss})
     assert losses(checkpointer) == [0.1]
 
 
-def test_the_newest_and_the_best_of_each_metric_stay(checkpointer):
-    """min_keys and max_keys are joined with the newest."""
+def test_the_newest_and_the_best_of_each_metric_are_kept(checkpointer):
+    """The best by min_keys and max_keys are kept besides the newest."""
     for loss, score in ((0.1, 1), (0.5, 9), (0.6, 2), (0.4, 3)):
         checkpointer.save_and_keep_only(
             meta={"loss": loss, "score": score}, min_keys=["loss"], max_keys=["score"]
@@ -73,8 +73,8 @@ def test_the_newest_and_the_best_of_each_metric_stay(checkpointer):
     assert losses(checkpointer) == [0.1, 0.4, 0.5]
 
 
-def test_without_keep_recent_only_the_best_stay(checkpointer):
-    """Two of them."""
+def test_without_keep_recent_only_the_best_are_kept(checkpointer):
+    """The two best are kept."""
     for loss in (0.1, 0.5, 0.2, 0.4):
         checkpointer.save_and_keep_only(
             meta={"loss": loss}, min_keys=["loss"], keep_recent=False, num_to_keep=2
@@ -82,8 +82,8 @@ def test_without_keep_recent_only_the_best_stay(checkpointer):
     assert losses(checkpointer) == [0.1, 0.2]
 
 
-def test_a_checkpoint_without_the_key_is_left_alone(checkpointer):
-    """It is none of that metric's business."""
+def test_a_checkpoint_without_the_metric_is_not_deleted(checkpointer):
+    """The metric does not apply to it."""
     checkpointer.save_checkpoint(name="other")
     for loss in (0.2, 0.1):
         checkpointer.save_and_keep_only(meta={"loss": loss}, min_keys=["loss"], keep_recent=False)
@@ -91,8 +91,8 @@ def test_a_checkpoint_without_the_key_is_left_alone(checkpointer):
     assert len(checkpointer.list_checkpoints()) == 2
 
 
-def test_only_what_the_predicate_is_true_of_is_deleted(checkpointer):
-    """As recipes guard their epochs' checkpoints from those inside epochs."""
+def test_only_checkpoints_that_match_the_predicate_are_deleted(checkpointer):
+    """Recipes use a predicate to protect the checkpoints at the ends of epochs."""
     checkpointer.save_checkpoint(meta={"loss": 1.0, "intra": False})
     for loss in (0.2, 0.1):
         checkpointer.save_and_keep_only(
@@ -102,7 +102,7 @@ def test_only_what_the_predicate_is_true_of_is_deleted(checkpointer):
 
 
 def test_importance_keys_keep_the_highest(checkpointer):
-    """And the caller's list is not edited."""
+    """The list of the caller is not changed."""
     keys = [lambda one: -abs(one.meta["loss"] - 0.5)]
     for loss in (0.1, 0.45, 0.9):
         checkpointer.save_and_keep_only(meta={"loss": loss}, importance_keys=keys)
@@ -111,7 +111,7 @@ def test_importance_keys_keep_the_highest(checkpointer):
 
 
 def test_delete_checkpoints_can_delete_all(checkpointer):
-    """num_to_keep=0."""
+    """All are deleted with num_to_keep=0."""
     checkpointer.save_checkpoint()
     checkpointer.delete_checkpoints(num_to_keep=0)
     assert checkpointer.list_checkpoints() == []
@@ -119,8 +119,8 @@ def test_delete_checkpoints_can_delete_all(checkpointer):
         checkpointer.delete_checkpoints(num_to_keep=-1)
 
 
-def test_a_spare_stays_beyond_what_is_asked_for(tmp_path, model):
-    """The newest intact one, so that one flipped bit cannot end a run."""
+def test_a_spare_checkpoint_is_kept(tmp_path, model):
+    """The newest intact one is kept, so that one flipped bit cannot end a run."""
     checkpointer = Checkpointer(tmp_path, {"model": model}, spare=1)
     for loss in (0.3, 0.2, 0.1):
         checkpointer.save_and_keep_only(meta={"loss": loss})
@@ -132,8 +132,8 @@ def test_a_spare_stays_beyond_what_is_asked_for(tmp_path, model):
     assert losses(again) == [0.0, 0.1]
 
 
-def test_a_policy_of_the_checkpointers_own_is_joined(tmp_path, model):
-    """Pinned ones and one a day, beside what a call keeps."""
+def test_the_policy_of_the_checkpointer_is_combined_with_the_arguments(tmp_path, model):
+    """Pinned checkpoints and one a day are kept besides those of the call."""
     checkpointer = Checkpointer(tmp_path, {"model": model}, keep=KeepPinned(["start"]))
     checkpointer.save_checkpoint(name="start")
     for _ in range(3):
@@ -145,7 +145,7 @@ def test_a_policy_of_the_checkpointers_own_is_joined(tmp_path, model):
 
 
 def test_find_returns_the_best_first(checkpointer):
-    """By the newest, a metric or a function."""
+    """The order is by time, by a metric or by a function."""
     for loss in (0.2, 0.1, 0.3):
         checkpointer.save_checkpoint(meta={"loss": loss})
     by_time = [one.meta["loss"] for one in checkpointer.find_checkpoints()]
@@ -162,8 +162,8 @@ def test_find_returns_the_best_first(checkpointer):
         checkpointer.find_checkpoints(min_key="loss", max_key="loss")
 
 
-def test_a_named_checkpoint_is_replaced_as_a_whole(checkpointer, model):
-    """No file of the old one is left in the new one."""
+def test_a_named_checkpoint_is_replaced_completely(checkpointer, model):
+    """The new checkpoint has no file of the old one."""
     checkpointer.add_recoverable("extra", torch.nn.Linear(1, 1))
     checkpointer.save_checkpoint(name="last")
     del checkpointer.recoverables["extra"]
@@ -173,25 +173,25 @@ def test_a_named_checkpoint_is_replaced_as_a_whole(checkpointer, model):
     assert [path.name for path in saved.path.parent.glob(".*")] == [".brain.lock"]
 
 
-def test_a_clock_set_back_hides_nothing(checkpointer, monkeypatch):
-    """A save is newer than the newest, whatever the clock says."""
+def test_a_clock_set_back_hides_no_checkpoint(checkpointer, monkeypatch):
+    """A new save is the newest, whatever the clock says."""
     checkpointer.save_checkpoint(meta={"loss": 1.0})
-    monkeypatch.setattr("brain_ckpt._writer.time.time", lambda: 1_000_000.0)
+    monkeypatch.setattr("brain_ckpt.saving.plan.time.time", lambda: 1_000_000.0)
     checkpointer.save_checkpoint(meta={"loss": 2.0})
     checkpointer.save_checkpoint(meta={"loss": 3.0})
     assert [one.meta["loss"] for one in checkpointer.find_checkpoints()] == [3.0, 2.0, 1.0]
 
 
-def test_saves_of_one_second_have_names_of_their_own(checkpointer):
-    """Numbered, as SpeechBrain numbers them."""
+def test_saves_within_a_second_have_different_names(checkpointer):
+    """The names are numbered as SpeechBrain numbers them."""
     names = {checkpointer.save_checkpoint().path.name for _ in range(3)}
     assert len(names) == 3
     assert all(name.startswith("CKPT+") for name in names)
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "", "a\\b", "a\nb", "x" * 200, 3])
-def test_a_name_that_is_no_file_name_is_refused_before_anything_is_written(name, checkpointer):
-    """Of a checkpoint and of a recoverable."""
+def test_an_invalid_name_is_refused_before_anything_is_written(name, checkpointer):
+    """This holds for the names of checkpoints and recoverables."""
     with pytest.raises(ValueError, match="plain name"):
         checkpointer.save_checkpoint(name=name)
     with pytest.raises(ValueError, match="plain name"):
@@ -199,24 +199,26 @@ def test_a_name_that_is_no_file_name_is_refused_before_anything_is_written(name,
     assert list(checkpointer.checkpoints_dir.iterdir()) == []
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, torch.ones(2), b"bytes", lambda: 0])
+@pytest.mark.parametrize(
+    "value", [object(), {1, 2}, torch.ones(2, dtype=torch.complex64), b"bytes", lambda: 0]
+)
 def test_meta_that_is_not_plain_is_refused_before_anything_is_written(value, checkpointer):
-    """The text says which value."""
-    with pytest.raises(TypeError, match=r"plain scalars.*meta\['loss'\]"):
+    """The error names the value."""
+    with pytest.raises(TypeError, match=r"plain values.*meta\['loss'\]"):
         checkpointer.save_checkpoint(meta={"loss": value})
     assert list(checkpointer.checkpoints_dir.iterdir()) == []
 
 
-def test_what_is_neither_stateful_nor_hooked_is_refused_when_it_is_added(checkpointer):
-    """Not in the middle of the first save."""
+def test_an_object_without_state_or_hooks_is_refused_when_it_is_added(checkpointer):
+    """The error comes before the first save."""
     with pytest.raises(TypeError, match="add the two methods"):
         checkpointer.add_recoverable("x", object())
     with pytest.raises(AttributeError, match="mapping from names"):
         checkpointer.add_recoverables([1])
 
 
-def test_a_name_given_twice_gets_the_new_object_and_twins_by_case_are_refused(checkpointer):
-    """`fit` called twice adds its optimizer twice; `Model` beside `model` is a mistake."""
+def test_a_repeated_name_replaces_the_object_and_names_differing_by_case_are_refused(checkpointer):
+    """`fit` called twice adds its optimizer twice; `Model` and `model` together are a mistake."""
     other = torch.nn.Linear(2, 2)
     checkpointer.add_recoverable("model", other)
     assert checkpointer.recoverables["model"] is other
@@ -224,8 +226,8 @@ def test_a_name_given_twice_gets_the_new_object_and_twins_by_case_are_refused(ch
         checkpointer.add_recoverable("Model", other)
 
 
-def test_a_directory_that_is_no_checkpoint_is_not_replaced(checkpointer):
-    """Its content is the user's."""
+def test_a_directory_that_is_not_a_checkpoint_is_not_replaced(checkpointer):
+    """The content of the directory is kept."""
     mine = checkpointer.checkpoints_dir / "CKPT+mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
@@ -235,15 +237,15 @@ def test_a_directory_that_is_no_checkpoint_is_not_replaced(checkpointer):
     assert checkpointer.list_checkpoints() == []
 
 
-def test_a_file_in_the_place_of_the_directory_is_an_error(tmp_path):
-    """Said when the checkpointer is made."""
+def test_a_file_as_checkpoints_dir_is_an_error(tmp_path):
+    """The error comes when the checkpointer is made."""
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="name another"):
         Checkpointer(tmp_path / "file")
 
 
-def test_a_saver_that_raises_leaves_nothing_behind(checkpointer):
-    """Its error is the cause of the one that is raised."""
+def test_a_failing_saver_leaves_no_files(checkpointer):
+    """The error of the saver is the cause of the raised one."""
 
     def fail(obj, path):
         path.write_text("half")
@@ -256,14 +258,14 @@ def test_a_saver_that_raises_leaves_nothing_behind(checkpointer):
 
 
 def test_a_saver_that_writes_nothing_is_an_error(checkpointer):
-    """The checkpoint would not be whole."""
+    """The checkpoint would be incomplete."""
     checkpointer.add_recoverable("x", object(), lambda obj, path: None, lambda obj, path: None)
     with pytest.raises(CheckpointSaveError, match=r"did not write x.ckpt"):
         checkpointer.save_checkpoint()
 
 
-def test_a_shape_that_does_not_fit_touches_nothing(tmp_path, model):
-    """It is the user's error: never a reason to fall back, nor to load half."""
+def test_a_mismatched_shape_changes_no_object(tmp_path, model):
+    """A mismatch is an error of the user: no older checkpoint is tried, and nothing is loaded."""
     first = torch.nn.Linear(3, 3)
     checkpointer = Checkpointer(tmp_path, {"first": first, "model": model})
     checkpointer.save_checkpoint()
@@ -275,8 +277,8 @@ def test_a_shape_that_does_not_fit_touches_nothing(tmp_path, model):
     assert not first.weight.any()
 
 
-def test_a_part_can_be_restored_by_name_or_kind(checkpointer, model):
-    """For evaluation only the modules are."""
+def test_a_part_can_be_restored_by_name_or_type(checkpointer, model):
+    """Evaluation restores only the modules."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     checkpointer.add_recoverable("optimizer", optimizer)
     checkpointer.save_checkpoint()
@@ -287,8 +289,8 @@ def test_a_part_can_be_restored_by_name_or_kind(checkpointer, model):
     assert model.weight.any()
 
 
-def test_a_part_may_be_missing_where_that_was_said(checkpointer, tmp_path, model):
-    """By allow_partial_load for all, by optional_load for one."""
+def test_a_missing_file_is_accepted_if_it_is_optional(checkpointer, tmp_path, model):
+    """allow_partial_load makes all optional, and optional_load makes one optional."""
     checkpointer.save_checkpoint()
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     checkpointer.add_recoverable("scaler", scaler)
@@ -302,8 +304,8 @@ def test_a_part_may_be_missing_where_that_was_said(checkpointer, tmp_path, model
     assert checkpointer.recover_if_possible() is not None
 
 
-def test_random_numbers_go_on_where_they_were(checkpointer):
-    """Python's, NumPy's and torch's."""
+def test_random_number_generators_are_restored(checkpointer):
+    """The generators of Python, NumPy and torch are restored."""
     import random
 
     import numpy as np
@@ -320,14 +322,14 @@ def test_random_numbers_go_on_where_they_were(checkpointer):
     assert draw() == expected
 
 
-def test_a_second_process_may_read_but_not_write(tmp_path, work, processes):
-    """It hears who writes."""
-    run = work.Run(tmp_path)
+def test_a_second_process_may_read_but_not_write(tmp_path, workloads, processes):
+    """The error names the writer."""
+    run = workloads.Run(tmp_path)
     run.set(1)
     run.checkpointer.save_checkpoint()
 
     def other(report):
-        second = work.Run(tmp_path)
+        second = workloads.Run(tmp_path)
         assert second.recover() == 1
         with pytest.raises(CheckpointLockedError, match='"pid": '):
             second.checkpointer.save_checkpoint()
@@ -339,35 +341,37 @@ def test_a_second_process_may_read_but_not_write(tmp_path, work, processes):
     run.checkpointer.close()
 
     def later(report):
-        work.Run(tmp_path).checkpointer.save_checkpoint()
+        workloads.Run(tmp_path).checkpointer.save_checkpoint()
 
     assert processes.Child(later).wait() == processes.FINISHED
 
 
-def test_a_reader_beside_a_writer_always_finds_a_whole_checkpoint(tmp_path, work, processes):
-    """Retention deletes what the reader has just listed; it looks again."""
-    start = work.Run(tmp_path)
+def test_a_reader_beside_a_writer_always_finds_a_complete_checkpoint(
+    tmp_path, workloads, processes
+):
+    """If retention deletes a listed checkpoint, the reader lists again."""
+    start = workloads.Run(tmp_path)
     start.set(1)
     start.checkpointer.save_checkpoint()
     start.checkpointer.close()
 
     def write(report):
-        run = work.Run(tmp_path)
+        run = workloads.Run(tmp_path)
         for number in range(2, 60):
             run.set(number)
             run.checkpointer.save_and_keep_only()
 
     child = processes.Child(write)
-    reader, numbers = work.Run(tmp_path), [1]
+    reader, numbers = workloads.Run(tmp_path), [1]
     for _ in range(25):
         numbers += [reader.recover()]
     assert child.wait() == processes.FINISHED
     assert numbers == sorted(numbers)
 
 
-def test_a_reader_finds_the_next_one_where_the_one_it_saw_is_gone(tmp_path, work):
-    """Between the look at the names and the look into the directories."""
-    writer = work.Run(tmp_path)
+def test_a_reader_finds_the_successor_of_a_deleted_checkpoint(tmp_path, workloads):
+    """The checkpoint is deleted between listing the names and reading the directories."""
+    writer = workloads.Run(tmp_path)
     writer.set(1)
     writer.checkpointer.save_checkpoint()
     replaced = []
@@ -375,18 +379,18 @@ def test_a_reader_finds_the_next_one_where_the_one_it_saw_is_gone(tmp_path, work
     def replace(operation, path, detail):
         if operation == "open" and path.endswith("CKPT.yaml") and not replaced:
             replaced.append(path)
-            with work.failpoint(None):
+            with workloads.failpoint(None):
                 writer.set(2)
                 writer.checkpointer.save_and_keep_only()
 
-    reader = work.Run(tmp_path)
-    with work.failpoint(replace):
+    reader = workloads.Run(tmp_path)
+    with workloads.failpoint(replace):
         assert reader.recover() == 2
     assert replaced
 
 
-def test_nothing_is_logged_above_the_level_asked_for(checkpointer, caplog):
-    """Each save and each deletion once."""
+def test_saves_and_deletions_are_logged_at_the_requested_level(checkpointer, caplog):
+    """Each save and each deletion is logged once."""
     with caplog.at_level(logging.DEBUG):
         checkpointer.save_and_keep_only(verbosity=logging.DEBUG)
         checkpointer.save_and_keep_only(verbosity=logging.DEBUG)
@@ -396,7 +400,7 @@ def test_nothing_is_logged_above_the_level_asked_for(checkpointer, caplog):
 
 
 def test_the_directory_can_be_changed(checkpointer, tmp_path):
-    """As Brain's debug mode does."""
+    """The debug mode of Brain changes it."""
     checkpointer.save_checkpoint()
     checkpointer.checkpoints_dir = tmp_path / "other"
     assert checkpointer.list_checkpoints() == []

@@ -1,11 +1,11 @@
-"""What importing the checkpointer loads."""
+"""The modules that importing the package loads."""
 
 import subprocess
 import sys
 
 
-def test_yaml_is_loaded_where_a_file_is_read():
-    """It takes longer to import than this package."""
+def test_yaml_is_imported_when_a_file_is_read():
+    """Importing PyYAML takes longer than importing this package."""
     program = (
         "import sys, torch; before = set(sys.modules); from brain_ckpt import Checkpointer; "
         "print('yaml' in set(sys.modules) - before)"

@@ -1,4 +1,4 @@
-"""The package's README: its loop, its command's output, its promises and its map."""
+"""The README: its loop, the output of the command, the promises and the list of modules."""
 
 import contextlib
 import io
@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import brain_ckpt
-from brain_ckpt import _fs
-from brain_ckpt._cli import main
+from brain_ckpt.cli.main import main
+from brain_ckpt.storage import filesystem
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "packages" / "brain-ckpt" / "README.md"
@@ -20,13 +20,13 @@ README = ROOT / "packages" / "brain-ckpt" / "README.md"
 
 @pytest.fixture(scope="module")
 def readme():
-    """The text."""
+    """Return the text."""
     return README.read_text(encoding="utf-8")
 
 
 @pytest.fixture
 def loop(readme):
-    """Runs the loop in a directory, and returns its names."""
+    """Return a function that runs the loop in a directory and returns its variables."""
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
 
     def runs(directory):
@@ -50,40 +50,40 @@ def _inside(directory):
 
 
 def weights(names):
-    """Return the loop's parameters as numbers."""
+    """Return the parameters of the loop as numbers."""
     return [parameter.tolist() for parameter in names["model"].parameters()]
 
 
-def test_the_loop_of_the_readme_survives_a_kill(loop, processes, tmp_path):
-    """At a file operation of its saves, again and again; it ends with the same bits."""
-    for name in ("calm", "stormy"):
+def test_the_loop_of_the_readme_survives_kills(loop, processes, tmp_path):
+    """It is killed at file operations of its saves, and ends with bit-equal parameters."""
+    for name in ("undisturbed", "killed"):
         (tmp_path / name).mkdir()
-    expected = weights(loop(tmp_path / "calm"))
+    expected = weights(loop(tmp_path / "undisturbed"))
     state = torch.get_rng_state()
     for operation in (3, 20, 50, 70):
-        torch.manual_seed(operation)  # a new process starts from other random numbers
+        torch.manual_seed(operation)  # a new process has other random numbers
 
         def killed(report, operation=operation):
-            _fs.failpoint = processes.KillAt(operation)
-            loop(tmp_path / "stormy")
+            filesystem.failpoint = processes.KillAt(operation)
+            loop(tmp_path / "killed")
 
         assert processes.Child(killed).wait() == processes.KILLED
-    assert weights(loop(tmp_path / "stormy")) == expected
+    assert weights(loop(tmp_path / "killed")) == expected
     assert torch.equal(torch.get_rng_state(), state)
-    again = loop(tmp_path / "stormy")  # there is nothing left to train
+    again = loop(tmp_path / "killed")  # training is already complete
     assert weights(again) == expected
-    assert len(list((tmp_path / "stormy" / "save").glob("CKPT*"))) >= 2
+    assert len(list((tmp_path / "killed" / "save").glob("CKPT*"))) >= 2
 
 
 def test_the_loop_of_the_readme_is_short(readme):
-    """Twenty lines, and a blank one."""
+    """It has at most twenty lines."""
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert len([line for line in code.splitlines() if line]) <= 20
     assert max(map(len, code.splitlines())) <= 100
 
 
-def test_the_command_says_what_the_readme_shows(readme, loop, tmp_path):
-    """But for times, sizes and numbers; and it changes nothing."""
+def test_the_command_prints_what_the_readme_shows(readme, loop, tmp_path):
+    """Times, sizes and numbers may differ, and the directory is not changed."""
     (console,) = re.findall(r"```console\n(.*?)```", readme, re.DOTALL)
     loop(tmp_path)
     there = sorted((tmp_path / "save").rglob("*"))
@@ -113,8 +113,8 @@ def _numberless(text):
     return [line.split() for line in numberless.splitlines()]
 
 
-def test_each_promise_of_the_readme_has_tests_that_are_there(readme):
-    """By name, in the file that the link leads to."""
+def test_each_promise_of_the_readme_links_existing_tests(readme):
+    """Each test exists in the linked file."""
     promises = readme.partition("## What is promised")[2].partition("\n## ")[0]
     rows = [line for line in promises.splitlines() if line.startswith("| ")][1:]
     assert len(rows) >= 15
@@ -126,8 +126,8 @@ def test_each_promise_of_the_readme_has_tests_that_are_there(readme):
             assert f"\ndef {name}(" in file.read_text(encoding="utf-8"), name
 
 
-def test_the_readme_says_what_each_public_name_is(readme):
-    """And no name that is not public."""
+def test_the_readme_describes_each_public_name(readme):
+    """It describes no other name."""
     table = readme.partition("## Names")[2].partition("\n## ")[0]
     cells = re.findall(r"^\|(.*?)\|", table, re.MULTILINE)
     named = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
@@ -135,16 +135,24 @@ def test_the_readme_says_what_each_public_name_is(readme):
 
 
 def test_the_readme_names_every_module_once(readme):
-    """And none that is not there."""
+    """It names no other module."""
     table = readme.partition("## Modules")[2]
-    named = re.findall(r"`(_\w+)`", "".join(re.findall(r"^\|(.*?)\|", table, re.MULTILINE)))
+    named = [
+        folder + name
+        for folder, cell in re.findall(r"^\| (?:`(\w+/)`|\(\w+\)) \|(.*)\|$", table, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", cell)
+    ]
     source = Path(brain_ckpt.__file__).parent
-    there = [file.stem for file in source.glob("_*.py") if not file.stem.startswith("__")]
-    assert sorted(named) == sorted(there)
+    modules = [
+        file.relative_to(source).with_suffix("").as_posix()
+        for file in source.rglob("*.py")
+        if not file.stem.startswith("__")
+    ]
+    assert sorted(named) == sorted(modules)
 
 
 def test_the_session_of_the_long_run_exists(readme):
-    """`nox -s chaos -- ckpt` and `nox -s bench -- ckpt`."""
+    """The sessions are `nox -s chaos -- ckpt` and `nox -s bench -- ckpt`."""
     sessions = set(re.findall(r"nox -s (\w+) -- ckpt", readme))
     noxfile = (ROOT / "noxfile.py").read_text(encoding="utf-8")
     assert sessions == {"chaos", "bench"}

@@ -1,4 +1,4 @@
-"""What SpeechBrain 1.1's checkpoints.py and repro.py get wrong, one test each."""
+"""Defects of SpeechBrain 1.1's checkpoints.py and repro.py, one test for each."""
 
 import itertools
 import logging
@@ -20,15 +20,15 @@ from brain_ckpt import (
     register_checkpoint_hooks,
     torch_recovery,
 )
-from brain_ckpt import _writer as writer
+from brain_ckpt.ranks import agreement
 
 
 def model():
     return torch.nn.Linear(2, 2)
 
 
-def test_a_nan_is_never_best_and_pushes_nothing_out(tmp_path):
-    """In whatever order the losses come."""
+def test_a_nan_is_never_best_and_displaces_nothing(tmp_path):
+    """The order of the losses does not matter."""
     values = [math.nan, 0.1, 0.2, 0.3]
     for number, order in enumerate(itertools.permutations(values)):
         checkpointer = Checkpointer(tmp_path / str(number), {"model": model()})
@@ -42,7 +42,7 @@ def test_a_nan_is_never_best_and_pushes_nothing_out(tmp_path):
 
 
 def test_importance_keys_do_not_grow_from_call_to_call(tmp_path):
-    """keep_recent=False is obeyed after a call with True; the caller's list is not edited."""
+    """keep_recent=False applies after a call with True, and the caller's list is not changed."""
     checkpointer = Checkpointer(tmp_path, {"model": model()})
     keys = []
     checkpointer.save_and_keep_only(meta={"loss": 0.1}, importance_keys=keys)
@@ -53,8 +53,8 @@ def test_importance_keys_do_not_grow_from_call_to_call(tmp_path):
     assert [one.meta["loss"] for one in checkpointer.list_checkpoints()] == [0.1]
 
 
-def test_a_subclass_that_overrides_a_marked_method_is_what_is_saved(tmp_path):
-    """The stopper's best score is saved, though the subclass registers nothing."""
+def test_an_override_of_a_marked_method_is_called(tmp_path):
+    """The best score of the stopper is saved although the subclass has no marks."""
 
     @register_checkpoint_hooks
     class Counter:
@@ -86,8 +86,8 @@ def test_a_subclass_that_overrides_a_marked_method_is_what_is_saved(tmp_path):
     assert (again.current, again.best) == (3, 0.25)
 
 
-def test_a_meta_file_runs_no_code_and_a_numpy_metric_needs_none(tmp_path):
-    """A NumPy or tensor value becomes a plain number."""
+def test_a_meta_file_with_numpy_values_needs_no_code(tmp_path):
+    """NumPy values and tensors become plain numbers."""
     import numpy as np
 
     checkpointer = Checkpointer(tmp_path, {"model": model()})
@@ -100,8 +100,8 @@ def test_a_meta_file_runs_no_code_and_a_numpy_metric_needs_none(tmp_path):
     assert {type(meta[key]) for key in "abc"} == {float, int}
 
 
-def test_a_crash_in_a_save_leaves_no_listed_checkpoint(tmp_path):
-    """The meta file is written last but one, into a directory that nobody lists."""
+def test_a_crash_during_a_save_leaves_no_listed_checkpoint(tmp_path):
+    """The meta file is written last but one, to a directory that is not listed."""
     checkpointer = Checkpointer(tmp_path, {"model": model()})
     seen = []
     checkpointer.add_recoverable(
@@ -114,8 +114,8 @@ def test_a_crash_in_a_save_leaves_no_listed_checkpoint(tmp_path):
     assert seen == []
 
 
-def test_a_broken_checkpoint_does_not_block_the_start(tmp_path, caplog):
-    """An empty CKPT.yaml and garbage parameters are passed over, loudly."""
+def test_a_broken_checkpoint_is_passed_over(tmp_path, caplog):
+    """An empty CKPT.yaml and garbage parameters are logged."""
     checkpointer = Checkpointer(tmp_path, {"model": model()})
     good = checkpointer.save_checkpoint()
     empty, garbage = checkpointer.save_checkpoint(), checkpointer.save_checkpoint()
@@ -127,8 +127,8 @@ def test_a_broken_checkpoint_does_not_block_the_start(tmp_path, caplog):
     assert str(garbage.path) in caplog.text
 
 
-def test_a_missing_file_is_a_helpful_error_however_the_recoverable_came(tmp_path):
-    """By the constructor, by add_recoverables, or straight into the mapping."""
+def test_a_missing_file_is_named_however_the_recoverable_was_added(tmp_path):
+    """It was added by the constructor, by add_recoverables or in the mapping itself."""
     Checkpointer(tmp_path, {"model": model()}).save_checkpoint()
     by_constructor = Checkpointer(tmp_path, {"model": model(), "other": model()})
     by_mapping = Checkpointer(tmp_path, {"model": model()})
@@ -138,16 +138,16 @@ def test_a_missing_file_is_a_helpful_error_however_the_recoverable_came(tmp_path
             checkpointer.recover_if_possible()
 
 
-def test_the_first_rank_chooses_for_all(tmp_path, monkeypatch):
-    """Listing and choosing run inside one decision of the first rank."""
+def test_the_first_rank_chooses_the_checkpoint(tmp_path, monkeypatch):
+    """Listing and choosing run inside one call on the first rank."""
     checkpointer = Checkpointer(tmp_path, {"model": model()})
     saved = checkpointer.save_checkpoint()
     depth, decided = [], []
-    listing = checkpointer._writer.store.listing
+    listing = checkpointer._directory.store.listing
 
     def decide(action):
         depth.append(1)
-        decided.append(writer.decide(action))
+        decided.append(agreement.run_on_first_rank(action))
         depth.pop()
         return decided[-1]
 
@@ -155,22 +155,22 @@ def test_the_first_rank_chooses_for_all(tmp_path, monkeypatch):
         assert depth
         return listing()
 
-    monkeypatch.setattr("brain_ckpt._reader.decide", decide)
-    monkeypatch.setattr(checkpointer._writer.store, "listing", list_in_a_decision)
+    monkeypatch.setattr("brain_ckpt.loading.reader.run_on_first_rank", decide)
+    monkeypatch.setattr(checkpointer._directory.store, "listing", list_in_a_decision)
     assert checkpointer.recover_if_possible() == saved
     assert decided[0].checkpoints == [saved]
 
 
-def test_a_legacy_pickle_is_not_unpickled_in_full(tmp_path):
-    """weights_only is passed explicitly, whatever torch's default is."""
+def test_a_pickle_with_code_is_refused(tmp_path):
+    """weights_only is passed explicitly, independent of torch's default."""
     path = tmp_path / "state.ckpt"
     torch.save({"weight": Exception}, path)
     with pytest.raises(UnsafeCheckpointError, match="trusted=True"):
         torch_recovery(model(), path, end_of_epoch=True)
 
 
-def test_an_average_leaves_its_inputs_alone():
-    """Sums in float32, keeps integers, and misses no key."""
+def test_an_average_does_not_change_its_inputs():
+    """It sums in float32, keeps integers and checks the keys."""
     states = [
         {"w": torch.full((2,), value, dtype=torch.float16), "n": torch.tensor(count)}
         for value, count in ((1.0, 10), (2.0, 20))
@@ -179,23 +179,23 @@ def test_an_average_leaves_its_inputs_alone():
     average = average_state_dicts(states)
     assert average["w"].tolist() == [1.5, 1.5]
     assert average["w"].dtype == torch.float16
-    assert average["big"].item() == 60000.0  # their sum is more than a half can hold
+    assert average["big"].item() == 60000.0  # the sum overflows float16
     assert average["n"].dtype == torch.int64
     assert states[0]["w"].tolist() == [1.0, 1.0]
     with pytest.raises(ValueError, match=r"same keys.*'n'"):
         average_state_dicts([states[0], {"w": states[1]["w"], "big": states[1]["big"]}])
 
 
-def test_a_name_with_dataloader_in_it_is_as_required_as_any(tmp_path):
-    """What may be missing is said by optional_load."""
+def test_a_name_with_dataloader_is_required_like_any_other(tmp_path):
+    """Only optional_load makes a recoverable optional."""
     Checkpointer(tmp_path, {"model": model()}).save_checkpoint()
     checkpointer = Checkpointer(tmp_path, {"model": model(), "dataloader-TRAIN": model()})
     with pytest.raises(CheckpointMismatchError, match="'dataloader-TRAIN'"):
         checkpointer.recover_if_possible()
 
 
-def test_python_and_numpy_random_numbers_are_saved_too(tmp_path):
-    """SaveableGenerator keeps torch's alone."""
+def test_python_and_numpy_generators_are_saved(tmp_path):
+    """SpeechBrain's SaveableGenerator saves only torch's."""
     import numpy as np
 
     checkpointer = Checkpointer(tmp_path)
@@ -207,8 +207,8 @@ def test_python_and_numpy_random_numbers_are_saved_too(tmp_path):
     assert (saved.path / "ranks" / "0" / "rng.pt").is_file()
 
 
-def test_a_directory_of_broken_checkpoints_is_not_taken_for_an_empty_one(tmp_path):
-    """The reference crashes on it; starting afresh would be worse."""
+def test_a_directory_of_broken_checkpoints_is_an_error(tmp_path):
+    """SpeechBrain crashes on it; starting over would lose the run."""
     saved = Checkpointer(tmp_path, {"model": model()}).save_checkpoint()
     (saved.path / "model.ckpt").write_bytes(b"")
     with pytest.raises(NoIntactCheckpointError, match=r"model\.ckpt"):

@@ -1,7 +1,7 @@
-"""Directories that SpeechBrain wrote, in all its ways, and ours as SpeechBrain reads them.
+"""Directories that SpeechBrain wrote, and directories of brain-ckpt as SpeechBrain reads them.
 
-The lister and the loader here are written from the format: a directory whose name starts with CKPT
-and that holds CKPT.yaml is a checkpoint; ``<name>.ckpt`` in it is a recoverable's file.
+The lister and the loader are written from the format description: a directory whose name starts
+with CKPT and that holds CKPT.yaml is a checkpoint; ``<name>.ckpt`` is the file of a recoverable.
 """
 
 import shutil
@@ -18,7 +18,7 @@ LEGACY = {"_use_new_zipfile_serialization": False}
 
 
 class Text:
-    """Its file is text, as those of SpeechBrain's counter, loader and Brain are."""
+    """Its file is text, like those of SpeechBrain's counter, loader and Brain."""
 
     def __init__(self, text=""):
         self.text = text
@@ -33,7 +33,7 @@ class Text:
 
 
 class Run:
-    """Objects of a run; trained for some steps, so that their states are full."""
+    """The objects of a run after some steps."""
 
     def __init__(self, seed, steps=0):
         generator = torch.Generator().manual_seed(seed)
@@ -62,7 +62,7 @@ class Run:
         }
 
     def is_equal(self, other):
-        """Say whether another run is in the same state, bit by bit."""
+        """Return whether another run has a bit-equal state."""
         mine, theirs = (
             [run.model.state_dict(), run.optimizer.state_dict(), run.scheduler.state_dict()]
             for run in (self, other)
@@ -82,7 +82,7 @@ def _equal(left, right):
 
 
 def write_as_speechbrain(save, name, meta, run, **how):
-    """Write a checkpoint as SpeechBrain 1.1 does: the meta file first, by the unsafe dumper."""
+    """Write a checkpoint as SpeechBrain 1.1 does: the meta file first, with the unsafe dumper."""
     path = save / f"CKPT+{name}"
     path.mkdir(parents=True)
     text = yaml.dump({"end-of-epoch": True, **meta})
@@ -97,7 +97,7 @@ def write_as_speechbrain(save, name, meta, run, **how):
 
 
 def list_as_speechbrain(save):
-    """List by name and CKPT.yaml, the newest first, as SpeechBrain does; with safe YAML."""
+    """List by name and CKPT.yaml, newest first, as SpeechBrain does, but with safe YAML."""
     found = []
     for path in save.iterdir():
         if path.is_dir() and path.name.startswith("CKPT") and (path / "CKPT.yaml").exists():
@@ -108,7 +108,7 @@ def list_as_speechbrain(save):
 
 
 def load_as_speechbrain(listed, run):
-    """Load each recoverable from its file; one without a file is an error, as there."""
+    """Load each recoverable from its file as SpeechBrain does; a missing file is an error."""
     _, meta, files = listed
     for name, obj in run.recoverables().items():
         if isinstance(obj, Text):
@@ -128,8 +128,8 @@ def load_as_speechbrain(listed, run):
     ],
     ids=["floats", "numpy", "tuples", "more"],
 )
-def test_a_directory_of_speechbrain_is_recovered_by_its_best(metrics, how, tmp_path):
-    """Whatever its meta holds, and in either format of torch's files."""
+def test_a_directory_of_speechbrain_is_recovered_by_its_best_metric(metrics, how, tmp_path):
+    """Meta can hold any type, and both formats of torch files are read."""
     best, newest = Run(1, steps=3), Run(2, steps=1)
     write_as_speechbrain(tmp_path, "best", {"unixtime": 1.0, **metrics}, best, **how)
     worse = {"unixtime": 2.5, "end-of-epoch": False, "loss": np.float64(0.75)}
@@ -144,8 +144,8 @@ def test_a_directory_of_speechbrain_is_recovered_by_its_best(metrics, how, tmp_p
     assert found.is_equal(newest)
 
 
-def test_a_numpy_scalar_of_an_old_numpy_is_read(tmp_path):
-    """NumPy before 2.0 named the module of its scalars otherwise."""
+def test_a_numpy_scalar_of_numpy_1_is_read(tmp_path):
+    """NumPy 1 has another module name for its scalars."""
     meta = {"unixtime": 1.0, "acc": np.float64(0.5)}
     path = write_as_speechbrain(tmp_path, "old", meta, Run(1))
     file = path / "CKPT.yaml"
@@ -155,8 +155,8 @@ def test_a_numpy_scalar_of_an_old_numpy_is_read(tmp_path):
     assert Checkpointer(tmp_path).find_checkpoint(max_key="acc").meta["acc"] == 0.5
 
 
-def test_a_run_of_speechbrain_goes_on_in_the_same_directory(tmp_path):
-    """Its checkpoints and ours are one list, of which the old ones go as the new ones come."""
+def test_a_run_of_speechbrain_continues_in_the_same_directory(tmp_path):
+    """Both kinds of checkpoints are in one list, and retention deletes the old ones."""
     old, run = Run(1, steps=2), Run(9)
     write_as_speechbrain(tmp_path, "2026+00", {"unixtime": 1.0, "loss": np.float64(0.5)}, old)
     write_as_speechbrain(tmp_path, "2026+01", {"unixtime": 2.0, "loss": np.float64(0.9)}, old)
@@ -174,7 +174,7 @@ def test_a_run_of_speechbrain_goes_on_in_the_same_directory(tmp_path):
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_speechbrain_lists_and_loads_ours(asynchronous, tmp_path):
-    """Every kind of recoverable; nothing of ours is taken for one of its own."""
+    """Every kind of recoverable is loaded, and no other file is taken for one."""
     run = Run(1, steps=3)
     checkpointer = Checkpointer(tmp_path, run.recoverables(), asynchronous=asynchronous)
     checkpointer.add_recoverable("rng", RNGState(), per_rank=True)
@@ -192,7 +192,7 @@ def test_speechbrain_lists_and_loads_ours(asynchronous, tmp_path):
         assert found.is_equal(run)
 
 
-def test_our_metas_need_no_unsafe_loader(tmp_path):
+def test_metas_are_written_as_plain_yaml(tmp_path):
     """NumPy scalars, tensors and tuples become plain values."""
     meta = {
         "acc": np.float64(0.5),
@@ -210,8 +210,8 @@ def test_our_metas_need_no_unsafe_loader(tmp_path):
     assert (read["note"], read["worst"]) == ("naïve: ünïcode", float("inf"))
 
 
-def test_names_made_from_the_time_are_those_of_speechbrain(tmp_path):
-    """CKPT+date+time+number."""
+def test_names_from_the_time_are_those_of_speechbrain(tmp_path):
+    """The names are CKPT+date+time+number."""
     checkpointer = Checkpointer(tmp_path, {"model": torch.nn.Linear(1, 1)})
     names = [checkpointer.save_checkpoint().path.name for _ in range(2)]
     for name in names:
@@ -222,8 +222,8 @@ def test_names_made_from_the_time_are_those_of_speechbrain(tmp_path):
 
 
 @pytest.mark.parametrize("atomic_rename", [True, False])
-def test_speechbrain_sees_only_whole_checkpoints_while_ours_are_written(atomic_rename, tmp_path):
-    """It reads without a lock; whatever it lists at any moment can be loaded."""
+def test_speechbrain_lists_only_complete_checkpoints_during_saves(atomic_rename, tmp_path):
+    """It reads without a lock, and every checkpoint that it lists can be loaded."""
     run = Run(1, steps=1)
     checkpointer = Checkpointer(tmp_path, run.recoverables(), atomic_rename=atomic_rename)
     checkpointer.save_checkpoint()
@@ -255,8 +255,8 @@ def test_speechbrain_sees_only_whole_checkpoints_while_ours_are_written(atomic_r
     assert min(looks) >= 1
 
 
-def test_the_real_directory_is_listed_alike_by_both(tmp_path, speechbrain_run):
-    """The lister here agrees with the checkpointer on what SpeechBrain 1.1 wrote."""
+def test_a_directory_of_speechbrain_is_listed_as_speechbrain_does(tmp_path, speechbrain_run):
+    """The lister of this module agrees with the checkpointer on a directory of SpeechBrain 1.1."""
     save = tmp_path / "save"
     shutil.copytree(speechbrain_run / "stopped", save)
     theirs = list_as_speechbrain(save)
@@ -267,7 +267,7 @@ def test_the_real_directory_is_listed_alike_by_both(tmp_path, speechbrain_run):
 
 
 def test_a_damaged_legacy_file_is_passed_over(tmp_path):
-    """It has no checksum, but a cut one cannot be read to its end."""
+    """It has no checksum, but a truncated file cannot be read to its end."""
     good = Run(1, steps=2)
     write_as_speechbrain(tmp_path, "good", {"unixtime": 1.0}, good, **LEGACY)
     bad = write_as_speechbrain(tmp_path, "bad", {"unixtime": 2.0}, Run(2, steps=2), **LEGACY)

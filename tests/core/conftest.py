@@ -1,4 +1,4 @@
-"""Brains and data small enough to reason about, and a check that a test leaves nothing behind."""
+"""Small Brains and data sets, and a check that a test restores global state."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from brain_core import Brain
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
+def _global_state_is_restored(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SB_GLOBAL_SEED"):
         monkeypatch.delenv(name, raising=False)
     before = (sys.excepthook, signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1))
     torch.manual_seed(0)
     yield
     after = (sys.excepthook, signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1))
-    assert after == before, "a test left an excepthook or a signal handler"
+    assert after == before, "a test did not restore an excepthook or a signal handler"
     assert not torch.is_autocast_enabled("cpu"), "a test left autocast on"
     assert torch.is_grad_enabled(), "a test left gradients off"
     assert not torch.are_deterministic_algorithms_enabled(), "a test left determinism on"
@@ -28,7 +28,7 @@ def _nothing_left_behind(monkeypatch):
 
 
 class Regression(Brain):
-    """Mean squared error of ``modules.model``; keeps what the hooks were given."""
+    """A Brain with the mean squared error of ``modules.model``."""
 
     def compute_forward(self, batch, stage):
         return self.modules.model(batch[0])
@@ -38,7 +38,7 @@ class Regression(Brain):
 
 
 class Scripted(Brain):
-    """One weight that starts at 0; a batch's loss is the weight times its number."""
+    """A Brain with one weight, initially 0; a batch's loss is the weight times its number."""
 
     def compute_forward(self, batch, stage):
         return self.modules.model.weight.sum() * 1.0
@@ -55,7 +55,7 @@ def regression():
 
 @pytest.fixture
 def make_scripted():
-    """Make a `Scripted` brain with SGD of rate 1 and no clipping, unless told otherwise."""
+    """Return a function that makes a `Scripted` with SGD of rate 1, without clipping by default."""
 
     def make(cls=Scripted, opt_class=None, **run_opts):
         model = torch.nn.Linear(1, 1, bias=False)
@@ -72,7 +72,7 @@ def make_scripted():
 
 @pytest.fixture
 def numbers():
-    """Return a loader of the numbers given, one a batch."""
+    """Return a function that makes a loader of the given numbers, one in a batch."""
 
     def make(*values):
         data = torch.tensor(values, dtype=torch.float32)
@@ -83,7 +83,7 @@ def numbers():
 
 @pytest.fixture
 def pairs():
-    """Return a dataset of 22 rows, 4 inputs and 2 targets each."""
+    """Return a dataset of 22 rows, with 4 inputs and 2 targets each."""
     generator = torch.Generator().manual_seed(7)
     return torch.utils.data.TensorDataset(
         torch.randn(22, 4, generator=generator), torch.randn(22, 2, generator=generator)

@@ -1,4 +1,4 @@
-"""What a recipe that cannot work is told, and when."""
+"""Errors for invalid recipes, and when they are raised."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import torch
 
 
 def sgd(parameters):
-    """Make an optimizer."""
+    """Return an SGD optimizer."""
     return torch.optim.SGD(parameters, lr=0.1)
 
 
 def test_a_missing_hparam_is_named_with_the_nearest_one(regression):
-    """Where the recipe reads it; hasattr still says no."""
+    """The error suggests the nearest name, and hasattr returns False."""
     brain = regression(hparams={"learning_rate": 0.1})
     assert not hasattr(brain.hparams, "learning_rates")
     with pytest.raises(AttributeError, match=r"'lerning_rate'.*Did you mean 'learning_rate'\?"):
         _ = brain.hparams.lerning_rate
 
 
-def test_a_missing_module_is_named_with_those_there_are(regression, pairs):
-    """Not as an attribute of ModuleDict."""
+def test_a_missing_module_is_named_with_the_existing_ones(regression, pairs):
+    """The error lists the modules of the Brain."""
     brain = regression({"modle": torch.nn.Linear(4, 2)}, sgd)
     with pytest.raises(AttributeError, match=r"'model'.*only modle.*Did you mean 'modle'\?"):
         brain.fit(range(1), pairs)
 
 
-def test_something_that_is_no_module_is_refused(regression):
-    """With its name."""
+def test_an_object_that_is_not_a_module_is_refused(regression):
+    """The error contains the name of the object."""
     with pytest.raises(TypeError, match=r"got 3 as 'model'\. Put anything else into hparams"):
         regression({"model": 3})
 
@@ -42,7 +42,7 @@ def test_something_that_is_no_module_is_refused(regression):
     ],
 )
 def test_a_loss_that_cannot_be_trained_on_is_explained(regression, pairs, make_loss, message):
-    """Instead of an error from inside autograd."""
+    """The error describes the loss; autograd's own error is its cause."""
 
     class Wrong(regression):
         def compute_objectives(self, predictions, batch, stage):
@@ -53,8 +53,8 @@ def test_a_loss_that_cannot_be_trained_on_is_explained(regression, pairs, make_l
         brain.fit(range(1), pairs, train_loader_kwargs={"batch_size": 4})
 
 
-def test_an_error_inside_backward_that_is_not_the_losss_fault_passes_as_it_is(regression, pairs):
-    """Nothing is blamed on compute_objectives that it did not do."""
+def test_an_unrelated_error_in_backward_is_raised_unchanged(regression, pairs):
+    """An error in backward with a valid loss is not attributed to compute_objectives."""
 
     class Failing(torch.autograd.Function):
         @staticmethod
@@ -75,13 +75,13 @@ def test_an_error_inside_backward_that_is_not_the_losss_fault_passes_as_it_is(re
 
 @pytest.mark.parametrize("modules", [None, {"model": torch.nn.ReLU()}])
 def test_an_optimizer_without_parameters_is_refused_before_training(regression, pairs, modules):
-    """It says what to put where."""
+    """The error states which modules to give the Brain."""
     with pytest.raises(ValueError, match="at least one trainable parameter"):
         regression(modules, sgd).fit(range(1), pairs)
 
 
-def test_the_two_methods_that_must_be_defined_say_so(pairs):
-    """With the class and the signature."""
+def test_the_two_abstract_methods_raise_an_error(pairs):
+    """The error contains the class and the signature to define."""
     from brain_core import Brain
 
     class Empty(Brain):
@@ -95,7 +95,7 @@ def test_the_two_methods_that_must_be_defined_say_so(pairs):
 
 
 def test_shuffle_and_a_sampler_exclude_each_other(regression, pairs):
-    """Before an epoch begins."""
+    """The error is raised before an epoch begins."""
     brain = regression({"model": torch.nn.Linear(4, 2)}, sgd)
     kwargs = {"shuffle": True, "sampler": torch.utils.data.SequentialSampler(pairs)}
     with pytest.raises(ValueError, match="either shuffle=True or a sampler, got both"):
@@ -103,24 +103,24 @@ def test_shuffle_and_a_sampler_exclude_each_other(regression, pairs):
 
 
 @pytest.mark.parametrize("option", ["jit", "compile"])
-def test_a_module_key_that_is_not_there_is_refused(regression, pairs, option):
-    """With those there are."""
+def test_an_unknown_module_key_is_refused(regression, pairs, option):
+    """The error lists the existing keys."""
     options = {option: True, f"{option}_module_keys": ["modle"], "device": "cpu"}
     brain = regression({"model": torch.nn.Linear(4, 2)}, sgd, run_opts=options)
     with pytest.raises(ValueError, match=r"\(model\), got 'modle'. Did you mean 'model'\?"):
         brain.fit(range(1), pairs)
 
 
-def test_training_under_torchrun_needs_a_group(regression, monkeypatch):
-    """Every rank would train on its own otherwise."""
+def test_training_under_torchrun_requires_a_process_group(regression, monkeypatch):
+    """Without a process group, every rank would train its own model."""
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=r"rank 1 of 2(.|\n)*ddp_init_group\(run_opts\)"):
         regression()
 
 
-def test_after_an_error_modules_train_as_before_and_the_bar_is_gone(regression, pairs, capfd):
-    """An exception in validation does not leave the model in evaluation mode."""
+def test_an_error_in_evaluation_restores_training_mode_and_closes_the_bar(regression, pairs, capfd):
+    """After an exception, only the modules that were in training mode return to it."""
 
     class Failing(regression):
         def evaluate_batch(self, batch, stage):
@@ -137,3 +137,20 @@ def test_after_an_error_modules_train_as_before_and_the_bar_is_gone(regression, 
     assert brain.modules.model.training
     assert not frozen.training
     assert capfd.readouterr().err.endswith("\n")
+
+
+@pytest.mark.parametrize("which", ["train", "valid"])
+def test_a_set_that_gives_no_batch_is_refused_before_the_first_epoch(regression, pairs, which):
+    """With its rows, its batch size and the number of ranks."""
+    brain = regression({"model": torch.nn.Linear(4, 2)}, lambda p: torch.optim.SGD(p, lr=0.1))
+    empty, full = {"batch_size": 30, "drop_last": True}, {"batch_size": 2}
+    kwargs = {
+        "train_loader_kwargs": empty if which == "train" else full,
+        "valid_loader_kwargs": empty if which == "valid" else full,
+    }
+    message = (
+        rf"{which}_set must give at least one batch on every rank, got 22 rows in batches of 30"
+    )
+    with pytest.raises(ValueError, match=message):
+        brain.fit(range(1), pairs, pairs, **kwargs)
+    assert brain.optimizer_step == 0

@@ -1,4 +1,4 @@
-"""What a recipe relies on: names, signatures, and the order in which its methods are called."""
+"""The interface of recipes: names, signatures, and the order of the hooks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 import brain_core
 from brain_core import Brain, Stage, create_experiment_directory
 
-# The reference's page, read as facts: method -> parameters, with "=" where there is a default.
+# SpeechBrain's documentation: method -> parameters, with "=" for a default.
 SIGNATURES = {
     "__init__": "modules= opt_class= hparams= run_opts= checkpointer=",
     "compute_forward": "batch stage",
@@ -55,7 +55,7 @@ MARKS = {inspect.Parameter.VAR_KEYWORD: "**"}
 
 
 def spell(function):
-    """Write a signature as in `SIGNATURES`."""
+    """Return a signature in the form of `SIGNATURES`."""
     parameters = list(inspect.signature(function).parameters.values())
     return " ".join(
         f"{MARKS.get(p.kind, '')}{p.name}{'' if p.default is p.empty else '='}"
@@ -65,33 +65,33 @@ def spell(function):
 
 
 @pytest.mark.parametrize("method", SIGNATURES)
-def test_every_signature_of_the_reference_is_ours(method):
-    """A call written for SpeechBrain's Brain is a call of ours."""
+def test_every_method_has_speechbrains_signature(method):
+    """A call that is valid for SpeechBrain's Brain is valid for this one."""
     assert spell(getattr(Brain, method)) == SIGNATURES[method]
 
 
-def test_every_default_of_the_reference_is_ours():
-    """None where nothing else is said."""
+def test_every_default_is_speechbrains():
+    """A default that is not in `DEFAULTS` is None."""
     for method in SIGNATURES:
         for p in inspect.signature(getattr(Brain, method)).parameters.values():
             if p.default is not p.empty:
                 assert p.default == DEFAULTS.get((method, p.name)), (method, p.name)
 
 
-def test_the_experiment_directory_takes_the_reference_arguments():
-    """By position and by name."""
+def test_create_experiment_directory_has_speechbrains_arguments():
+    """Arguments may be given by position and by name."""
     assert spell(create_experiment_directory).startswith(
         "experiment_directory hyperparams_to_save= overrides= log_config= save_env_desc="
     )
 
 
-def test_stages_are_numbered_as_in_the_reference():
-    """They are pickled by value."""
+def test_stages_have_speechbrains_values():
+    """Stages are pickled by value, so the values must be the same."""
     assert [(s.name, s.value) for s in Stage] == [("TRAIN", 1), ("VALID", 2), ("TEST", 3)]
 
 
 def test_the_documented_examples_run():
-    """Every example in a docstring of brain_core, the reference's own among them."""
+    """Every example in a docstring of brain_core passes."""
     tried = 0
     for module in pkgutil.iter_modules(brain_core.__path__, "brain_core."):
         result = doctest.testmod(importlib.import_module(module.name))
@@ -104,7 +104,7 @@ HOOKS = [name for name in SIGNATURES if not name.startswith("_") and name != "fi
 
 
 def recording(base):
-    """Return a subclass that notes each hook that is called, in order, in ``calls``."""
+    """Return a subclass that records the names of the called hooks in ``calls``."""
 
     def wrap(name):
         def method(self, *args, **kwargs):
@@ -119,7 +119,7 @@ def recording(base):
 
 @pytest.fixture
 def recorded(regression, pairs):
-    """Return a function that trains a recording brain and gives it back."""
+    """Return a function that trains a recording Brain and returns it."""
 
     def train(batches=1, **run_opts):
         brain = recording(regression)(
@@ -135,23 +135,23 @@ def recorded(regression, pairs):
     return train
 
 
-def test_the_docstring_of_fit_is_the_loop(recorded):
-    """Its list of hooks is what a run of one epoch and one batch calls, in that order."""
+def test_the_docstring_of_fit_lists_the_hooks_in_order(recorded):
+    """A run of one epoch with one batch calls the listed hooks in that order."""
     listed = re.findall(r"^ +(\w+)", inspect.getdoc(Brain.fit).split("::\n")[1], re.MULTILINE)
     expected = [word for word in listed if word in HOOKS]
     assert recorded(skip_nonfinite_grads=True).calls == expected
 
 
 def test_the_optimizers_step_on_each_full_window_and_on_the_last_batch(recorded):
-    """Reference row: the last partial window was thrown away."""
+    """The last window of an epoch steps, too; SpeechBrain 1.1 dropped its gradients."""
     calls = recorded(batches=7, grad_accumulation_factor=4).calls
     training = calls[: calls.index("evaluate_batch")]
     steps = [name for name in training if name in ("fit_batch", "optimizers_step")]
     assert "".join("b" if name == "fit_batch" else "S" for name in steps) == "bbbbSbbbS"
 
 
-def test_a_subclass_that_owns_its_step_needs_none_of_ours(regression, pairs):
-    """Nothing in the loop relies on a backward of its own: a GAN steps two optimizers."""
+def test_a_subclass_can_override_the_whole_step(regression, pairs):
+    """A GAN can override fit_batch and step two optimizers itself."""
 
     class Adversarial(regression):
         def init_optimizers(self):
@@ -175,8 +175,8 @@ def test_a_subclass_that_owns_its_step_needs_none_of_ours(regression, pairs):
     assert brain.optimizer_step == 0
 
 
-def test_older_code_that_sets_only_self_optimizer_trains(regression, pairs):
-    """Without opt_class and without optimizers_dict."""
+def test_a_recipe_that_sets_only_self_optimizer_trains(regression, pairs):
+    """Training needs neither opt_class nor optimizers_dict."""
 
     class Older(regression):
         def init_optimizers(self):
@@ -191,7 +191,7 @@ def test_older_code_that_sets_only_self_optimizer_trains(regression, pairs):
 
 
 def test_a_frozen_optimizer_neither_steps_nor_is_zeroed(regression, pairs):
-    """Only those that freeze_optimizers returns are touched."""
+    """Only the optimizers that freeze_optimizers returns step and are zeroed."""
 
     class Frozen(regression):
         def init_optimizers(self):
@@ -210,8 +210,8 @@ def test_a_frozen_optimizer_neither_steps_nor_is_zeroed(regression, pairs):
     assert changed == ["model"]
 
 
-def test_what_users_assign_stays_assigned(regression):
-    """train_sampler, optimizer_step, nonfinite_count, avg_train_loss and max_grad_norm."""
+def test_attributes_that_a_recipe_assigns_are_kept(regression):
+    """A recipe may assign train_sampler, optimizer_step, avg_train_loss and max_grad_norm."""
     brain = regression()
     for name, value in {
         "train_sampler": object(),
@@ -224,8 +224,8 @@ def test_what_users_assign_stays_assigned(regression):
         assert getattr(brain, name) == value
 
 
-def test_a_train_sampler_of_the_users_is_told_the_epoch(regression, pairs):
-    """As SpeechBrain's make_dataloader documents."""
+def test_set_epoch_of_a_users_train_sampler_is_called(regression, pairs):
+    """set_epoch is called for each epoch, as SpeechBrain documents for make_dataloader."""
 
     class Sampler:
         def __init__(self):
@@ -241,8 +241,8 @@ def test_a_train_sampler_of_the_users_is_told_the_epoch(regression, pairs):
     assert sampler.epochs == [0, 1]
 
 
-def test_the_loader_arguments_of_the_caller_are_not_edited(regression, pairs):
-    """Reference row: ckpt_prefix was written into test_loader_kwargs."""
+def test_the_callers_loader_arguments_are_not_modified(regression, pairs):
+    """The dict is unchanged; SpeechBrain 1.1 wrote ckpt_prefix into it."""
     train, valid, test = {"shuffle": True}, {"batch_size": 2}, {"batch_size": 3}
     brain = regression({"model": torch.nn.Linear(4, 2)}, lambda p: torch.optim.SGD(p, lr=0.1))
     brain.fit(range(1), pairs, pairs, train_loader_kwargs=train, valid_loader_kwargs=valid)
@@ -250,15 +250,15 @@ def test_the_loader_arguments_of_the_caller_are_not_edited(regression, pairs):
     assert (train, valid, test) == ({"shuffle": True}, {"batch_size": 2}, {"batch_size": 3})
 
 
-def test_a_ckpt_prefix_for_validation_is_taken(regression, pairs):
-    """Reference row: it was a TypeError."""
+def test_a_ckpt_prefix_for_validation_is_accepted(regression, pairs):
+    """valid_loader_kwargs may contain ckpt_prefix; in SpeechBrain 1.1 it raised a TypeError."""
     brain = regression({"model": torch.nn.Linear(4, 2)}, lambda p: torch.optim.SGD(p, lr=0.1))
     brain.fit(range(1), pairs, pairs, valid_loader_kwargs={"ckpt_prefix": "valid-"})
     assert brain.optimizer_step == len(pairs)
 
 
-def test_test_only_trains_nothing(regression, pairs):
-    """fit returns at once and evaluate still works."""
+def test_test_only_skips_training(regression, pairs):
+    """With test_only, fit returns at once, and evaluate works."""
     model = torch.nn.Linear(4, 2)
     before = model.weight.detach().clone()
     brain = regression(
@@ -269,8 +269,8 @@ def test_test_only_trains_nothing(regression, pairs):
     assert brain.evaluate(pairs) > 0
 
 
-def test_batches_of_varying_size_are_new_each_epoch_in_one_process(regression, pairs):
-    """Reference row: set_epoch was never called, and epoch 1's batches came again and again."""
+def test_dynamic_batches_differ_between_epochs_in_one_process(regression, pairs):
+    """set_epoch of the batch sampler is called; in SpeechBrain 1.1 it was not."""
     from brain_data import DynamicBatchSampler
 
     sampler = DynamicBatchSampler(

@@ -1,4 +1,4 @@
-"""What holds on a GPU; without one every test here is skipped."""
+"""Tests that need a GPU; they are skipped without one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 
 class OnDevice:
-    """Batches that lie on the device already, so that nothing waits for a copy."""
+    """Batches that are on the device already, so that no copy synchronizes."""
 
     def __init__(self, count=8, bad=()):
         generator = torch.Generator().manual_seed(7)
@@ -38,7 +38,7 @@ class OnDevice:
 
 
 class Run(Brain):
-    """A regression that may look at each batch's beginning and end."""
+    """A regression that calls ``watch`` at the beginning and end of each batch."""
 
     watch = None
 
@@ -60,7 +60,7 @@ class Run(Brain):
 
 
 class Watch:
-    """Counts how often a step waits for the device; inside a window, waiting is an error."""
+    """Counts the synchronizations of a step; inside a window, each is an error."""
 
     def __init__(self, stop_after=None):
         self.waits, self.stop_after = [], stop_after
@@ -79,13 +79,13 @@ class Watch:
 
 
 @pytest.fixture(autouse=True)
-def _waiting_allowed():
+def _default_sync_debug_mode():
     yield
     torch.cuda.set_sync_debug_mode("default")
 
 
 def make(folder=None, watch=None, **options):
-    """Make a Brain of a small model with dropout on the device."""
+    """Return a Brain with a small model with dropout on the device."""
     seed_everything(3)
     model = torch.nn.Sequential(
         torch.nn.Linear(32, 64), torch.nn.Dropout(0.2), torch.nn.Tanh(), torch.nn.Linear(64, 4)
@@ -107,18 +107,18 @@ def weights_of(brain):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_only_the_batch_that_steps_waits_for_the_device_and_once(precision):
-    """To decide whether to step; the mean loss, the finite check and no_sync wait for nothing."""
+def test_only_a_step_synchronizes_with_the_device_and_once(precision):
+    """The step is decided with one read; the mean loss and the other batches need none."""
     watch = Watch()
     brain = make(watch=watch, precision=precision, grad_accumulation_factor=4)
     brain.fit(range(2), OnDevice(), progressbar=False)
     assert watch.waits[0::4] == watch.waits[1::4] == watch.waits[2::4] == [0] * 4
-    assert max(watch.waits[7::4]) <= 1  # the first step also makes the optimizer's state
+    assert max(watch.waits[7::4]) <= 1  # the first step also creates the optimizer's state
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains_to_about_the_same_loss(precision):
-    """Weights stay float32; fp16's scaler is on, and off otherwise."""
+    """The weights stay float32, and the scaler is enabled for fp16 only."""
     losses = []
     for chosen in ("fp32", precision):
         brain = make(precision=chosen)
@@ -131,7 +131,7 @@ def test_half_precision_trains_to_about_the_same_loss(precision):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_batch_that_is_not_finite_changes_nothing(precision):
-    """Neither weights nor moments nor the mean loss."""
+    """A nonfinite batch changes no weight and no optimizer state."""
     brain = make(precision=precision)
     brain.fit(range(1), OnDevice(count=3, bad=(0, 1, 2)), progressbar=False)
     same = make(precision=precision)
@@ -140,8 +140,8 @@ def test_a_batch_that_is_not_finite_changes_nothing(precision):
     assert brain.optimizer.state_dict()["state"] == {}
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
-    """The device's generator, which dropout draws from, included."""
+def test_a_stopped_run_resumes_bit_for_bit(tmp_path):
+    """The resumed run has equal weights, as the device's generator for dropout is restored."""
 
     def run(folder, stop_after=None):
         brain = make(folder, Watch(stop_after), precision="bf16")
@@ -161,7 +161,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
 
 
 def wrapped(rank, parallel):
-    """Train in a group of one; return the weights."""
+    """Train in a group of one process; return the weights."""
     ddp_init_group({"device": DEVICE})
     brain = make(parallel=parallel, grad_accumulation_factor=2)
     brain.fit(range(2), OnDevice(), progressbar=False)
@@ -170,8 +170,8 @@ def wrapped(rank, parallel):
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_a_group_of_one_gpu_trains_to_the_weights_of_none(ranks, parallel):
-    """DDP with no_sync, and FSDP2 on a mesh of one."""
+def test_a_group_of_one_gpu_trains_to_the_weights_of_a_single_process(ranks, parallel):
+    """DDP with no_sync and FSDP2 on a mesh of one give the weights of an unwrapped model."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

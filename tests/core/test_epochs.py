@@ -1,4 +1,4 @@
-"""Epoch counters: counting, saving, stopping."""
+"""Epoch counters: counting, saving, early stopping."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from brain_core import EpochCounter, EpochCounterWithStopper
 
 
 def run(counter, metrics):
-    """Go through the epochs with one metric each; return those entered."""
+    """Iterate over the epochs with one metric each; return the epochs."""
     entered = []
     for metric, epoch in zip(metrics, counter, strict=False):
         entered.append(epoch)
@@ -20,8 +20,8 @@ def run(counter, metrics):
     return entered
 
 
-def test_a_counter_goes_on_after_the_finished_epoch(tmp_path):
-    """An end-of-epoch checkpoint is followed by the next epoch."""
+def test_a_counter_continues_after_the_finished_epoch(tmp_path):
+    """After an end-of-epoch checkpoint, the next epoch begins."""
     counter = EpochCounter(3)
     next(counter)
     Checkpointer(tmp_path, {"counter": counter}).save_checkpoint()
@@ -30,8 +30,8 @@ def test_a_counter_goes_on_after_the_finished_epoch(tmp_path):
     assert list(again) == [2, 3]
 
 
-def test_a_counter_enters_an_unfinished_epoch_again(tmp_path):
-    """A checkpoint within an epoch leads back into it."""
+def test_a_counter_repeats_an_unfinished_epoch(tmp_path):
+    """After a checkpoint within an epoch, that epoch is continued."""
     counter = EpochCounter(3)
     next(counter), next(counter)
     Checkpointer(tmp_path, {"counter": counter}).save_checkpoint(end_of_epoch=False)
@@ -43,30 +43,30 @@ def test_a_counter_enters_an_unfinished_epoch_again(tmp_path):
 @pytest.mark.parametrize("direction", ["min", "max"])
 @pytest.mark.parametrize("plateau", [0.5, -0.5, 0.0, 3e8])
 def test_a_plateau_stops_training_in_both_directions(direction, plateau):
-    """Reference row: with "max", or a negative "min", a plateau counted as improvement."""
+    """A plateau stops training; in SpeechBrain 1.1 it did not with "max" or a negative "min"."""
     counter = EpochCounterWithStopper(50, 3, 0, direction)
     assert run(counter, [plateau] * 50) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("direction", "sign"), [("min", -1), ("max", 1)])
-def test_steady_improvement_never_stops(direction, sign):
-    """Across zero, too."""
+def test_steady_improvement_does_not_stop_training(direction, sign):
+    """Improvement is also detected if the metric changes its sign."""
     counter = EpochCounterWithStopper(20, 2, 0, direction)
     assert len(run(counter, [sign * (i - 10) for i in range(20)])) == 20
 
 
-def test_warmup_epochs_are_not_looked_at():
-    """Patience begins after them."""
+def test_warmup_epochs_are_ignored():
+    """The patience starts after the warmup epochs."""
     assert run(EpochCounterWithStopper(10, 5, 2, "min"), [0] * 10) == list(range(1, 9))
 
 
-def test_a_metric_that_is_nan_is_no_improvement():
-    """A diverged run stops."""
+def test_a_nan_metric_is_no_improvement():
+    """A run whose metric is NaN stops."""
     assert run(EpochCounterWithStopper(10, 2, 0, "min"), [1.0] + [math.nan] * 9) == [1, 2, 3]
 
 
 def test_early_stopping_is_saved_and_restored(tmp_path):
-    """Reference row: best_score and should_stop were never saved."""
+    """best_score and should_stop are saved; SpeechBrain 1.1 saved neither."""
     counter = EpochCounterWithStopper(20, 4, 0, "max")
     run(counter, [0.9, 0.5])
     Checkpointer(tmp_path, {"counter": counter}).save_checkpoint()
@@ -76,8 +76,8 @@ def test_early_stopping_is_saved_and_restored(tmp_path):
     assert run(again, [0.6] * 20) == [3, 4, 5]
 
 
-def test_a_run_that_has_stopped_stays_stopped(tmp_path):
-    """Starting it again does not train on."""
+def test_a_restored_counter_that_has_stopped_does_not_continue(tmp_path):
+    """Restarting a run that has stopped early trains no epoch."""
     counter = EpochCounterWithStopper(20, 1, 0, "min")
     run(counter, [1.0] * 20)
     Checkpointer(tmp_path, {"counter": counter}).save_checkpoint()
@@ -86,8 +86,8 @@ def test_a_run_that_has_stopped_stays_stopped(tmp_path):
     assert list(again) == []
 
 
-def test_a_stopper_reads_the_plain_number_that_speechbrain_saved(tmp_path, caplog):
-    """It says that patience starts anew."""
+def test_a_stopper_reads_a_checkpoint_of_speechbrain(tmp_path, caplog):
+    """The epoch is read, and a warning states that the patience starts anew."""
     (tmp_path / "counter").write_text("4")
     counter = EpochCounterWithStopper(20, 1, 0, "min")
     with caplog.at_level(logging.WARNING):
@@ -106,6 +106,6 @@ def test_a_stopper_reads_the_plain_number_that_speechbrain_saved(tmp_path, caplo
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
-    """What is required, what was got."""
+    """The error contains the required and the given value."""
     with pytest.raises(ValueError, match=message):
         EpochCounterWithStopper(*arguments)

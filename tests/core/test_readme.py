@@ -1,4 +1,4 @@
-"""The package's README."""
+"""The README of brain-core."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 README = Path(__file__).parents[2] / "packages" / "brain-core" / "README.md"
 
 
-def test_the_example_of_the_readme_trains_and_goes_on(tmp_path):
-    """Run twice: the second time there is nothing left to train."""
+def test_the_example_of_the_readme_trains_and_resumes(tmp_path):
+    """The README's example runs twice; the second run finds the training finished."""
     code, *_ = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     for _ in range(2):
         run = [sys.executable, "-W", "error", "-c", code]

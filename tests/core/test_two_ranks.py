@@ -1,4 +1,4 @@
-"""Two gloo ranks: the same step on both, or the same error, and a run that goes on."""
+"""Two gloo ranks: equal steps, equal errors, and runs that resume."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from brain_dist import get_rank
 
 
 class Rows(torch.utils.data.Dataset):
-    """Twenty rows: five batches of four, so that the last round has one batch for two ranks."""
+    """Twenty rows: with batches of four, the last round has one batch for two ranks."""
 
     def __init__(self):
         generator = torch.Generator().manual_seed(7)
@@ -29,7 +29,7 @@ class Rows(torch.utils.data.Dataset):
 
 
 class Run(Brain):
-    """A training with BatchNorm and dropout that rank 1 can disturb."""
+    """A Brain with BatchNorm and dropout whose rank 1 can fail in different ways."""
 
     def __init__(self, *args, disturb, **kwargs):
         super().__init__(*args, **kwargs)
@@ -44,7 +44,7 @@ class Run(Brain):
         return loss + math.nan if self.disturb == "nan" and self.step in (1, 2) else loss
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        self.rows.append([] if self.is_filler else batch[2].tolist())
+        self.rows.append([] if self.is_padding else batch[2].tolist())
         self.draws.append(torch.rand(()).item())
         if self.disturb == "stop" and len(self.rows) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -56,7 +56,7 @@ class Run(Brain):
 
 
 def train(rank, folder, disturb, hparams=None, options=None):
-    """Train on this rank and return what it saw."""
+    """Train on this rank and return its batches, losses and weights."""
     seed_everything(3)
     model = torch.nn.Sequential(
         torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Dropout(0.3), torch.nn.Linear(6, 2)
@@ -67,7 +67,13 @@ def train(rank, folder, disturb, hparams=None, options=None):
         {"model": model},
         lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
         hparams,
-        {"device": "cpu", "ckpt_interval_steps": 2, "nonfinite_patience": 1, **(options or {})},
+        {
+            "device": "cpu",
+            "ckpt_interval_steps": 2,
+            "nonfinite_patience": 1,
+            "recover_attributes": False,
+            **(options or {}),
+        },
         checkpointer,
         disturb=disturb,
     )
@@ -89,10 +95,10 @@ def train(rank, folder, disturb, hparams=None, options=None):
 
 
 def test_two_ranks_train_to_the_same_weights_and_means(ranks, tmp_path):
-    """With BatchNorm on gloo, without hparams, every row once an epoch, dropout of their own.
+    """Both ranks have equal weights and means, and different random numbers.
 
-    Reference rows: SyncBatchNorm was a ValueError here; a missing hparams was an AttributeError;
-    the seed was not passed; the same numbers were drawn on every rank.
+    In SpeechBrain 1.1, SyncBatchNorm on gloo raised a ValueError, missing hparams an
+    AttributeError, the seed was not used, and all ranks drew the same numbers.
     """
     a, b = ranks(train, 2, tmp_path / "save", "nothing")
     assert a["error"] is b["error"] is None
@@ -105,8 +111,8 @@ def test_two_ranks_train_to_the_same_weights_and_means(ranks, tmp_path):
     assert not set(a["draws"]) & set(b["draws"])
 
 
-def in_order(rank, folder):
-    """Return the batches of a training that asks for no shuffling, with a recipe's `sorting`."""
+def unshuffled_batches(rank, folder):
+    """Return the batches of a training loader with shuffle=False and `sorting` in hparams."""
     brain = Brain(hparams={"sorting": "random"}, run_opts={"device": "cpu"})
     from brain_core import Stage
 
@@ -114,15 +120,15 @@ def in_order(rank, folder):
     return [batch[2].tolist() for batch in loader]
 
 
-def test_shuffle_false_is_obeyed_on_several_ranks(ranks, tmp_path):
-    """Reference row: it was shuffled by default, and hparams.sorting decided."""
-    a, b = ranks(in_order, 2, tmp_path)
+def test_shuffle_false_applies_on_several_ranks(ranks, tmp_path):
+    """The order is not shuffled; in SpeechBrain 1.1 it was, and depended on hparams.sorting."""
+    a, b = ranks(unshuffled_batches, 2, tmp_path)
     assert a == [[0, 1, 2, 3], [8, 9, 10, 11], [16, 17]]
     assert b == [[4, 5, 6, 7], [12, 13, 14, 15], [18, 19]]
 
 
-def test_a_nan_on_one_rank_is_counted_on_both_and_both_give_up_alike(ranks, tmp_path):
-    """Reference row: the rank with the NaN raised, and the other one hung."""
+def test_a_nan_on_one_rank_is_counted_and_raised_on_both(ranks, tmp_path):
+    """Both ranks raise the same error; in SpeechBrain 1.1 the other rank hung."""
     a, b = ranks(train, 2, tmp_path / "save", "nan")
     assert a["error"] == b["error"]
     assert a["error"].startswith("ValueError: Losses and gradients must be finite, but 2 batches")
@@ -131,8 +137,8 @@ def test_a_nan_on_one_rank_is_counted_on_both_and_both_give_up_alike(ranks, tmp_
     assert a["nonfinite"] == b["nonfinite"] == 2
 
 
-def test_a_stop_on_one_rank_saves_on_both_and_the_run_goes_on_bit_for_bit(ranks, tmp_path):
-    """Both leave at the same border, and go on as if nothing had been."""
+def test_a_stop_on_one_rank_saves_on_both_and_the_run_resumes_bit_for_bit(ranks, tmp_path):
+    """Both ranks stop at the same step boundary, and the resumed run equals a whole one."""
     whole = ranks(train, 2, tmp_path / "whole", "nothing")
     stopped = ranks(train, 2, tmp_path / "save", "stop")
     assert [seen["error"] for seen in stopped] == [
@@ -146,8 +152,8 @@ def test_a_stop_on_one_rank_saves_on_both_and_the_run_goes_on_bit_for_bit(ranks,
         assert after["means"] == one["means"]
 
 
-def test_a_killed_rank_ends_the_run_and_the_next_one_goes_on_bit_for_bit(ranks, tmp_path):
-    """From the last checkpoint that both had written."""
+def test_a_killed_rank_ends_the_run_and_the_next_run_resumes_bit_for_bit(ranks, tmp_path):
+    """The next run resumes from the last checkpoint that both ranks completed."""
     whole = ranks(train, 2, tmp_path / "whole", "nothing")
     killed = ranks.outcomes(train, 2, tmp_path / "save", "kill")
     assert killed[0][0] == "raised"
@@ -159,7 +165,7 @@ def test_a_killed_rank_ends_the_run_and_the_next_one_goes_on_bit_for_bit(ranks, 
 
 
 class Sharded(Brain):
-    """A wide linear model whose batches weigh as many samples as they have."""
+    """A Brain in which each batch has the same weight."""
 
     def compute_forward(self, batch, stage):
         return self.modules.model(batch[0])
@@ -169,20 +175,20 @@ class Sharded(Brain):
         return torch.nn.functional.mse_loss(predictions, batch[1])
 
 
-class Weighed(Sharded):
-    """The same, with a weight for each sample instead of each batch."""
+class Weighted(Sharded):
+    """A Brain in which each sample has the same weight."""
 
     def loss_weight(self, batch):
         return len(batch[0])
 
 
 def train_sharded(rank, folder, parallel, weighed_by, rows=20, epochs=2):
-    """Train by DDP or FSDP2 and return what became of the model."""
+    """Train with DDP or FSDP2 and return the full_tensor state dict."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
     counter = EpochCounter(epochs)
     checkpointer = Checkpointer(folder, {"model": model, "counter": counter})
-    brain = (Weighed if weighed_by == "samples" else Sharded)(
+    brain = (Weighted if weighed_by == "samples" else Sharded)(
         {"model": model},
         lambda p: torch.optim.AdamW(p, lr=0.01),
         run_opts={"device": "cpu", "parallel": parallel, "max_grad_norm": 0.5},
@@ -193,17 +199,17 @@ def train_sharded(rank, folder, parallel, weighed_by, rows=20, epochs=2):
     data = torch.utils.data.Subset(Rows(), range(rows))
     brain.fit(counter, data, train_loader_kwargs={"batch_size": 4, "shuffle": True})
     checkpointer.close()
-    state = {name: full(value) for name, value in model.state_dict().items()}
+    state = {name: full_tensor(value) for name, value in model.state_dict().items()}
     return {name.removeprefix("module."): value.tolist() for name, value in state.items()}
 
 
-def full(value):
-    """Return a whole tensor of what may be a shard of it."""
+def full_tensor(value):
+    """Return the full_tensor tensor of a value that may be a DTensor."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def assert_close(a, b):
-    """Compare two models by name, up to rounding."""
+    """Compare two state dicts up to rounding."""
     assert a.keys() == b.keys()
     for name in a:
         torch.testing.assert_close(
@@ -211,33 +217,33 @@ def assert_close(a, b):
         )
 
 
-def test_fsdp_trains_the_same_model_as_ddp_under_the_same_names(ranks, tmp_path):
-    """Clipped by one norm over all shards."""
+def test_fsdp_trains_to_the_weights_of_ddp_with_the_same_keys(ranks, tmp_path):
+    """Gradients are clipped by one norm over all shards."""
     ddp = ranks(train_sharded, 2, tmp_path / "ddp", "ddp", "batches")
     fsdp = ranks(train_sharded, 2, tmp_path / "fsdp", "fsdp", "batches")
     assert fsdp[0] == fsdp[1]
     assert_close(ddp[0], fsdp[0])
 
 
-def test_an_fsdp_run_goes_on_from_its_checkpoint_bit_for_bit(ranks, tmp_path):
-    """Sharded optimizer state included."""
+def test_an_fsdp_run_resumes_from_its_checkpoint_bit_for_bit(ranks, tmp_path):
+    """The resumed run restores the sharded optimizer state."""
     whole = ranks(train_sharded, 2, tmp_path / "whole", "fsdp", "batches")
     ranks(train_sharded, 2, tmp_path / "save", "fsdp", "batches", 20, 1)
     resumed = ranks(train_sharded, 2, tmp_path / "save", "fsdp", "batches")
     assert resumed == whole
 
 
-def test_weighed_by_samples_two_ranks_and_one_take_the_same_steps(ranks, tmp_path):
-    """Eighteen rows: the last round is shared unequally, and its short batch weighs less."""
+def test_with_sample_weights_two_ranks_and_one_process_take_the_same_steps(ranks, tmp_path):
+    """With eighteen rows, the last batch is shorter and has a smaller weight."""
     two = ranks(train_sharded, 2, tmp_path / "two", "ddp", "samples", 18)
     assert_close(two[0], train_alone())
 
 
 def train_alone():
-    """Train in one process, two batches a step."""
+    """Train in one process with two batches in a step."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
-    brain = Weighed(
+    brain = Weighted(
         {"model": model},
         lambda p: torch.optim.AdamW(p, lr=0.01),
         run_opts={"device": "cpu", "grad_accumulation_factor": 2, "max_grad_norm": 0.5},
@@ -249,8 +255,8 @@ def train_alone():
     return {name: value.tolist() for name, value in model.state_dict().items()}
 
 
-def evaluate_dealt(rank, own_loader):
-    """Evaluate 18 rows, five batches, dealt out; return the mean and the batches seen."""
+def evaluate_sharded(rank, own_loader):
+    """Return the mean loss of 18 rows in five sharded batches, and this rank's batches."""
     brain = Sharded(
         {"model": torch.nn.Linear(4, 2)}, run_opts={"device": "cpu", "shard_evaluation": True}
     )
@@ -263,13 +269,13 @@ def evaluate_dealt(rank, own_loader):
     return brain.evaluate(data, test_loader_kwargs={"batch_size": 4}), brain.losses
 
 
-def test_a_dealt_evaluation_gives_the_mean_of_one_process(ranks):
-    """On ranks that do not divide it, from a dataset and from a loader, nothing repeated."""
-    mean, batches = evaluate_dealt(0, own_loader=False)
+def test_a_sharded_evaluation_gives_the_mean_of_one_process(ranks):
+    """The mean is equal on 2 and 3 ranks, from a dataset and a loader, and no row is repeated."""
+    mean, batches = evaluate_sharded(0, own_loader=False)
     assert batches == [4, 4, 4, 4, 2]
     for own_loader in (False, True):
         for world_size in (2, 3):
-            seen = ranks(evaluate_dealt, world_size, own_loader)
+            seen = ranks(evaluate_sharded, world_size, own_loader)
             for other, _ in seen:
                 assert abs(other - mean) < 1e-12 * abs(mean)
             assert sum(len(losses) for _, losses in seen) == 5

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 from brain_dist.lazy import load_on_first_use
 
 if TYPE_CHECKING:
-    from brain_ckpt._average import average_checkpoints, average_state_dicts
-    from brain_ckpt._checkpointer import Checkpointer
-    from brain_ckpt._errors import (
+    from brain_ckpt.checkpointer import Checkpointer
+    from brain_ckpt.errors import (
         CheckpointDamagedError,
         CheckpointDeleteError,
         CheckpointError,
@@ -19,17 +18,18 @@ if TYPE_CHECKING:
         NoIntactCheckpointError,
         UnsafeCheckpointError,
     )
-    from brain_ckpt._hooks import HookRegistry, torch_recovery, torch_save
-    from brain_ckpt._marks import (
+    from brain_ckpt.recoverables.hooks import HookRegistry, torch_recovery, torch_save
+    from brain_ckpt.recoverables.marks import (
         mark_as_loader,
         mark_as_saver,
         mark_as_transfer,
         register_checkpoint_hooks,
     )
-    from brain_ckpt._retention import (
+    from brain_ckpt.recoverables.rng import RNGState
+    from brain_ckpt.retention.checkpoint import Checkpoint, ckpt_recency
+    from brain_ckpt.retention.policies import (
         DAY_S,
         HOUR_S,
-        Checkpoint,
         KeepBest,
         KeepEvery,
         KeepLast,
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
         KeepWithinBytes,
         Policy,
         any_of,
-        ckpt_recency,
     )
-    from brain_ckpt._rng import RNGState
-    from brain_ckpt._transfer import Pretrainer, torch_parameter_transfer
+    from brain_ckpt.transfer.average import average_checkpoints, average_state_dicts
+    from brain_ckpt.transfer.parameters import torch_parameter_transfer
+    from brain_ckpt.transfer.pretrainer import Pretrainer
 
 __all__ = [
     "DAY_S",
@@ -81,18 +81,21 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# Where each public name is; a module is imported when a name of it is first used.
+# The module of each public name; a module is imported when a name of it is first used.
 _HOMES = {
-    "._average": "average_checkpoints average_state_dicts",
-    "._checkpointer": "Checkpointer",
-    "._errors": "CheckpointDamagedError CheckpointDeleteError CheckpointError "
+    ".checkpointer": "Checkpointer",
+    ".errors": "CheckpointDamagedError CheckpointDeleteError CheckpointError "
     "CheckpointLockedError CheckpointMismatchError CheckpointSaveError "
     "NoIntactCheckpointError UnsafeCheckpointError",
-    "._hooks": "HookRegistry torch_recovery torch_save",
-    "._marks": "mark_as_loader mark_as_saver mark_as_transfer register_checkpoint_hooks",
-    "._retention": "DAY_S HOUR_S Checkpoint KeepBest KeepEvery KeepLast KeepMostImportant "
-    "KeepPinned KeepWithinBytes Policy any_of ckpt_recency",
-    "._rng": "RNGState",
-    "._transfer": "Pretrainer torch_parameter_transfer",
+    ".recoverables.hooks": "HookRegistry torch_recovery torch_save",
+    ".recoverables.marks": "mark_as_loader mark_as_saver mark_as_transfer "
+    "register_checkpoint_hooks",
+    ".recoverables.rng": "RNGState",
+    ".retention.checkpoint": "Checkpoint ckpt_recency",
+    ".retention.policies": "DAY_S HOUR_S KeepBest KeepEvery KeepLast KeepMostImportant "
+    "KeepPinned KeepWithinBytes Policy any_of",
+    ".transfer.average": "average_checkpoints average_state_dicts",
+    ".transfer.parameters": "torch_parameter_transfer",
+    ".transfer.pretrainer": "Pretrainer",
 }
 __getattr__, __dir__ = load_on_first_use(__name__, _HOMES)

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from brain_ckpt._cli import main
+from brain_ckpt.cli.main import main
 
 sys.exit(main())

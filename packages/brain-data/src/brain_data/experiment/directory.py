@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from brain_data.experiment.environment import get_environment_description
 from brain_data.experiment.logging import ExperimentLogging, read_log_config
-from brain_dist import get_rank, raise_together
+from brain_dist import get_rank, raise_on_all_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -123,7 +123,7 @@ def create_experiment_directory(
     except Exception as caught:  # noqa: BLE001 - raised below, on every rank
         error = caught
     try:
-        raise_together(error)
+        raise_on_all_ranks(error)
         if rank != 0:
             log = ExperimentLogging(directory / f"log-rank{rank}.txt", None, is_main_process=False)
     except BaseException:

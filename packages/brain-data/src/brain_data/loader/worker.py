@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from brain_data.order.seeding import seed_generators, temporary_seed
-from brain_dist import outlive_stop_signals
+from brain_dist import shield_from_stop_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -95,7 +95,7 @@ class WorkerInit:
         """Initialize the worker of this number."""
         if self._parent not in {None, os.getppid()}:
             os._exit(1)
-        outlive_stop_signals()
+        shield_from_stop_signals()
         if self._user_init_fn is not None:
             self._user_init_fn(worker)
 

@@ -1,0 +1,293 @@
+"""The subcommands of ``brain-ckpt``, except ``prune``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from brain_ckpt.cli.diff import Difference, compare, is_equal
+from brain_ckpt.cli.file_checks import FileCheck, check_files, problems
+from brain_ckpt.cli.inspect import (
+    find_incomplete,
+    metrics,
+    open_checkpoint,
+    read_directory,
+    step_of,
+    total_bytes,
+)
+from brain_ckpt.cli.output import (
+    ProgressBar,
+    format_age,
+    format_meta_value,
+    format_number,
+    format_size,
+    printable,
+    shorten,
+    to_json_value,
+    write_json,
+    write_line,
+    write_table,
+)
+from brain_ckpt.errors import CheckpointDamagedError, UsageError
+from brain_ckpt.loading.contents import Entry, choose_file, entries, read_file, state_files
+from brain_ckpt.retention.checkpoint import Checkpoint, ckpt_recency
+from brain_ckpt.transfer.average import average_checkpoints
+from brain_ckpt.transfer.export import export_safetensors, write_torch
+
+if TYPE_CHECKING:
+    import argparse
+
+OK, DAMAGE_OR_DIFFERENCE = 0, 1
+
+
+def ls(options: argparse.Namespace) -> int:
+    """List a directory, the newest checkpoint first."""
+    contents = read_directory(options.directory)
+    rows = []
+    incomplete = find_incomplete(contents.checkpoints)
+    with ProgressBar(sum(map(total_bytes, contents.checkpoints))) as progress:
+        for one in contents.checkpoints:
+            wrong = [incomplete[one.path]] if one.path in incomplete else []
+            wrong += [] if options.quick else problems(one, progress)
+            intact = None if options.quick and not wrong else not wrong
+            rows.append(_row(one, intact, wrong))
+    rows += [
+        {"name": path.name, "intact": False, "problems": [reason]}
+        for path, reason in contents.unreadable.items()
+    ]
+    if options.json:
+        write_json({"checkpoints": rows, "unfinished": contents.unfinished})
+    elif rows:
+        _write_rows(rows)
+    else:
+        write_line(f"no checkpoint in {options.directory}")
+    if contents.unfinished and not options.json:
+        write_line(f"unfinished, removed by the next save: {', '.join(contents.unfinished)}")
+    return DAMAGE_OR_DIFFERENCE if any(row["intact"] is False for row in rows) else OK
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Compare every file with what was written."""
+    contents = read_directory(options.path)
+    if not contents.checkpoints and not contents.unreadable:
+        raise UsageError(
+            f"verify needs a checkpoint, got none in {options.path!r}; name a directory "
+            f"that holds CKPT+... directories"
+        )
+    checks: dict[str, list[FileCheck]] = {}
+    with ProgressBar(sum(map(total_bytes, contents.checkpoints))) as progress:
+        for one in contents.checkpoints:
+            checks[one.path.name] = list(check_files(one, progress))
+    for path, reason in find_incomplete(contents.checkpoints).items():
+        checks[path.name].append(FileCheck(reason.partition(" is missing")[0], 0, "", reason))
+    for path, reason in contents.unreadable.items():
+        checks[path.name] = [FileCheck("CKPT.yaml", 0, "nothing", reason)]
+    damaged = [name for name, files in checks.items() if any(file.problem for file in files)]
+    if options.json:
+        content = {name: [asdict(file) for file in files] for name, files in checks.items()}
+        write_json({"checkpoints": content, "damaged": damaged})
+        return DAMAGE_OR_DIFFERENCE if damaged else OK
+    for name, files in checks.items():
+        write_line(name)
+        rows = [
+            (f"  {file.name}", format_size(file.size_bytes), file.checked_by, file.problem or "ok")
+            for file in files
+        ]
+        write_table(("  file", "size", "checked by", ""), rows, "lr")
+    write_line(f"{len(checks) - len(damaged)} of {len(checks)} intact")
+    return DAMAGE_OR_DIFFERENCE if damaged else OK
+
+
+def show(options: argparse.Namespace) -> int:
+    """Show the values in a checkpoint; only tensors that are shown are read."""
+    path = Path(options.checkpoint)
+    if path.is_file() and options.file is None:
+        files = {path.name: path}
+    else:
+        checkpoint = open_checkpoint(path)
+        files = state_files(checkpoint)
+        if options.file is not None:
+            files = dict([choose_file(checkpoint, options.file)])
+    contents = {name: entries(read_file(file, file.stem)) for name, file in files.items()}
+    if options.json:
+        content: dict[str, Any] = {
+            name: [_to_json(entry) for entry in values] for name, values in contents.items()
+        }
+        write_json({"meta": {} if path.is_file() else checkpoint.meta, "files": content})
+        return OK
+    if not path.is_file():
+        for key, value in sorted(checkpoint.meta.items()):
+            write_line(printable(f"{key}: {format_meta_value(key, value)}"))
+    for name, values in contents.items():
+        _write_values(name, values)
+    return OK
+
+
+def diff(options: argparse.Namespace) -> int:
+    """Show what differs between two checkpoints, and by how much."""
+    first, second = (_intact(path) for path in (options.first, options.second))
+    comparison = compare(first, second)
+    metas = {
+        key: [first.meta.get(key), second.meta.get(key)]
+        for key in sorted({*first.meta, *second.meta})
+        if not is_equal(first.meta.get(key), second.meta.get(key))
+    }
+    if options.json:
+        write_json(
+            {
+                "meta": metas,
+                "differences": [asdict(one) for one in comparison.differences],
+                "equal": comparison.equal,
+            }
+        )
+    else:
+        for key, (before, after) in metas.items():
+            write_line(
+                printable(
+                    f"meta {key}: {format_meta_value(key, before)} -> "
+                    f"{format_meta_value(key, after)}"
+                )
+            )
+        rows = [
+            (one.file, one.key, one.change, _cell(one.max_abs), _cell(one.relative), _change(one))
+            for one in comparison.differences
+        ]
+        if rows:
+            header = ("file", "key", "", "max abs", "relative", "")
+            write_table(header, rows, "lllrr")
+        write_line(f"{len(rows)} differ, {comparison.equal} equal")
+    return DAMAGE_OR_DIFFERENCE if comparison.differences else OK
+
+
+def average(options: argparse.Namespace) -> int:
+    """Average one recoverable over checkpoints, into a file for torch.load."""
+    checkpoints = [open_checkpoint(path) for path in options.checkpoints]
+    state = average_checkpoints(checkpoints, options.recoverable)  # verifies the files
+    if not any(Entry(str(key), value).shape is not None for key, value in state.items()):
+        raise UsageError(
+            f"average needs parameters by name, got no tensor in {options.recoverable!r}; "
+            f"pass --recoverable with the name of a module"
+        )
+    write_torch(state, options.output)
+    names = [one.path.name for one in checkpoints]
+    if options.json:
+        write_json({"output": options.output, "checkpoints": names, "keys": len(state)})
+    else:
+        write_line(f"{options.output}: {len(state)} values, the average of {len(names)}")
+    return OK
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write the tensors of one recoverable as a safetensors file."""
+    checkpoint = _intact(options.checkpoint)
+    skipped = export_safetensors(checkpoint, options.recoverable, options.output)
+    if options.json:
+        write_json({"output": options.output, "skipped": skipped})
+    else:
+        written = format_size(Path(options.output).stat().st_size)
+        write_line(f"{options.output}: {written} from {checkpoint.path.name}")
+        for key in skipped:
+            write_line(f"skipped, because it is not a tensor: {key}")
+    return OK
+
+
+def _intact(path: str) -> Checkpoint:
+    checkpoint = open_checkpoint(path)
+    with ProgressBar(total_bytes(checkpoint)) as progress:
+        damage = problems(checkpoint, progress)
+    if damage:
+        raise CheckpointDamagedError(
+            f"{path} must be intact, got damage: {damage[0]}; use another checkpoint"
+        )
+    return checkpoint
+
+
+def _row(one: Checkpoint, intact: bool | None, wrong: list[str]) -> dict[str, Any]:
+    return {
+        "name": one.path.name,
+        "unixtime": ckpt_recency(one),
+        "age_s": time.time() - ckpt_recency(one),
+        "end_of_epoch": bool(one.meta.get("end-of-epoch", True)),
+        "step": step_of(one),
+        "metrics": metrics(one),
+        "size_bytes": total_bytes(one),
+        "intact": intact,
+        "problems": wrong,
+    }
+
+
+def _write_rows(rows: list[dict[str, Any]]) -> None:
+    table = []
+    for row in rows:
+        intact = {True: "yes", False: "NO", None: "not checked"}[row["intact"]]
+        if "unixtime" not in row:
+            table.append((row["name"], "", "", "", "", intact))
+            continue
+        at = "end of epoch" if row["end_of_epoch"] else "inside an epoch"
+        if row["step"] is not None:
+            at += f", step {row['step']}"
+        values = " ".join(f"{key}={format_number(value)}" for key, value in row["metrics"].items())
+        table.append(
+            (
+                row["name"],
+                format_age(row["age_s"]),
+                at,
+                values,
+                format_size(row["size_bytes"]),
+                intact,
+            )
+        )
+    write_table(("name", "age", "at", "metrics", "size", "intact"), table, "lrllrl")
+    for row in rows:
+        for problem in row["problems"]:
+            write_line(f"{row['name']}: {problem}")
+
+
+def _write_values(name: str, values: list[Entry]) -> None:
+    tensors = [entry for entry in values if entry.shape is not None]
+    total = sum(entry.size_bytes for entry in tensors)
+    write_line()
+    write_line(f"{name}: {len(tensors)} tensors, {format_size(total)}" if tensors else f"{name}:")
+    if len(values) == 1 and not values[0].key and isinstance(values[0].value, str):
+        for line in values[0].value.splitlines():
+            write_line("  " + printable(line))
+        return
+    rows = [("  " + entry.key, entry.dtype, _shape(entry), _value(entry)) for entry in values]
+    if rows:
+        write_table(("  key", "dtype", "shape", "value"), rows)
+
+
+def _to_json(entry: Entry) -> dict[str, Any]:
+    return {
+        "key": entry.key,
+        "dtype": entry.dtype,
+        "shape": None if entry.shape is None else list(entry.shape),
+        "size_bytes": entry.size_bytes,
+        "value": to_json_value(entry.single_value),
+    }
+
+
+def _shape(entry: Entry) -> str:
+    return "" if entry.shape is None else "x".join(map(str, entry.shape)) or "scalar"
+
+
+def _value(entry: Entry) -> str:
+    return (
+        ""
+        if entry.shape is not None and entry.single_value is None
+        else shorten(format_number(entry.single_value))
+    )
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _change(one: Difference) -> str:
+    if not one.before or not one.after:
+        return shorten(one.before or one.after)
+    if one.before == one.after:
+        return shorten(one.before)
+    return f"{shorten(one.before)} -> {shorten(one.after)}"

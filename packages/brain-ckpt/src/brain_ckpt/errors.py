@@ -1,0 +1,43 @@
+"""The errors of a checkpointer.
+
+Those of checkpoints are RuntimeErrors, as in SpeechBrain, and take one string, so that the same
+error can be raised on every rank with the ranks named.
+"""
+
+from __future__ import annotations
+
+
+class CheckpointError(RuntimeError):
+    """Base class of all errors about checkpoints."""
+
+
+class CheckpointSaveError(CheckpointError):
+    """A checkpoint was not saved; existing checkpoints are unchanged."""
+
+
+class CheckpointDeleteError(CheckpointError):
+    """A checkpoint could not be deleted."""
+
+
+class CheckpointLockedError(CheckpointError):
+    """Another process writes to the same directory."""
+
+
+class CheckpointDamagedError(CheckpointError):
+    """A file of a checkpoint differs from what was written; the text names the file."""
+
+
+class NoIntactCheckpointError(CheckpointDamagedError):
+    """There are checkpoints, and none of them is intact."""
+
+
+class CheckpointMismatchError(CheckpointError):
+    """An intact checkpoint does not fit the objects to restore."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """Loading a file would run code or reach outside its directory."""
+
+
+class UsageError(Exception):
+    """A command or export cannot be carried out as asked; the text says what to do instead."""

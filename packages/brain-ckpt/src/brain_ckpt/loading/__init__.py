@@ -1,0 +1,1 @@
+"""Loading: choosing a checkpoint, verifying it and restoring objects from it."""

@@ -1,0 +1,1 @@
+"""Steps that all ranks or all nodes take together."""

@@ -1,0 +1,1 @@
+"""Objects to save and restore, and how their states are read and written."""

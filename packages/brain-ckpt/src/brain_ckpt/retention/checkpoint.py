@@ -1,0 +1,56 @@
+"""A saved checkpoint as a value: where it is, what its meta says, which files it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Key = Callable[["Checkpoint"], Any]
+
+
+class Checkpoint(NamedTuple):
+    """One saved checkpoint.
+
+    Parameters
+    ----------
+    path : Path
+        Its directory.
+    meta : dict
+        The content of CKPT.yaml: "unixtime", "end-of-epoch" and the meta given to the save.
+    paramfiles : dict of str to Path
+        The file of each recoverable, by the recoverable's name.
+    """
+
+    path: Path
+    meta: dict[str, Any]
+    paramfiles: dict[str, Path]
+
+    def __eq__(self, other: object) -> bool:
+        """Compare all fields, also if meta holds tensors."""
+        return isinstance(other, Checkpoint) and all(map(_is_equal, self, other))
+
+    def __ne__(self, other: object) -> bool:
+        """Return the opposite of ``==``."""
+        return not self == other
+
+    def __hash__(self) -> int:
+        """Hash the path; meta and paramfiles are dicts."""
+        return hash(self.path)
+
+
+def _is_equal(left: Any, right: Any) -> bool:
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(_is_equal(left[key], right[key]) for key in left)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(_is_equal, left, right))
+    if type(left) is type(right) and hasattr(left, "tolist"):  # a tensor or an array
+        return bool(left.dtype == right.dtype and left.tolist() == right.tolist())
+    return bool(left == right)
+
+
+def ckpt_recency(ckpt: Checkpoint) -> float:
+    """Return the time of a checkpoint in seconds since 1970; a key of importance."""
+    return float(ckpt.meta["unixtime"])

@@ -1,0 +1,1 @@
+"""Saving: the plan, the snapshot of the state, the files and their publication."""

@@ -1,0 +1,1 @@
+"""One directory of checkpoints on disk: files, checksums, manifests, locks and commits."""

@@ -1,0 +1,224 @@
+"""All file operations of a save, a load and a deletion, each behind a failpoint.
+
+A test sets `failpoint`, which is called before each operation.  It can raise an error of the disk,
+kill the process, or record the operations to simulate a power loss.  For "write" it can return how
+many bytes the disk accepts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import stat
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+# Called as failpoint(operation, path, detail); the detail is the target of a rename or the bytes of
+# a write.
+failpoint: Callable[[str, str, Any], int | None] | None = None
+
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+# Errors of file systems that cannot fsync a directory.
+_NO_DIRECTORY_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})
+
+T = TypeVar("T")
+
+
+def mkdir(path: Path) -> None:
+    """Make a new directory in an existing one."""
+    _retry_interrupted("mkdir", path, lambda: os.mkdir(path))
+
+
+def make_directories(path: Path) -> None:
+    """Make a directory with its missing parents, and flush each new entry to the disk."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for new in reversed(missing):
+        new.mkdir(exist_ok=True)
+        fsync_directory(new.parent)
+
+
+def create(path: Path) -> int:
+    """Make a new file and open it for writing."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOEXEC | _NO_FOLLOW
+    return _retry_interrupted("create", path, lambda: os.open(path, flags, 0o666))
+
+
+def write(descriptor: int, path: Path, data: memoryview) -> None:
+    """Write all bytes, in as many calls as the disk needs."""
+    while len(data):
+        limit: int | None = None
+        try:
+            if failpoint is not None:
+                limit = failpoint("write", str(path), data)
+            accepted = os.write(descriptor, data if limit is None else data[:limit])
+        except InterruptedError:
+            continue
+        if accepted == 0:
+            raise OSError(errno.ENOSPC, "the disk took no byte of a write", str(path))
+        data = data[accepted:]
+
+
+def fsync(descriptor: int, path: Path) -> None:
+    """Flush the content of a file to the disk.  After a failure it must not be called again."""
+    _call_failpoint("fsync", path)
+    os.fsync(descriptor)
+
+
+def start_writeback(descriptor: int, start: int, length: int) -> None:
+    """Start flushing a range of a file without waiting; a hint only."""
+    sync_file_range = _sync_file_range()
+    if sync_file_range is not None:
+        sync_file_range(descriptor, start, length, 2)  # SYNC_FILE_RANGE_WRITE
+
+
+def fsync_file(path: Path) -> None:
+    """Flush the content of a file that was not opened here."""
+    descriptor = os.open(path, os.O_RDWR | _CLOEXEC | _NO_FOLLOW)
+    try:
+        fsync(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_directory(path: Path) -> None:
+    """Flush the entries of a directory to the disk."""
+    _call_failpoint("fsync_directory", path)
+    descriptor = os.open(path, os.O_RDONLY | _CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORY_FSYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file or directory within its parent; an existing target is not replaced."""
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, "the target of a rename exists", str(target))
+    _retry_interrupted("rename", source, lambda: os.rename(source, target), str(target))
+
+
+def unlink(path: Path) -> None:
+    """Delete a file or a link, if it exists."""
+    with contextlib.suppress(FileNotFoundError):
+        _retry_interrupted("unlink", path, lambda: os.unlink(path))
+
+
+def rmdir(path: Path) -> None:
+    """Delete an empty directory, if it exists."""
+    with contextlib.suppress(FileNotFoundError):
+        _retry_interrupted("rmdir", path, lambda: os.rmdir(path))
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a directory with its content, without following links."""
+    for name in names(path):
+        child = path / name
+        if is_directory(child):
+            remove_tree(child)
+        else:
+            unlink(child)
+    rmdir(path)
+
+
+def names(path: Path) -> list[str]:
+    """Return the sorted names in a directory; none if it does not exist."""
+    _call_failpoint("list", path)
+    try:
+        return sorted(os.listdir(path))
+    except FileNotFoundError:
+        return []
+
+
+def is_directory(path: Path) -> bool:
+    """Return whether a path is a directory, and not a link to one."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[int, int]]:
+    """Open a regular file, not a link, for reading; yield its descriptor and its size in bytes."""
+    _call_failpoint("open", path)
+    descriptor = os.open(path, os.O_RDONLY | _CLOEXEC | _NO_FOLLOW | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        yield descriptor, status.st_size
+    finally:
+        os.close(descriptor)
+
+
+def read(path: Path, limit_bytes: int) -> bytes:
+    """Return the content of a small file; a file over the limit is not read."""
+    with opened(path) as (descriptor, size):
+        if size > limit_bytes:
+            raise OSError(errno.EFBIG, f"{size} bytes, over the limit of {limit_bytes}", str(path))
+        parts = []
+        while part := os.read(descriptor, size + 1):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def read_at(descriptor: int, length: int, start: int) -> bytes:
+    """Return bytes of an open file from an offset; fewer at its end."""
+    return os.pread(descriptor, length, start)
+
+
+def walk(root: Path, prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Yield (name below root, whether it is a directory) for everything in a directory."""
+    for name in names(root / prefix):
+        inner = f"{prefix}/{name}" if prefix else name
+        directory = is_directory(root / inner)
+        yield inner, directory
+        if directory:
+            yield from walk(root, inner)
+
+
+def report_external_write(path: Path) -> None:
+    """Report to the failpoint a file that a hook wrote without this module."""
+    _call_failpoint("external_write", path)
+
+
+@functools.cache
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    # A Linux call that Python does not offer; os.fdatasync would also wait for the journal.
+    import ctypes
+
+    try:
+        call = ctypes.CDLL(None).sync_file_range
+    except (AttributeError, OSError, TypeError):
+        return None
+    call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return cast("Callable[[int, int, int, int], int]", call)
+
+
+def _call_failpoint(operation: str, path: Path, detail: Any = None) -> None:
+    if failpoint is not None:
+        failpoint(operation, str(path), detail)
+
+
+def _retry_interrupted(
+    operation: str, path: Path, action: Callable[[], T], detail: Any = None
+) -> T:
+    # Python retries EINTR in most calls, but some network file systems return it elsewhere.
+    while True:
+        try:
+            _call_failpoint(operation, path, detail)
+            return action()
+        except InterruptedError:  # noqa: PERF203 - the loop retries
+            continue

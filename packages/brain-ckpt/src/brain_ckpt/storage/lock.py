@@ -1,0 +1,99 @@
+"""The lock of the run that writes to a directory.
+
+A POSIX record lock: the kernel releases it when the process ends, it works over NFS, and forked
+processes such as loader workers do not inherit it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows
+    fcntl = None  # type: ignore[assignment]  # not on Windows
+
+LOCK_NAME = ".brain.lock"
+
+_BUSY = frozenset({errno.EACCES, errno.EAGAIN})
+
+# The locks that this process holds, as (descriptor, pid of the owner, uses).  A record lock belongs
+# to the process and is released when any descriptor of the file is closed, so there is one
+# descriptor per directory.
+_open_locks: dict[str, tuple[int, int, int]] = {}
+
+
+class DirectoryLock:
+    """Lets one process write to a directory, through any number of checkpointers.
+
+    Parameters
+    ----------
+    directory : Path
+        The directory, which exists.
+    run_id : str
+        The identity of the run, for the error of a second run.
+    """
+
+    def __init__(self, directory: Path, run_id: str) -> None:
+        self._key = os.path.realpath(directory)
+        self._path = directory / LOCK_NAME
+        self._run_id = run_id
+        self._owner_pid: int | None = None
+
+    def acquire(self) -> str | None:
+        """Acquire the lock and return None, or return who holds it."""
+        if self._owner_pid == os.getpid():
+            return None
+        descriptor, owner, uses = _open_locks.get(self._key, (-1, 0, 0))
+        if owner != os.getpid():
+            if descriptor >= 0:
+                # Opened before a fork; the parent holds the lock.
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
+                _open_locks.pop(self._key)
+            descriptor, uses = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC), 0
+            holder = self._try_lock(descriptor)
+            if holder is not None:
+                os.close(descriptor)
+                return holder
+        _open_locks[self._key] = (descriptor, os.getpid(), uses + 1)
+        self._owner_pid = os.getpid()
+        return None
+
+    def release(self) -> None:
+        """Release the lock, if this process holds it."""
+        if self._owner_pid != os.getpid():
+            return
+        self._owner_pid = None
+        descriptor, owner, uses = _open_locks.get(self._key, (-1, 0, 0))
+        if owner != os.getpid():
+            return
+        if uses > 1:
+            _open_locks[self._key] = (descriptor, owner, uses - 1)
+        else:
+            _open_locks.pop(self._key)
+            os.close(descriptor)
+
+    def _try_lock(self, descriptor: int) -> str | None:
+        if fcntl is None:  # pragma: no cover - Windows
+            return None
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _BUSY:
+                content = os.pread(descriptor, 1024, 0)
+                return content.decode(errors="replace").strip() or "a process that just started"
+            return None  # a file system without locks
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "run": self._run_id}
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+        return None

@@ -1,0 +1,238 @@
+"""Write, publish, delete and clean up in one directory of checkpoints, with its lock held."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from brain_ckpt.errors import CheckpointError
+from brain_ckpt.storage import filesystem
+from brain_ckpt.storage.commit import (
+    CommitProtocol,
+    ManifestCommit,
+    RenameCommit,
+    Staging,
+    remove_marked,
+    write_bytes,
+)
+from brain_ckpt.storage.layout import (
+    META_NAME,
+    NEW,
+    OLD,
+    PREFIX,
+    TEMPORARY,
+    UNFINISHED,
+    Leftover,
+    parse_leftover,
+)
+from brain_ckpt.storage.listing import (
+    CheckpointGoneError,
+    Listing,
+    has_manifest,
+    is_unfinished,
+    list_published,
+    read_checkpoint,
+    read_manifest,
+)
+from brain_ckpt.storage.manifest import Manifest, dump_manifest
+from brain_ckpt.storage.meta import dump_meta
+from brain_ckpt.storage.stream import digest_external_file
+from brain_ckpt.storage.verify import verify
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from brain_ckpt.storage.checksum import Algorithm
+
+logger = logging.getLogger(__name__)
+
+# The directories that this process writes, through any checkpointer; a cleanup skips them.
+_staged_paths: set[str] = set()
+
+
+class Store:
+    """The operations on one directory of checkpoints.
+
+    Parameters
+    ----------
+    root : Path
+        The directory, which exists.
+    run_id : str
+        The identity of this run, part of the names of its unfinished directories.
+    algorithm : str
+        The checksum.
+    renames : bool
+        Whether the file system renames a directory atomically.
+    """
+
+    def __init__(
+        self, root: Path, run_id: str, algorithm: Algorithm = "crc32", *, renames: bool = True
+    ) -> None:
+        self.root = root
+        self.run_id = run_id
+        self.algorithm = algorithm
+        self._protocol: CommitProtocol = (RenameCommit if renames else ManifestCommit)(root, run_id)
+        self._number = 0
+
+    def listing(self) -> Listing:
+        """List the published checkpoints; needs no lock and changes nothing."""
+        return list_published(self.root)
+
+    def staging_name(self, name: str, *, replaces: bool) -> str:
+        """Return the name of the directory to write a checkpoint in."""
+        self._number += 1
+        return self._protocol.staging_name(name, self._number, replaces=replaces)
+
+    def stage(self, directory: str, name: str) -> Staging:
+        """Make the directory for a checkpoint of a name."""
+        path = self.root / directory
+        _staged_paths.add(os.path.realpath(path))
+        staging = Staging(path, self.root / name)
+        try:
+            self._protocol.open(path)
+        except FileExistsError:
+            _staged_paths.discard(os.path.realpath(path))
+            raise
+        except BaseException:
+            self.discard(staging)
+            raise
+        return staging
+
+    def make_subdirectory(self, staging: Staging, name: str) -> Path:
+        """Make a directory below a staged checkpoint, with its missing parents."""
+        path = staging.path
+        for part in name.split("/"):
+            path = path / part
+            if not filesystem.is_directory(path):
+                filesystem.mkdir(path)
+        return path
+
+    def write(self, staging: Staging, name: str, content: bytes) -> None:
+        """Write a small file of a staged checkpoint."""
+        staging.files[name] = write_bytes(staging.path / name, content, self.algorithm)
+
+    def add_external_files(self, staging: Staging) -> None:
+        """Add the files that hooks have written to a staged checkpoint; links are refused."""
+        for name, directory in filesystem.walk(staging.path):
+            path = staging.path / name
+            if path.is_symlink():
+                raise CheckpointError(
+                    f"a checkpoint may hold files and directories only, got the link {path}; "
+                    f"write or copy the file itself in the hook"
+                )
+            if not directory and name not in staging.files and name != UNFINISHED:
+                staging.files[name] = digest_external_file(path, self.algorithm)
+
+    def seal(self, staging: Staging, meta: Mapping[str, Any], manifest: Manifest) -> None:
+        """Write the meta file and flush everything to the disk, ready to publish."""
+        content, arrays = dump_meta(meta)
+        file = staging.path / META_NAME
+        staging.files[META_NAME] = self._protocol.write_meta(file, content, self.algorithm)
+        staging.manifest = dump_manifest(
+            dataclasses.replace(manifest, files=dict(staging.files), meta_arrays=arrays)
+        )
+        self._protocol.seal(staging)
+
+    def publish(self, staging: Staging) -> None:
+        """Publish a sealed checkpoint durably."""
+        self._protocol.publish(staging)
+        _staged_paths.discard(os.path.realpath(staging.path))
+
+    def discard(self, staging: Staging) -> None:
+        """Delete a staged checkpoint; files that cannot be deleted now are cleaned up later."""
+        _staged_paths.discard(os.path.realpath(staging.path))
+        with contextlib.suppress(OSError):
+            self._protocol.discard(staging.path)
+
+    def delete(self, paths: list[Path]) -> None:
+        """Delete checkpoints, each atomically."""
+        self._protocol.delete(paths)
+
+    def clean_up(self) -> None:
+        """Restore replaced checkpoints and delete unfinished directories of ended runs.
+
+        The caller holds the lock, so no other run is alive.
+        """
+        self._finish_marked()
+        leftovers = self._leftovers()
+        to_remove = [
+            self.root / name for name, leftover in leftovers if not self._recover(leftover, name)
+        ]
+        if any(leftover.kind == OLD for _, leftover in leftovers):
+            # A replaced checkpoint may go only once the rename of its successor is durable.
+            filesystem.fsync_directory(self.root)
+        for path in to_remove:
+            is_marked = os.path.lexists(path / UNFINISHED)
+            remove = remove_marked if is_marked else filesystem.remove_tree
+            remove(path)
+
+    def prepared_commits(self) -> dict[str, Staging]:
+        """Return the sealed, unpublished checkpoints of ended runs by commit id."""
+        prepared = {}
+        for name, leftover in self._leftovers():
+            if leftover.kind != TEMPORARY:
+                continue
+            path = self.root / name
+            try:
+                manifest = verify(read_checkpoint(path))
+            except (CheckpointError, OSError, CheckpointGoneError):
+                continue
+            if manifest is not None:
+                prepared[manifest.commit_id] = Staging(path, self.root / leftover.checkpoint)
+        return prepared
+
+    def published_commits(self) -> dict[str, str]:
+        """Return the names of published checkpoints by commit id; SpeechBrain's by name."""
+        published = {}
+        for checkpoint in self.listing().checkpoints:
+            with contextlib.suppress(CheckpointError):
+                manifest = read_manifest(checkpoint.path)
+                name = checkpoint.path.name
+                published[name if manifest is None else manifest.commit_id] = name
+        return published
+
+    def has_leftovers(self) -> bool:
+        """Return whether `clean_up` has anything to do."""
+        return bool(self._leftovers() or self._marked())
+
+    def _leftovers(self) -> list[tuple[str, Leftover]]:
+        return [
+            (name, leftover)
+            for name in filesystem.names(self.root)
+            if (leftover := parse_leftover(name)) and not self._is_staged(name)
+        ]
+
+    def _marked(self) -> list[Path]:
+        return [
+            self.root / name
+            for name in filesystem.names(self.root)
+            if name.startswith(PREFIX)
+            and os.path.lexists(self.root / name / UNFINISHED)
+            and not self._is_staged(name)
+        ]
+
+    def _is_staged(self, name: str) -> bool:
+        return os.path.realpath(self.root / name) in _staged_paths
+
+    def _finish_marked(self) -> None:
+        for path in self._marked():
+            if is_unfinished(path):
+                remove_marked(path)
+            else:
+                filesystem.unlink(path / UNFINISHED)
+
+    def _recover(self, leftover: Leftover, name: str) -> bool:
+        """Complete a replacement, or undo it; return whether the directory is still needed."""
+        path, final = self.root / name, self.root / leftover.checkpoint
+        if leftover.kind == NEW and has_manifest(path):
+            ManifestCommit(self.root, self.run_id).replace(path, final)
+            return True
+        if leftover.kind != OLD or filesystem.is_directory(final):
+            return False
+        filesystem.rename(path, final)
+        logger.warning("Restored %s: a run ended while it was replacing it", final)
+        return True

@@ -1,0 +1,1 @@
+"""Parameters from and for elsewhere: pretrained files, averages and exports."""

@@ -1,0 +1,60 @@
+"""Load the parameters of a file that fit a module."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from brain_ckpt.errors import CheckpointMismatchError
+from brain_ckpt.loading.shards import assemble
+from brain_ckpt.recoverables.serialization import read_state
+from brain_ckpt.recoverables.states import bare_module, fit_keys
+from brain_ckpt.storage.layout import SHARDS_DIRECTORY
+from brain_ckpt.storage.verify import verify_file
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+
+def torch_parameter_transfer(obj: torch.nn.Module, path: str | Path) -> None:
+    """Load the parameters that fit by name, and log a warning for the others.
+
+    Parameters
+    ----------
+    obj : torch.nn.Module
+        The module.
+    path : str or Path
+        A state dict written by torch.save, or one in a checkpoint.
+
+    Raises
+    ------
+    CheckpointDamagedError, UnsafeCheckpointError
+        If the file differs from what was written, or names code to run.
+    CheckpointMismatchError
+        If a parameter has the name of one of the module, but another shape.
+    """
+    file = Path(path).resolve()
+    verify_file(file)
+    module = bare_module(obj)
+    state = read_state(file)
+    state = assemble(module, state, file.parent / SHARDS_DIRECTORY, file.stem)
+    if not isinstance(state, Mapping):
+        raise CheckpointMismatchError(
+            f"{path} must hold a state dict, got a {type(state).__name__}; save "
+            f"module.state_dict() there"
+        )
+    try:
+        result = module.load_state_dict(fit_keys(module, state), strict=False)
+    except RuntimeError as error:
+        raise CheckpointMismatchError(
+            f"transferred parameters must have the shapes of the module, got from {path}: {error}; "
+            f"build the module as it was, or load the file with a custom hook"
+        ) from error
+    for key in result.missing_keys:
+        logger.warning("%s has no value for %r of %s", path, key, type(module).__name__)
+    for key in result.unexpected_keys:
+        logger.warning("%s has %r, which %s does not have", path, key, type(module).__name__)

@@ -1,0 +1,1 @@
+"""The parts of the training loop: the optimizer step, the epoch pass, its mean and its bar."""

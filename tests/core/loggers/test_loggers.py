@@ -1,0 +1,114 @@
+"""Loggers of an epoch's figures."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from brain_core import FileTrainLogger, TensorboardLogger, WandBLogger
+
+
+def log(logger, epoch):
+    """Log an epoch of training."""
+    logger.log_stats({"epoch": epoch}, {"loss": 12.345}, {"loss": 0.00123})
+
+
+def test_a_line_contains_meta_train_and_valid_figures(tmp_path):
+    """The line has SpeechBrain's format."""
+    logger = FileTrainLogger(tmp_path / "log.txt")
+    logger.log_stats({"epoch": 1, "lr": 0.5}, {"loss": 12.345}, {"loss": 0.00123})
+    assert (tmp_path / "log.txt").read_text() == (
+        "epoch: 1, lr: 5.00e-01 - train loss: 12.35 - valid loss: 1.23e-03\n"
+    )
+
+
+def test_after_a_restart_each_epoch_is_in_the_file_once(tmp_path):
+    """An epoch that is trained again is logged once; SpeechBrain 1.1 logged it twice."""
+    logger = FileTrainLogger(tmp_path / "log.txt")
+    log(logger, 1)
+    state = logger.state_dict()
+    log(logger, 2)  # the run is killed before its checkpoint
+    again = FileTrainLogger(tmp_path / "log.txt")
+    again.load_state_dict(state)
+    log(again, 2)
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split(" - ")[0] for line in lines] == ["epoch: 1", "epoch: 2"]
+
+
+def test_after_a_restart_lines_with_test_figures_remain(tmp_path):
+    """Restoring the logger removes no results of an evaluation."""
+    logger = FileTrainLogger(tmp_path / "log.txt")
+    log(logger, 1)
+    state = logger.state_dict()
+    logger.log_stats({"Epoch loaded": 1}, test_stats={"loss": 0.5})
+    logger.load_state_dict(state)
+    assert "test loss: 5.00e-01" in (tmp_path / "log.txt").read_text()
+
+
+def points(folder):
+    """Return the (step, value) pairs of each TensorBoard curve."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    tags = accumulator.Tags()["scalars"]
+    return {tag: [(e.step, round(e.value, 3)) for e in accumulator.Scalars(tag)] for tag in tags}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_steps_continue_after_a_restart(tmp_path):
+    """Steps continue after the restored step; in SpeechBrain 1.1 they restarted at 0."""
+    pytest.importorskip("tensorboard")
+    logger = TensorboardLogger(tmp_path)
+    log(logger, 1)
+    state = logger.state_dict()
+    log(logger, 2)
+    logger.writer.close()
+    again = TensorboardLogger(tmp_path)
+    again.load_state_dict(state)
+    log(again, 2)
+    again.writer.close()
+    assert points(tmp_path)["loss/train"] == [(1, 12.345), (2, 12.345)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_logs_a_list_as_one_point_per_batch(tmp_path):
+    """A list gives one point for each of its values, as in SpeechBrain."""
+    pytest.importorskip("tensorboard")
+    logger = TensorboardLogger(tmp_path)
+    logger.log_stats({"epoch": 1}, {"loss": [3.0, 2.0, 1.0]})
+    logger.writer.close()
+    assert points(tmp_path)["loss/train"] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+
+
+def test_a_missing_tensorboard_names_the_extra(tmp_path, monkeypatch):
+    """The error contains the pip command that installs the extra."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match=r"pip install 'brain-core\[tensorboard\]'"):
+        TensorboardLogger(tmp_path)
+
+
+def test_wandb_logs_figures_under_the_epoch():
+    """The step is the epoch, so that a resumed run continues the same axis."""
+    calls = []
+
+    class Run:
+        def log(self, figures, step):
+            calls.append((figures, step))
+
+    logger = WandBLogger(lambda project: Run(), project="p")
+    log(logger, 3)
+    expected = {"train": {"loss": 12.345}, "valid": {"loss": 0.00123}, "epoch": 3}
+    assert calls == [(expected, 3)]
+
+
+def test_a_wandb_initializer_that_fails_shows_why():
+    """The initializer's error is shown; SpeechBrain 1.1 hid it behind a TypeError."""
+
+    def initializer():
+        raise OSError("no network")
+
+    with pytest.raises(RuntimeError, match=r"raised OSError\('no network'\)") as caught:
+        WandBLogger(initializer)
+    assert isinstance(caught.value.__cause__, OSError)
