@@ -140,7 +140,7 @@ class Durations:
 def configs(ranks: Sequence[int]) -> list[Config]:
     """Return all settings of the matrix."""
     cells = itertools.product(
-        ranks, (0, 2), (1, 3), ("fp32", "bf16"), (False, True), (3, 5), (1, 2), ("set",)
+        ranks, (0, 2), (1, 3), ("fp32", "bf16"), (False, True), (3, 5), (1, 2), ("set", "plain")
     )
     return [Config(*cell) for cell in cells]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from brain_core.epochs import epochs_left
 from brain_core.loop.gradients import split_vectors
 from brain_core.loop.padding_batches import pad_last_round
-from brain_core.loop.stage_loader import is_loader, make_stage_loader
+from brain_core.loop.stage_loader import is_loader, make_resumable, make_stage_loader
 from brain_core.modules.compiling import compile_modules
 from brain_core.modules.container import Modules, describe_parameters
 from brain_core.modules.wrapping import wrap_for_ranks
@@ -212,9 +212,12 @@ class SetupMethods:
         """Return a loader as it is, and a Dataset as a loader."""
         loader = data if is_loader(data) else self.make_dataloader(data, stage, **kwargs)
         if stage is Stage.TRAIN:
+            saved = () if self.checkpointer is None else self.checkpointer.recoverables.values()
+            is_saved = self.checkpointer is not None and not self._fit_state.is_nested
+            loader = make_resumable(loader, self.run_options, saved=saved, is_saved=is_saved)
             # A recipe's own fit_batch cannot be told that a batch has zero weight.
             pad = "fit_batch" not in self._overrides
-            pad_last_round(loader, pad=pad, elastic=self.run_options.elastic)
+            pad_last_round(loader, self.run_options, pad=pad)
         return loader
 
     def _begin_fit(self, train_set: Any, epochs: Iterable[int]) -> None:
@@ -249,7 +252,8 @@ class SetupMethods:
         self._run.begin_epoch(epoch)
         if self._fit_state.is_nested and self._fit_state.has_user_sampler:
             return  # its sampler counts the outer epochs; these are others
-        for part in (train_set, self.train_sampler):
+        parts: list[Any] = [train_set, getattr(train_set, "loader", None), self.train_sampler]
+        for part in parts:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 

@@ -7,34 +7,41 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from brain_data import LoopedLoader, SaveableDataLoader
 from brain_dist import get_world_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from brain_core.options.run_options import RunOptions
+
 __all__ = ["pad_last_round", "without_gradients", "zero_weight"]
 
 
-def pad_last_round(loader: Any, *, pad: bool, elastic: bool) -> None:
+def pad_last_round(loader: Any, options: RunOptions, *, pad: bool) -> None:
     """Configure how a training loader shares its batches between ranks, where it can be.
 
     Parameters
     ----------
     loader : object
-        A `SaveableDataLoader`, or a `LoopedLoader` of one; any other loader is not changed.
+        A `SaveableDataLoader`, a `LoopedLoader` of one, or a `ResumableLoader`; any other loader is
+        not changed.
+    options : RunOptions
+        ``elastic`` and ``resume_anyway`` are used.
     pad : bool
         Keep the batches of an incomplete last round whole, and give ranks without a batch of their
         own a padding batch.
-    elastic : bool
-        Reshard the rest of the epoch if a saved position does not fit the number of ranks.
     """
-    loader = getattr(loader, "loader", loader)
+    if isinstance(loader, LoopedLoader):
+        loader = loader.loader
     if not hasattr(loader, "last_round"):
         return
     if pad and get_world_size() > 1:
         loader.last_round = "pad"
-    if elastic:
+    if options.elastic:
         loader.elastic = True
+    if options.resume_anyway and isinstance(loader, SaveableDataLoader):
+        loader.resume_anyway = True
 
 
 def zero_weight(loss: torch.Tensor) -> torch.Tensor:

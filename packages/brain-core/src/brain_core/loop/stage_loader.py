@@ -11,18 +11,23 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 from brain_data import (
     LoopedLoader,
     ReproducibleRandomSampler,
+    ResumableLoader,
+    SaveableDataLoader,
     distributed_loader_specifics,
     make_dataloader,
 )
 from brain_dist import gather_objects, get_rank, get_world_size, shard_items
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
+
+    from brain_core.options.run_options import RunOptions
 
 __all__ = [
     "check_not_empty",
     "common_batch_count",
     "is_loader",
+    "make_resumable",
     "make_stage_loader",
     "needs_reading_again",
     "shard_evaluation_batches",
@@ -125,9 +130,40 @@ def common_batch_count(loader: Any) -> float:
     return min(gather_objects(len(loader) if _has_length(loader) else 0))
 
 
+def make_resumable(
+    loader: Any, options: RunOptions, *, saved: Collection[Any], is_saved: bool
+) -> Any:
+    """Return a training loader whose position can be saved, and that shards its batches.
+
+    Loaders of brain_data, and one that the recipe saves itself, are returned as they are.
+
+    Parameters
+    ----------
+    loader : iterable
+        What the recipe gave to `fit`.
+    options : RunOptions
+        ``shard_loaders``, ``elastic`` and ``resume_anyway`` are used.
+    saved : collection of object
+        What the recipe added to the checkpointer.
+    is_saved : bool
+        Whether the run is saved.
+    """
+    is_ours = isinstance(loader, (SaveableDataLoader, LoopedLoader, ResumableLoader))
+    if is_ours or any(loader is obj for obj in saved):
+        return loader
+    if not (is_saved or get_world_size() > 1 or isinstance(loader, DataLoader)):
+        return loader
+    return ResumableLoader(
+        loader,
+        shard=options.shard_loaders,
+        elastic=options.elastic,
+        resume_anyway=options.resume_anyway,
+    )
+
+
 def needs_reading_again(loader: Any) -> bool:
     """Return whether a loader reaches a position only by reading all batches before it."""
-    return not hasattr(loader, "load_state_dict")
+    return not (hasattr(loader, "load_state_dict") and getattr(loader, "holds_position", True))
 
 
 def _order_seed() -> int:

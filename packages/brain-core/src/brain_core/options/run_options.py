@@ -71,6 +71,12 @@ class RunOptions:
     elastic : bool
         Resume on any number of ranks: where they cannot take the same steps, shard the rest of the
         epoch in steps of about the same size. Not an option of SpeechBrain.
+    resume_anyway : bool
+        Resume although a loader cannot find the same batches again: the position is kept, and rows
+        may be repeated or missing. Not an option of SpeechBrain.
+    shard_loaders : bool
+        On several ranks, shard the batches of a `torch.utils.data.DataLoader` that `Brain.fit` is
+        given, unless its sampler does; else each rank sees them all. Not an option of SpeechBrain.
     shard_evaluation : bool
         Shard the batches of validation and test over the ranks; else each rank sees all of them.
     jit, jit_module_keys
@@ -138,6 +144,8 @@ class RunOptions:
     recover_attributes: bool | list[str] = True
     trusted: bool = False
     elastic: bool = False
+    resume_anyway: bool = False
+    shard_loaders: bool = True
     shard_evaluation: bool = False
     jit: bool = False
     jit_module_keys: list[str] | None = None

@@ -37,6 +37,7 @@ def open_training_pass(
         Further arguments of `EpochPass`.
     """
     done = run.step
+    reads_again = done > 0 and needs_reading_again(train_set)
     if done == 0:
         run.rank_state.restore_rng()  # saved between epochs, before the iterator's draw
     epoch_pass = EpochPass(
@@ -47,8 +48,12 @@ def open_training_pass(
         limit=None if limit is None else max(0, limit - done),
         **pass_options,
     )
-    if done and needs_reading_again(train_set):
-        logger.info("This loader cannot seek: its first %d batches are read again.", done)
+    if reads_again:
+        logger.warning(
+            "The checkpoint does not hold the position of this loader: its first %d batches are "
+            "read again. They are the same ones only if its order is.",
+            done,
+        )
         epoch_pass.skip(done)
     run.rank_state.restore_rng()  # saved within an epoch, after that draw
     run.epoch_pass = epoch_pass

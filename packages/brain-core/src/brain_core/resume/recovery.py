@@ -70,7 +70,8 @@ class Recovery:
         add("rank_state", rank_state, optional_load=True, per_rank=True)
         known = {id(obj) for obj in self._checkpointer.recoverables.values()}
         if id(train_set) not in known and hasattr(train_set, "state_dict"):
-            add(TRAIN_LOADER, train_set, optional_load=True)
+            per_rank = getattr(train_set, "state_is_per_rank", False)
+            add(TRAIN_LOADER, train_set, optional_load=True, per_rank=per_rank)
         if id(epochs) not in known and has_state(epochs):
             name = free_name("counter", "fit", self._checkpointer.recoverables)
             add(name, epochs, optional_load=True)

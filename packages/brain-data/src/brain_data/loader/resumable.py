@@ -167,6 +167,11 @@ class ResumableLoader:
         return get_world_size() > 1 and not self.is_sharded
 
     @property
+    def holds_position(self) -> bool:
+        """Whether a position was loaded, at which the next pass begins."""
+        return self._resume is not None
+
+    @property
     def is_padding(self) -> bool:
         """Whether the batch yielded last is a padding batch; see ``last_round="pad"``."""
         return bool(getattr(self._pass, "is_padding", False))
