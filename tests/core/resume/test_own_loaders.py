@@ -201,7 +201,7 @@ def run(folder, kind, workers=0, kill_at=None, **options):
         lambda p: torch.optim.SGD(p, lr=0.05),
         run_opts={
             "device": "cpu",
-            "ckpt_interval_steps": 2,
+            "ckpt_interval_steps": 4,
             "recover_attributes": False,
             **options,
         },
@@ -231,7 +231,7 @@ def compare(folder, name, workers, epoch):
     left, ended = run(folder / "killed", kind, workers)
     if ended != "finished":
         return f"refused: {ended}" if not left else "refused after a step"
-    assert 0 < kill_at - (len(whole) - len(left)) < 3, "it resumed from the newest checkpoint"
+    assert 0 <= kill_at - (len(whole) - len(left)) < 5, "it resumed from the newest checkpoint"
     return "equal" if left == whole[-len(left) :] else "differs"
 
 
@@ -245,8 +245,13 @@ def has_workers(name):
     return name not in ("loader with a state", "plain iterable")
 
 
-SHORT = [(name, 0, epoch) for name in LOADERS for epoch in (1, 2)]
-SHORT += [("shuffle", 2, 3), ("IterableDataset", 2, 2), ("sampler by random", 2, 2)]
+SHORT = [(name, 0, epoch) for name in LOADERS for epoch in (2,)]
+SHORT += [
+    ("shuffle", 0, 1),
+    ("shuffle", 2, 3),
+    ("IterableDataset", 2, 2),
+    ("sampler by random", 2, 2),
+]
 CHAOS = [
     (name, workers, epoch)
     for name, workers, epoch in itertools.product(LOADERS, (0, 2), (1, 2, 3))

@@ -59,7 +59,7 @@ class Script:
             lambda p: torch.optim.AdamW([q for q in p if q.requires_grad], lr=0.05),
             run_opts={
                 "device": "cpu",
-                "ckpt_interval_steps": 2,
+                "ckpt_interval_steps": 4,
                 "recover_attributes": False,  # the count of batches is the test's own
                 **options,
             },
@@ -151,7 +151,7 @@ def test_each_fit_trains_and_a_kill_changes_nothing(tmp_path, name):
         again = Script(tmp_path / f"{kill_at}", None, saved)
         play(again)
         done = len(again.brain.steps)
-        assert kill_at - 3 <= steps - done <= kill_at, (kill_at, done)
+        assert kill_at - 5 <= steps - done <= kill_at, (kill_at, done)
         assert again.brain.steps == whole.brain.steps[-done:], kill_at
         assert torch.equal(again.weights(), whole.weights()), kill_at
 
