@@ -321,20 +321,39 @@ def test_varying_batches_of_a_later_epoch_are_resumed() -> None:
 
 
 def test_an_order_that_only_its_sampler_knows_is_compared_when_it_is_computed() -> None:
-    """A generator in another state gives another order, which would repeat rows."""
+    """Another order would repeat rows."""
+
+    def make(batches: list[list[int]]) -> Any:
+        return SaveableDataLoader(range(6), batch_sampler=batches)
+
+    state = state_after(make([[0, 1], [2, 3], [4, 5]]), 1)
+    same, other = make([[0, 1], [2, 3], [4, 5]]), make([[4, 5], [2, 3], [0, 1]])
+    same.load_state_dict(state)
+    other.load_state_dict(state)
+    assert listed(same) == [[2, 3], [4, 5]]
+    with pytest.raises(ValueError, match=r"the order .*checksum of the sampler's order was"):
+        iter(other)
+
+
+def test_the_generator_of_torchs_sampler_is_restored() -> None:
+    """A run may be resumed in any epoch, and the following epochs are the same."""
 
     def make(seed: int) -> Any:
         generator = torch.Generator().manual_seed(seed)
         sampler = RandomSampler(range(30), generator=generator)
         return SaveableDataLoader(range(30), batch_size=4, sampler=sampler)
 
-    whole, state = listed(make(1)), state_after(make(1), 3)
-    same, other = make(1), make(2)
-    same.load_state_dict(state)
-    other.load_state_dict(state)
-    assert listed(same) == whole[3:]
-    with pytest.raises(ValueError, match=r"the order .*checksum of the sampler's order was"):
-        iter(other)
+    loader = make(1)
+    first, second, third = listed(loader), listed(loader), listed(loader)
+    assert first != second != third
+    for epoch, left in ((1, second[3:]), (2, third[3:])):
+        loader = make(1)
+        for _ in range(epoch):
+            list(loader)
+        again = make(2)
+        again.load_state_dict(state_after(loader, 3))
+        assert listed(again) == left
+        assert listed(again) == (third if epoch == 1 else listed(loader))
 
 
 def test_another_world_size_resumes_if_a_round_begins_at_the_position() -> None:

@@ -6,8 +6,16 @@ import json
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
-from brain_data import LoopedLoader, ReproducibleRandomSampler, SaveableDataLoader, make_dataloader
+from brain_data import (
+    LoopedLoader,
+    ReproducibleRandomSampler,
+    ResumeError,
+    SaveableDataLoader,
+    make_dataloader,
+)
 
 
 def looped(length: int = 4) -> Any:
@@ -100,9 +108,23 @@ def test_a_loader_without_batches_is_an_error() -> None:
 
 
 def test_a_saved_position_needs_a_loader_that_can_load_it() -> None:
-    """A list cannot."""
-    with pytest.raises(ValueError, match=r"load_state_dict is required.*got 'list'"):
+    """That of a SaveableDataLoader is not one of a list."""
+    with pytest.raises(ResumeError, match=r"state of a IterableSource .* is required"):
         LoopedLoader([1], 3).load_state_dict(looped().state_dict())
+
+
+def test_any_loader_is_resumed_within_a_pass() -> None:
+    """torch's own shuffling one resumes exactly, over the end of a pass."""
+
+    def make() -> LoopedLoader:
+        loader = DataLoader(range(10), batch_size=3, shuffle=True, generator=torch.Generator())
+        return LoopedLoader(loader, 3)
+
+    whole, loader = batches(make(), 12), make()
+    head = batches(loader, 6)
+    again = make()
+    again.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    assert head + batches(again, 6) == whole
 
 
 def test_make_dataloader_loops_if_a_length_is_given() -> None:

@@ -63,12 +63,12 @@ class GeneratorSearch:
             for path, value in self._counters(found).items()
             if path not in self._initial or self._initial[path] != value
         }
-        generators = {
-            path: capture_generator(each)
-            for path, each in found
-            if isinstance(each, GENERATOR_TYPES) and not _is_global(each)
-        }
+        generators = {path: capture_generator(each) for path, each in found if _is_held(each)}
         return {"generators": generators, "counters": counters}
+
+    def paths(self) -> list[str]:
+        """Return the paths of the generators, as attributes of the object."""
+        return [path for path, each in self._walk() if _is_held(each)]
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Set generators and counters to what `capture` returned; missing ones are ignored."""
@@ -134,8 +134,11 @@ def _is_empty(cell: types.CellType) -> bool:
         return True
 
 
-def _is_global(generator: Any) -> bool:
-    return generator is torch.default_generator or generator in (
+def _is_held(value: Any) -> bool:
+    """Return whether a value is a generator, and not one of the global ones."""
+    shared = (
+        torch.default_generator,
         random._inst,  # noqa: SLF001 - not exported
         np.random.mtrand._rand,  # noqa: SLF001 - not exported
     )
+    return isinstance(value, GENERATOR_TYPES) and not any(value is each for each in shared)

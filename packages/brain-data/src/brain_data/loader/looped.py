@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from brain_data.batch.batch_size import BatchsizeGuesser
 from brain_data.loader.position import json_path, mark, write_position
+from brain_data.loader.resumable import ResumableLoader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,7 +23,8 @@ class LoopedLoader:
     Parameters
     ----------
     loader
-        A `SaveableDataLoader`, or any iterable; only the former's position is saved.
+        A `SaveableDataLoader`, or any loader or iterable, which is wrapped in a `ResumableLoader`
+        unless it has a state of its own.
     epoch_length
         Batches in a nominal epoch.
     batchsize_fn
@@ -44,7 +46,7 @@ class LoopedLoader:
         epoch_length: int,
         batchsize_fn: Callable[[Any], int] | None = None,
     ) -> None:
-        self.loader = loader
+        self.loader = loader if hasattr(loader, "load_state_dict") else ResumableLoader(loader)
         self.iterator: Iterator[Any] | None = None
         self.epoch_length = epoch_length
         self.batchsize_fn = BatchsizeGuesser() if batchsize_fn is None else batchsize_fn
@@ -96,23 +98,17 @@ class LoopedLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters and the loader's position."""
-        position = self.loader.state_dict() if hasattr(self.loader, "state_dict") else None
         return {
             "step": self.step,
             "total_steps": self.total_steps,
             "total_samples": self.total_samples,
             "passes": self.passes,
-            "loader": position,
+            "loader": self.loader.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from a saved state; raises as `SaveableDataLoader.load_state_dict` does."""
-        if state["loader"] is not None:
-            if not hasattr(self.loader, "load_state_dict"):
-                raise ValueError(
-                    "a loader with load_state_dict is required for the saved position, got "
-                    f"{type(self.loader).__name__!r}: give LoopedLoader a SaveableDataLoader"
-                )
+        if state["loader"] is not None:  # None in states of the first release
             self.loader.load_state_dict(state["loader"])
         self.step = state["step"]
         self.total_steps = state["total_steps"]

@@ -221,6 +221,7 @@ class ResumableLoader:
                 restore_global(present)
         if resume is not None:
             self._search.restore(resume["present"])
+            self._log_unrestored()
         self._begin = begin
         return batches
 
@@ -323,6 +324,20 @@ class ResumableLoader:
                 "part by its rank",
                 name,
             )
+
+    def _log_unrestored(self) -> None:
+        """Log the generators of a dataset that are not restored."""
+        if not isinstance(self._source, RowSource):
+            return
+        if self.loader.num_workers or self.is_sharded:
+            paths = GeneratorSearch(self.loader.dataset).paths()
+            if paths:
+                logger.warning(
+                    "The dataset holds random generators (%s) whose states are not restored%s: "
+                    "draw from the global ones, which are seeded for each batch",
+                    ", ".join(path.removeprefix(".") for path in paths),
+                    ", since each worker has a copy" if self.loader.num_workers else "",
+                )
 
 
 def _source_of(

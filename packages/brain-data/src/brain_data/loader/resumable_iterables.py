@@ -154,9 +154,10 @@ class IterableSource:
     def _resumed(self, epoch: int, seed: int, resume: dict[str, Any]) -> IterablePass:
         """Return a pass at a position, reached by the loader's own state or by reading again."""
         batches = self._iter_loaded(resume.get("own"))
-        if batches is not None:
-            return IterablePass(batches, epoch, seed, resume)
         name, position = type(self.loader).__name__, resume["position"]
+        if batches is not None:
+            logger.info("%s resumes at batch %d from its own state", name, position)
+            return IterablePass(batches, epoch, seed, resume)
         if position:
             logger.warning(
                 "%s has no state that can be loaded: its first %d batches are read again",

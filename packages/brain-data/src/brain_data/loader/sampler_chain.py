@@ -104,8 +104,10 @@ class SamplerChain:
     def plan(self, drawn: int | None) -> EpochPlan:
         """Return the epoch's plan for all ranks; ``drawn`` is what `draw_seed` returned."""
         if not self.batched:
-            sampler = self.sampler if self.wrapper is None else self.wrapper
-            return split_into_batches(order_of(sampler, seed=drawn), 1)
+            if self.wrapper is None:
+                return split_into_batches(order_of(self.sampler, seed=drawn), 1)
+            order = order_of(self.wrapper.sampler, seed=drawn)
+            return split_into_batches(self.wrapper.reordered(order), 1)
         return plan_of(self.sampler, seed=drawn)
 
     def num_rounds(self) -> int:
