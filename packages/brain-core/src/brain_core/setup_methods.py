@@ -218,6 +218,8 @@ class SetupMethods:
             # A recipe's own fit_batch cannot be told that a batch has zero weight.
             pad = "fit_batch" not in self._overrides
             pad_last_round(loader, self.run_options, pad=pad)
+        elif hasattr(loader, "counts_passes"):
+            loader.counts_passes = False  # a restart would count them anew
         return loader
 
     def _begin_fit(self, train_set: Any, epochs: Iterable[int]) -> None:
