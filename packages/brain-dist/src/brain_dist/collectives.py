@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import distributed
 
+from brain_dist import compat
 from brain_dist.control_group import (
     collectives_are_local,
     control_group,
@@ -15,7 +16,7 @@ from brain_dist.control_group import (
     to_bytes,
 )
 from brain_dist.errors import ErrorReport, RemoteError, report_error, with_rank_numbers
-from brain_dist.process_exit import wait_for_workers_at_exit
+from brain_dist.process_exit import register_exit_handler
 from brain_dist.world import get_rank, get_world_size
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def ddp_all_reduce(
     """
     if collectives_are_local():
         return communication_object
-    wait_for_workers_at_exit()
+    register_exit_handler(compat.default_group())
     gloo = distributed.get_backend() == "gloo"
     on_cpu = communication_object.device.type == "cpu"
     group = control_group().group if on_cpu and not gloo else None

@@ -19,7 +19,7 @@ from torch import distributed
 
 from brain_dist import compat
 from brain_dist.errors import RanksLostError
-from brain_dist.process_exit import wait_for_workers_at_exit
+from brain_dist.process_exit import abandon, register_exit_handler
 from brain_dist.world import get_rank, get_world_size, is_distributed_initialized
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ _INLINE_BYTES = 504
 _HEADER_BYTES = 8
 # How long the ranks that lost another rank wait for each other's report.
 _REPORT_S = 3.0
+
+# How long a signal handler of Python may be delayed.
+_SLICE = timedelta(seconds=1.0)
 
 # False inside `propagate_failures`, which finds lost ranks whatever collective failed.
 search_lost_ranks = True
@@ -50,21 +53,31 @@ class ControlGroup:
     """
 
     def __init__(self, timeout_s: float) -> None:
-        wait_for_workers_at_exit()
         self.timeout_s = timeout_s
         self.group = compat.new_gloo_group(timedelta(seconds=timeout_s))
+        register_exit_handler(self.group)
         self.operations = 0
 
-    def run(self, name: str, operation: Callable[[], Any]) -> None:
+    def run(self, name: str, operation: Callable[[], distributed.Work]) -> None:
         """Run one collective; if it fails, raise an error that names the missing ranks."""
         self.operations += 1
         number = self.operations
         try:
             work = operation()
-            if work is not None:
-                work.wait()
         except RuntimeError as error:
             raise RanksLostError(self._lost_message(name, number)) from error
+        try:
+            _wait(work)
+        except RuntimeError as error:
+            raise RanksLostError(self._lost_message(name, number)) from error
+        except BaseException:  # of a signal handler
+            self.abandon(work)
+            raise
+
+    def abandon(self, work: distributed.Work) -> None:
+        """Stop waiting for an operation, which other ranks may never join."""
+        if not work.is_completed():
+            abandon(self.group, work)
 
     def all_gather_bytes(self, payload: bytes, name: str) -> list[bytes]:
         """Return the byte strings of all ranks, in rank order."""
@@ -195,6 +208,14 @@ def to_bytes(value: object) -> bytes:
 def from_bytes(payload: bytes) -> Any:
     """Unpickle a message that another rank of this run sent."""
     return pickle.loads(payload)  # noqa: S301 - from a process of this very run
+
+
+def _wait(work: distributed.Work) -> None:
+    """Wait for an operation in slices, between which signal handlers of Python can run."""
+    while not work.is_completed():
+        with contextlib.suppress(RuntimeError):  # the slice is over, or the operation failed
+            work.wait(_SLICE)
+    work.wait()
 
 
 def _bytes_tensor(payload: bytes) -> torch.Tensor:

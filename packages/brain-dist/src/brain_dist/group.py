@@ -14,9 +14,10 @@ from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from brain_dist import compat
 from brain_dist.control_group import DEFAULT_TIMEOUT_S, set_control_timeout
 from brain_dist.errors import RanksLostError
-from brain_dist.process_exit import wait_for_workers_at_exit
+from brain_dist.process_exit import register_exit_handler
 from brain_dist.world import World, infer_device, is_distributed_initialized
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def ddp_init_group(
         If a rank does not arrive in time.
     """
     if is_distributed_initialized():
-        wait_for_workers_at_exit()
+        register_exit_handler(compat.default_group())
         return
     world = World.from_environment(os.environ)
     if not world.launched:
@@ -92,8 +93,9 @@ def ddp_init_group(
         torch.cuda.set_device(world.local_rank)
     if "xccl" in names:
         torch.xpu.set_device(world.local_rank)
-    wait_for_workers_at_exit()
+    register_exit_handler()
     _join(backend, world, timeout_s)
+    register_exit_handler(compat.default_group())
     set_control_timeout(timeout_s if control_timeout_s is None else control_timeout_s)
 
 

@@ -12,7 +12,7 @@ from brain_dist.control_group import ControlGroup, collectives_are_local, contro
 _FLAG_BITS = 40
 _MAX_EXPONENT = 9
 _PERIOD_S = 0.5
-_CLOSE_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 5.0
 
 
 class StepVote:
@@ -98,12 +98,14 @@ class StepVote:
         The object can be used again.  The wait is bounded so that an exception that passes here
         is not delayed by a rank that is gone.
         """
-        deadline = time.monotonic() + _CLOSE_TIMEOUT_S
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
         while self._work is not None and time.monotonic() < deadline:
             if self._work.is_completed():
                 self._work = None
             else:
                 time.sleep(0.001)
+        if self._work is not None and self._group is not None:
+            self._group.abandon(self._work)
         self._work, self._pending_flags = None, 0
 
     def _start(self) -> None:
