@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -70,6 +71,15 @@ def test_a_pending_operation_neither_delays_the_exit_nor_changes_its_code(free_p
     """Rank 1 waits for the end of rank 0, which does not wait for the operation's timeout."""
     codes, errors = _forked_exit_codes([f"{scenario}/{code}/{free_port()}" for code in CODES])
     assert codes == [[code] * 2 for code in CODES], errors
+
+
+def test_scripts_that_are_out_of_step_end_with_the_same_words(free_port):
+    """The rank whose process holds the store ends after the other has read from it."""
+    codes, errors = _forked_exit_codes([f"out_of_step/0/{free_port()}"])
+    assert codes == [[1, 1]], errors
+    place = rf"\S*{re.escape(SCRIPT.name)}:\d+"
+    words = rf"rank 0 is in evaluate\(\) at {place}, rank 1 in fit\(\) at {place}: call"
+    assert len(re.findall(words, errors)) == 2, errors
 
 
 def test_a_signal_behind_a_collective_ends_a_script_as_asked(free_port):

@@ -11,6 +11,10 @@ class RanksLostError(RuntimeError):
     """A collective failed because ranks did not take part: killed, stuck or elsewhere."""
 
 
+class OutOfStepError(RuntimeError):
+    """Ranks make different calls where every rank has to make the same one."""
+
+
 class RemoteError(RuntimeError):
     """The cause of an exception that other ranks raised first; holds their tracebacks."""
 

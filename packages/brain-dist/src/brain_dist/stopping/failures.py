@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from torch import distributed
 
-from brain_dist import compat, control_group
+from brain_dist import compat, operation
 from brain_dist.control_group import collectives_are_local, from_bytes, to_bytes
 from brain_dist.errors import (
     ErrorReport,
@@ -73,7 +73,7 @@ def propagate_failures(
         yield
         return
     exchange = _FailureExchange(compat.default_store(), get_rank(), get_world_size())
-    search_before, control_group.search_lost_ranks = control_group.search_lost_ranks, False
+    search_before, operation.search_lost_ranks = operation.search_lost_ranks, False
     try:
         with exchange.watched(grace_s):
             yield
@@ -83,7 +83,7 @@ def propagate_failures(
         exchange.report_or_replace(error)
         raise
     finally:
-        control_group.search_lost_ranks = search_before
+        operation.search_lost_ranks = search_before
 
 
 class _FailureExchange:
