@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from types import FrameType
 
 # The user's code is what calls these.
-_LIBRARIES = ("brain_dist", "brain_ckpt", "brain_data", "brain_core", "torch", "contextlib")
+_LIBRARIES = (
+    *("brain_dist", "brain_ckpt", "brain_data", "brain_core", "torch"),
+    *("contextlib", "threading"),
+)
 
 _open_calls: ContextVar[tuple[str, ...]] = ContextVar("brain_dist_open_calls", default=())
 

@@ -18,7 +18,8 @@ from torch import distributed
 
 from brain_dist import compat
 from brain_dist.agreement import Call, make_word, other_calls, payload_of
-from brain_dist.errors import OutOfStepError
+from brain_dist.bounded import call_within
+from brain_dist.errors import OutOfStepError, is_loss
 from brain_dist.operation import Operation
 from brain_dist.process_exit import abandon, register_exit_handler
 from brain_dist.world import get_rank, get_world_size, is_distributed_initialized
@@ -26,11 +27,15 @@ from brain_dist.world import get_rank, get_world_size, is_distributed_initialize
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from torch.distributed import ProcessGroup
+
 DEFAULT_TIMEOUT_S = 7200.0  # run_on_main may prepare a data set for an hour while others wait
 
 # A message up to this size needs one collective instead of two.
 _INLINE_BYTES = 504
 _HEADER_BYTES = 8
+# How much later than its timeout making a group may end.
+_MARGIN_S = 2.0
 
 # True inside a function that only some ranks run: a collective there would wait for ever.
 _disabled: ContextVar[bool] = ContextVar("brain_dist_collectives_disabled", default=False)
@@ -60,12 +65,12 @@ class ControlGroup:
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
-        self.group = compat.new_gloo_group(timedelta(seconds=timeout_s))
-        register_exit_handler(self.group)
         self._operations = 0
         # Every rank counts its groups alike, so the keys of an operation are used once.
         group_number = compat.default_store().add(f"brain_dist/control_groups/{get_rank()}", 1)
         self._prefix = f"brain_dist/operations/{group_number}"
+        self.group = self._make_group()
+        register_exit_handler(self.group)
 
     def agree(self, call: Call, name: str | None = None, payload: int = 0) -> int:
         """Start and finish an agreement."""
@@ -183,6 +188,17 @@ class ControlGroup:
         rows = [torch.empty_like(row) for _ in range(world_size)]
         self.run(name, lambda: distributed.all_gather(rows, row, group=self.group, async_op=True))
         return rows
+
+    def _make_group(self) -> ProcessGroup:
+        operation = self._next_operation("the first collective of brain_dist")
+        timeout = timedelta(seconds=self.timeout_s)
+        try:
+            # gloo itself waits several times one after another.
+            return call_within(self.timeout_s + _MARGIN_S, lambda: compat.new_gloo_group(timeout))
+        except (RuntimeError, TimeoutError) as error:
+            if not isinstance(error, TimeoutError) and not is_loss(error):
+                raise
+            raise operation.error_of_failure() from error
 
     def _next_operation(self, name: str) -> Operation:
         self._operations += 1

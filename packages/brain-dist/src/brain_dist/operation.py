@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from brain_dist import compat
 from brain_dist.agreement import Call
+from brain_dist.bounded import call_within
 from brain_dist.call_reports import CallReports, out_of_step_message
 from brain_dist.call_site import describe_call
 from brain_dist.errors import OutOfStepError, RanksLostError
@@ -74,15 +75,17 @@ class Operation:
 
     def error_of_failure(self) -> OutOfStepError | RanksLostError:
         """Return the error for an operation that has failed: which ranks are lost, or differ."""
-        calls = {}
-        with contextlib.suppress(RuntimeError, ValueError):
-            reports = self._reports()
-            calls = reports.read() if reports.differ() else {}
+        rank = get_rank()
+        calls: dict[int, tuple[str, str]] = {}
+        missing = set(range(get_world_size())) - {rank} if search_lost_ranks else set()
+        # A store does not answer when its process is stopped.
+        with contextlib.suppress(RuntimeError, ValueError, TimeoutError):
+            calls = call_within(2 * _REPORT_S, lambda: self._search(rank, missing))
         if calls:
             return OutOfStepError(out_of_step_message(calls))
-        rank = get_rank()
-        missing = self._missing_ranks(rank) if search_lost_ranks else []
-        who = f"rank(s) {', '.join(map(str, missing))} did not" if missing else "not all did"
+        who = (
+            f"rank(s) {', '.join(map(str, sorted(missing)))} did not" if missing else "not all did"
+        )
         return RanksLostError(
             f"every rank has to reach {self.name} within {self.timeout_s:g} s, got on rank {rank}: "
             f"{who}; this rank waited in {describe_call(self.name)}. Read the log of the missing "
@@ -100,11 +103,8 @@ class Operation:
         """
         description = describe_call(self.name)
         calls = {get_rank(): (self.name, description)}
-        with contextlib.suppress(RuntimeError, ValueError):
-            reports = self._reports()
-            reports.report(self.name, description)
-            reports.wait_for_all(_REPORT_S)
-            calls |= reports.read()
+        with contextlib.suppress(RuntimeError, ValueError, TimeoutError):
+            calls |= call_within(3 * _REPORT_S, lambda: self._exchange(description))
         # A rank in a vote reports at its next vote only.
         names = {name for name, _ in calls.values()} - {self.name}
         unreported = [call.value for call in others if call.value not in names]
@@ -115,18 +115,25 @@ class Operation:
     def _reports(self) -> CallReports:
         return CallReports(compat.default_store(), self.prefix, get_rank(), get_world_size())
 
-    def _missing_ranks(self, rank: int) -> list[int]:
-        """Return the ranks that do not report this operation as failed: dead or elsewhere."""
-        missing = set(range(get_world_size())) - {rank}
-        with contextlib.suppress(RuntimeError, ValueError):
-            store = compat.default_store()
-            store.set(f"{self.prefix}/lost/{rank}", "waiting")
-            deadline = time.monotonic() + _REPORT_S
-            while missing and time.monotonic() < deadline:
-                reported = {r for r in missing if store.check([f"{self.prefix}/lost/{r}"])}
-                missing -= reported
-                time.sleep(0.05)
-        return sorted(missing)
+    def _exchange(self, description: str) -> dict[int, tuple[str, str]]:
+        """Report the call of this rank and return those of all ranks that report."""
+        reports = self._reports()
+        reports.report(self.name, description)
+        reports.wait_for_all(_REPORT_S)
+        return reports.read()
+
+    def _search(self, rank: int, missing: set[int]) -> dict[int, tuple[str, str]]:
+        """Return the calls of ranks that differ; else remove from `missing` those that report."""
+        reports = self._reports()
+        if reports.differ():
+            return reports.read()
+        store = compat.default_store()
+        store.set(f"{self.prefix}/lost/{rank}", "waiting")
+        deadline = time.monotonic() + _REPORT_S
+        while missing and time.monotonic() < deadline:
+            missing -= {r for r in missing if store.check([f"{self.prefix}/lost/{r}"])}
+            time.sleep(0.05)
+        return {}
 
 
 def _wait_for_a_slice(work: distributed.Work) -> None:

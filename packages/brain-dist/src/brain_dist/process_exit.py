@@ -46,6 +46,8 @@ _FUTEX = {"x86_64": "202", "aarch64": "98"}
 _registered = False
 # Groups that torch's own registry may no longer contain, while a wrapped module keeps them alive.
 _groups: WeakSet[Any] = WeakSet()
+# Threads whose call into torch this process does not wait for any more.
+_abandoned_threads: list[threading.Thread] = []
 # Groups whose destructor would wait for an operation that this process has given up.
 _abandoned: list[tuple[Any, Any]] = []
 
@@ -74,6 +76,11 @@ def abandon(group: Any, work: Any) -> None:
     _abandoned.append((group, work))
 
 
+def abandon_thread(thread: threading.Thread) -> None:
+    """Note a thread that is inside a call into torch, which may not return."""
+    _abandoned_threads.append(thread)
+
+
 def _finish() -> None:
     """Release the GIL until gloo's workers are idle; abandon operations that do not end."""
     if not os.path.isdir(_THREADS):
@@ -81,6 +88,7 @@ def _finish() -> None:
         return
     workers = _wait_for_workers()
     stuck = [thread for thread in workers if _runs_operation(thread)]
+    stuck += [str(thread.native_id) for thread in _abandoned_threads if thread.is_alive()]
     if stuck:
         _pin([*_groups, *compat.all_groups()])
         _freeze(stuck)
