@@ -163,6 +163,9 @@ def test_raise_on_all_ranks_returns_if_no_rank_has_an_error(ranks):
 
 def _lose_rank_1(rank, how):
     brain_dist.set_control_timeout(1.0)
+    store = distributed.distributed_c10d._get_default_store()
+    store.set(f"ready/{rank}", "ready")
+    store.wait([f"ready/{other}" for other in range(3)])
     if rank == 1:
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,12 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("exiting_script.py")
 COLLECTIVES = ("all_gather", "barrier", "backward", "destroy")
+PENDING = (
+    "pending_all_reduce",
+    "pending_vote",
+    "interrupted_barrier",
+    "joined_at_exit",
+)
 CODES = (0, 3, 1)  # the end of the script, sys.exit(3), an exception
 
 
@@ -57,6 +64,29 @@ def test_a_worker_that_waits_for_the_gil_does_not_abort_the_process(free_port):
     runs = [f"worker_holds_last_reference/{code}/{free_port()}" for code in CODES]
     codes, errors = _forked_exit_codes(runs)
     assert codes == [[code] * 2 for code in CODES], errors
+
+
+@pytest.mark.parametrize("scenario", PENDING)
+def test_a_pending_operation_neither_delays_the_exit_nor_changes_its_code(free_port, scenario):
+    """Rank 1 waits for the end of rank 0, which does not wait for the operation's timeout."""
+    codes, errors = _forked_exit_codes([f"{scenario}/{code}/{free_port()}" for code in CODES])
+    assert codes == [[code] * 2 for code in CODES], errors
+
+
+def test_scripts_that_are_out_of_step_end_with_the_same_words(free_port):
+    """The rank whose process holds the store ends after the other has read from it."""
+    codes, errors = _forked_exit_codes([f"out_of_step/0/{free_port()}"])
+    assert codes == [[1, 1]], errors
+    place = rf"\S*{re.escape(SCRIPT.name)}:\d+"
+    words = rf"rank 0 is in evaluate\(\) at {place}, rank 1 in fit\(\) at {place}: call"
+    assert len(re.findall(words, errors)) == 2, errors
+
+
+def test_a_signal_behind_a_collective_ends_a_script_as_asked(free_port):
+    """By the signal's default action, or with the code for requeueing."""
+    runs = [f"terminated/0/{free_port()}", f"stopped/75/{free_port()}"]
+    codes, errors = _forked_exit_codes(runs)
+    assert codes == [[-signal.SIGTERM] * 2, [75] * 2], errors
 
 
 @pytest.mark.long

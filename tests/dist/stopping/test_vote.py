@@ -60,7 +60,7 @@ def test_fast_steps_vote_less_often_and_still_agree(ranks):
 
 
 def _stop_voting(rank):
-    vote_module._CLOSE_TIMEOUT_S = 0.5
+    vote_module.CLOSE_TIMEOUT_S = 0.5
     vote = StepVote(1)
     vote.vote(0)
     if rank == 0:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from brain_dist.lazy import load_on_first_use
 
 if TYPE_CHECKING:
+    from brain_dist.collective_call import collective_call
     from brain_dist.collectives import (
         ddp_all_reduce,
         ddp_barrier,
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
         sum_over_ranks,
     )
     from brain_dist.control_group import set_control_timeout
-    from brain_dist.errors import RanksLostError, RemoteError
+    from brain_dist.errors import OutOfStepError, RanksLostError, RemoteError
     from brain_dist.evaluation import ExactMean, gather_sharded, local_forward, shard_items
     from brain_dist.group import ddp_init_group
     from brain_dist.main_process import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         make_grad_scaler,
     )
     from brain_dist.stopping.failures import propagate_failures
+    from brain_dist.stopping.hang_watch import HangWatch
     from brain_dist.stopping.signals import EXIT_REQUEUE, StopSignal, shield_from_stop_signals
     from brain_dist.stopping.vote import StepVote
     from brain_dist.world import (
@@ -62,6 +64,8 @@ __all__ = [
     "AMPConfig",
     "BucketOrder",
     "ExactMean",
+    "HangWatch",
+    "OutOfStepError",
     "RanksLostError",
     "RemoteError",
     "StepVote",
@@ -70,6 +74,7 @@ __all__ = [
     "WeightedGradients",
     "World",
     "check_same_modules",
+    "collective_call",
     "ddp_all_reduce",
     "ddp_barrier",
     "ddp_broadcast",
@@ -112,8 +117,9 @@ _HOMES = {
     ".parallel.consistency": "check_same_modules",
     ".collectives": "ddp_all_reduce ddp_barrier ddp_broadcast gather_objects raise_on_all_ranks "
     "sum_over_ranks",
+    ".collective_call": "collective_call",
     ".control_group": "set_control_timeout",
-    ".errors": "RanksLostError RemoteError",
+    ".errors": "OutOfStepError RanksLostError RemoteError",
     ".evaluation": "ExactMean shard_items gather_sharded local_forward",
     ".stopping.failures": "propagate_failures",
     ".parallel.bucket_order": "BucketOrder",
@@ -122,6 +128,7 @@ _HOMES = {
     ".main_process": "main_process_only once_per_node run_on_main run_once_per_node",
     ".precision": "AMPConfig TorchAutocast fwd_default_precision make_grad_scaler",
     ".parallel.warm_up": "warm_up_step",
+    ".stopping.hang_watch": "HangWatch",
     ".stopping.signals": "EXIT_REQUEUE StopSignal shield_from_stop_signals",
     ".stopping.vote": "StepVote",
     ".parallel.no_sync": "no_sync",

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import distributed
 
+from brain_dist import compat
+from brain_dist.agreement import Call
 from brain_dist.control_group import (
     collectives_are_local,
     control_group,
@@ -15,7 +17,7 @@ from brain_dist.control_group import (
     to_bytes,
 )
 from brain_dist.errors import ErrorReport, RemoteError, report_error, with_rank_numbers
-from brain_dist.process_exit import wait_for_workers_at_exit
+from brain_dist.process_exit import register_exit_handler
 from brain_dist.world import get_rank, get_world_size
 
 if TYPE_CHECKING:
@@ -29,11 +31,13 @@ def ddp_barrier() -> None:
 
     Raises
     ------
+    OutOfStepError
+        If other ranks call something else instead.
     RanksLostError
         If a rank does not call it within the timeout.
     """
     if not collectives_are_local():
-        control_group().all_gather_bytes(b"", "ddp_barrier")
+        control_group().agree(Call.BARRIER)
 
 
 def ddp_broadcast(communication_object: T, src: int = 0) -> T:
@@ -83,7 +87,7 @@ def ddp_all_reduce(
     """
     if collectives_are_local():
         return communication_object
-    wait_for_workers_at_exit()
+    register_exit_handler(compat.default_group())
     gloo = distributed.get_backend() == "gloo"
     on_cpu = communication_object.device.type == "cpu"
     group = control_group().group if on_cpu and not gloo else None
@@ -119,7 +123,9 @@ def gather_objects(obj: T) -> list[T]:
     if collectives_are_local():
         return [obj]
     message, error = _encode(obj, None)
-    messages = control_group().all_gather_bytes(message, "gather_objects")
+    group = control_group()
+    group.agree(Call.GATHER)
+    messages = group.all_gather_bytes(message, Call.GATHER.value)
     reports = [from_bytes(part[1:]) if part[:1] == b"e" else None for part in messages]
     _raise_reported(reports, error)
     rank = get_rank()
@@ -156,8 +162,11 @@ def raise_on_all_ranks(error: BaseException | None) -> None:
         if error is not None:
             raise error
         return
+    group = control_group()
+    if not group.agree(Call.RAISE, payload=int(error is not None)):
+        return
     message = b"" if error is None else to_bytes(report_error(error))
-    messages = control_group().all_gather_bytes(message, "raise_on_all_ranks")
+    messages = group.all_gather_bytes(message, Call.RAISE.value)
     _raise_reported([from_bytes(part) if part else None for part in messages], error)
 
 
@@ -202,9 +211,9 @@ def broadcast_outcome(src: int, value: Any, error: BaseException | None) -> Any:
 
 def _broadcast(src: int, value: Any, error: BaseException | None) -> Any:
     if get_rank() != src:
-        return _decode(control_group().broadcast_bytes(None, src, "ddp_broadcast"), src)
+        return _decode(control_group().broadcast_bytes(None, src), src)
     message, error = _encode(value, error)
-    control_group().broadcast_bytes(message, src, "ddp_broadcast")
+    control_group().broadcast_bytes(message, src)
     if error is not None:
         raise error
     return value

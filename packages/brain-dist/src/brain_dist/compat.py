@@ -30,6 +30,12 @@ def default_group() -> ProcessGroup:
     return group
 
 
+def all_groups() -> list[ProcessGroup]:
+    """Return all groups that were made and not destroyed."""
+    # Private in every version so far.
+    return list(distributed.distributed_c10d._world.pg_map)  # noqa: SLF001
+
+
 def new_gloo_group(timeout: timedelta) -> ProcessGroup:
     """Make a gloo group of all ranks; every rank has to call it."""
     return cast("ProcessGroup", distributed.new_group(backend="gloo", timeout=timeout))  # type: ignore[no-untyped-call,unused-ignore]  # untyped in torch

@@ -8,40 +8,54 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-import time
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import distributed
 
 from brain_dist import compat
-from brain_dist.errors import RanksLostError
-from brain_dist.process_exit import wait_for_workers_at_exit
+from brain_dist.agreement import Call, make_word, other_calls, payload_of
+from brain_dist.bounded import call_within
+from brain_dist.errors import OutOfStepError, is_loss
+from brain_dist.operation import Operation
+from brain_dist.process_exit import abandon, register_exit_handler
 from brain_dist.world import get_rank, get_world_size, is_distributed_initialized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from torch.distributed import ProcessGroup
 
 DEFAULT_TIMEOUT_S = 7200.0  # run_on_main may prepare a data set for an hour while others wait
 
 # A message up to this size needs one collective instead of two.
 _INLINE_BYTES = 504
 _HEADER_BYTES = 8
-# How long the ranks that lost another rank wait for each other's report.
-_REPORT_S = 3.0
-
-# False inside `propagate_failures`, which finds lost ranks whatever collective failed.
-search_lost_ranks = True
+# How much later than its timeout making a group may end.
+_MARGIN_S = 2.0
 
 # True inside a function that only some ranks run: a collective there would wait for ever.
 _disabled: ContextVar[bool] = ContextVar("brain_dist_collectives_disabled", default=False)
 
 
+class Agreement(NamedTuple):
+    """A reduction under way, which shows whether all ranks make the same call."""
+
+    call: Call
+    operation: Operation
+    word: torch.Tensor
+    work: distributed.Work
+
+
 class ControlGroup:
     """The control group that belongs to one default process group.
+
+    Every operation begins with an agreement: the ranks reduce one word by OR, in which each sets
+    the bit of its call.  Ranks that are out of step therefore take part in the same collective,
+    and see each other's bits.
 
     Parameters
     ----------
@@ -50,24 +64,88 @@ class ControlGroup:
     """
 
     def __init__(self, timeout_s: float) -> None:
-        wait_for_workers_at_exit()
         self.timeout_s = timeout_s
-        self.group = compat.new_gloo_group(timedelta(seconds=timeout_s))
-        self.operations = 0
+        self._operations = 0
+        # Every rank counts its groups alike, so the keys of an operation are used once.
+        group_number = compat.default_store().add(f"brain_dist/control_groups/{get_rank()}", 1)
+        self._prefix = f"brain_dist/operations/{group_number}"
+        self.group = self._make_group()
+        register_exit_handler(self.group)
 
-    def run(self, name: str, operation: Callable[[], Any]) -> None:
-        """Run one collective; if it fails, raise an error that names the missing ranks."""
-        self.operations += 1
-        number = self.operations
+    def agree(self, call: Call, name: str | None = None, payload: int = 0) -> int:
+        """Start and finish an agreement."""
+        return self.finish_agreement(self.start_agreement(call, name, payload))
+
+    def start_agreement(self, call: Call, name: str | None = None, payload: int = 0) -> Agreement:
+        """Start the agreement of an operation; every rank has to finish it.
+
+        Parameters
+        ----------
+        call : Call
+            What this rank does.
+        name : str, optional
+            For messages; that of `call` by default.
+        payload : int
+            Bits 0 to 49, which are reduced by OR.
+        """
+        operation = self._next_operation(name or call.value)
+        word = torch.tensor([make_word(call, payload)])
+        reduce_or = distributed.ReduceOp.BOR
         try:
-            work = operation()
-            if work is not None:
-                work.wait()
+            work = distributed.all_reduce(word, op=reduce_or, group=self.group, async_op=True)
         except RuntimeError as error:
-            raise RanksLostError(self._lost_message(name, number)) from error
+            raise operation.error_of_failure() from error
+        return Agreement(call, operation, word, work)
+
+    def finish_agreement(self, agreement: Agreement) -> int:
+        """Wait for an agreement and return the payloads of all ranks, reduced by OR.
+
+        Raises
+        ------
+        OutOfStepError
+            If ranks make different calls.
+        RanksLostError
+            If a rank does not take part within the timeout.
+        """
+        call, operation, word, work = agreement
+        try:
+            operation.wait_for_agreement(work)
+        except OutOfStepError:
+            self.abandon(work)
+            raise
+        except RuntimeError as error:
+            raise operation.error_of_failure() from error
+        except BaseException:  # of a signal handler
+            self.abandon(work)
+            raise
+        reduced = int(word)
+        others = other_calls(reduced, call)
+        if others:
+            raise operation.error_of_disagreement(others)
+        return payload_of(reduced)
+
+    def run(self, name: str, start: Callable[[], distributed.Work]) -> None:
+        """Run one collective, after an agreement; if it fails, name the missing ranks."""
+        operation = self._next_operation(name)
+        try:
+            work = start()
+        except RuntimeError as error:
+            raise operation.error_of_failure() from error
+        try:
+            operation.wait(work)
+        except RuntimeError as error:
+            raise operation.error_of_failure() from error
+        except BaseException:  # of a signal handler
+            self.abandon(work)
+            raise
+
+    def abandon(self, work: distributed.Work) -> None:
+        """Stop waiting for an operation, which other ranks may never join."""
+        if not work.is_completed():
+            abandon(self.group, work)
 
     def all_gather_bytes(self, payload: bytes, name: str) -> list[bytes]:
-        """Return the byte strings of all ranks, in rank order."""
+        """Return the byte strings of all ranks, in rank order, after an agreement."""
         world_size = get_world_size()
         # first: (header + inline,) uint8; firsts: (world_size, header + inline) uint8
         first = torch.zeros(_HEADER_BYTES + _INLINE_BYTES, dtype=torch.uint8)
@@ -94,16 +172,16 @@ class ControlGroup:
             for part, row, size in zip(parts, rests, sizes, strict=True)
         ]
 
-    def broadcast_bytes(self, payload: bytes | None, src: int, name: str) -> bytes:
+    def broadcast_bytes(self, payload: bytes | None, src: int) -> bytes:
         """Return the byte string of rank `src`; the other ranks pass None."""
-        size = torch.zeros(1, dtype=torch.int64)
-        if payload is not None:
-            size[0] = len(payload)
-        self.run(name, lambda: distributed.broadcast(size, src, group=self.group, async_op=True))
-        data = torch.zeros(int(size), dtype=torch.uint8)
+        call = Call.BROADCAST
+        size = self.agree(call, payload=0 if payload is None else len(payload))
+        data = torch.zeros(size, dtype=torch.uint8)
         if payload:
             data.copy_(_bytes_tensor(payload))
-        self.run(name, lambda: distributed.broadcast(data, src, group=self.group, async_op=True))
+        self.run(
+            call.value, lambda: distributed.broadcast(data, src, group=self.group, async_op=True)
+        )
         return data.numpy().tobytes() if payload is None else payload
 
     def _all_gather(self, row: torch.Tensor, world_size: int, name: str) -> list[torch.Tensor]:
@@ -111,28 +189,22 @@ class ControlGroup:
         self.run(name, lambda: distributed.all_gather(rows, row, group=self.group, async_op=True))
         return rows
 
-    def _lost_message(self, name: str, number: int) -> str:
-        rank = get_rank()
-        missing = self._missing_ranks(number, rank) if search_lost_ranks else []
-        who = f"rank(s) {', '.join(map(str, missing))} did not" if missing else "not all did"
-        return (
-            f"every rank has to reach {name} within {self.timeout_s:g} s, got on rank {rank}: "
-            f"{who}; read the log of the missing rank(s) first, and where they were only slow "
-            f"give more time with ddp_init_group(control_timeout_s=...)"
-        )
+    def _make_group(self) -> ProcessGroup:
+        operation = self._next_operation("the first collective of brain_dist")
+        timeout = timedelta(seconds=self.timeout_s)
+        try:
+            # gloo itself waits several times one after another.
+            return call_within(self.timeout_s + _MARGIN_S, lambda: compat.new_gloo_group(timeout))
+        except (RuntimeError, TimeoutError) as error:
+            if not isinstance(error, TimeoutError) and not is_loss(error):
+                raise
+            raise operation.error_of_failure() from error
 
-    def _missing_ranks(self, number: int, rank: int) -> list[int]:
-        """Return the ranks that do not report operation `number` as failed: dead or elsewhere."""
-        key = f"brain_dist/lost/{number}"
-        missing = set(range(get_world_size())) - {rank}
-        with contextlib.suppress(RuntimeError, ValueError):
-            store = compat.default_store()
-            store.set(f"{key}/{rank}", "waiting")
-            deadline = time.monotonic() + _REPORT_S
-            while missing and time.monotonic() < deadline:
-                missing = {other for other in missing if not store.check([f"{key}/{other}"])}
-                time.sleep(0.05)
-        return sorted(missing)
+    def _next_operation(self, name: str) -> Operation:
+        self._operations += 1
+        return Operation(
+            name, self._operations, f"{self._prefix}/{self._operations}", self.timeout_s
+        )
 
 
 def collectives_are_local() -> bool:

@@ -6,9 +6,15 @@ import pickle
 import traceback
 from typing import Any, NamedTuple
 
+from torch import distributed
+
 
 class RanksLostError(RuntimeError):
     """A collective failed because ranks did not take part: killed, stuck or elsewhere."""
+
+
+class OutOfStepError(RuntimeError):
+    """Ranks make different calls where every rank has to make the same one."""
 
 
 class RemoteError(RuntimeError):
@@ -60,3 +66,23 @@ def with_rank_numbers(error: BaseException, ranks: list[int], world_size: int) -
         return error
     assert isinstance(named, BaseException)
     return named
+
+
+def is_loss(error: BaseException) -> bool:
+    """Return whether an exception, or what caused it, comes from the loss of other ranks."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, (RanksLostError, distributed.DistError)):
+            return True
+        # torch has no exception type for the errors of gloo.
+        if isinstance(current, RuntimeError) and any(
+            word in str(current) for word in _WORDS_OF_LOSS
+        ):
+            return True
+        current = current.__cause__ or current.__context__
+    return False
+
+
+_WORDS_OF_LOSS = ("gloo/", "pair closure", "NCCL", "ProcessGroup")

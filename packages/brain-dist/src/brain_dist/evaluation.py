@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from brain_dist import compat
 from brain_dist.collectives import gather_objects
 from brain_dist.parallel.wrapped_modules import RESHARDS, is_fsdp, iter_modules
-from brain_dist.process_exit import wait_for_workers_at_exit
+from brain_dist.process_exit import register_exit_handler
 from brain_dist.world import get_rank, get_world_size, is_distributed_initialized
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def local_forward(
     if not is_distributed_initialized():
         yield
         return
-    wait_for_workers_at_exit()
+    register_exit_handler(compat.default_group())
     all_modules = list(iter_modules(modules))
     ddp = [module for module in all_modules if isinstance(module, DistributedDataParallel)]
     fsdp_roots = [module for module in all_modules if is_fsdp(module)]

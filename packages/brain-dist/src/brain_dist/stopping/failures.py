@@ -11,14 +11,14 @@ import time
 from base64 import b64decode, b64encode
 from typing import TYPE_CHECKING, NoReturn
 
-from torch import distributed
-
-from brain_dist import compat, control_group
+from brain_dist import compat, operation
+from brain_dist.bounded import call_within
 from brain_dist.control_group import collectives_are_local, from_bytes, to_bytes
 from brain_dist.errors import (
     ErrorReport,
     RanksLostError,
     RemoteError,
+    is_loss,
     report_error,
     with_rank_numbers,
 )
@@ -73,7 +73,7 @@ def propagate_failures(
         yield
         return
     exchange = _FailureExchange(compat.default_store(), get_rank(), get_world_size())
-    search_before, control_group.search_lost_ranks = control_group.search_lost_ranks, False
+    search_before, operation.search_lost_ranks = operation.search_lost_ranks, False
     try:
         with exchange.watched(grace_s):
             yield
@@ -83,7 +83,7 @@ def propagate_failures(
         exchange.report_or_replace(error)
         raise
     finally:
-        control_group.search_lost_ranks = search_before
+        operation.search_lost_ranks = search_before
 
 
 class _FailureExchange:
@@ -124,15 +124,19 @@ class _FailureExchange:
     def report_or_replace(self, error: BaseException) -> None:
         """Publish this rank's exception; if another rank caused it, raise that rank's instead."""
         reported = getattr(error, _IS_REPORTED, False)
-        lost = _is_loss(error)
-        with contextlib.suppress(RuntimeError, ValueError):
-            if not reported and not lost:
-                message = b64encode(to_bytes((self._rank, report_error(error))))
-                self._store.compare_set(self._first_failure_key, "", message.decode())
-            self._store.set(f"{self._left_key}/{self._rank}", "left")
+        lost = is_loss(error)
+        message = None
+        if not reported and not lost:
+            message = b64encode(to_bytes((self._rank, report_error(error)))).decode()
+        # A store does not answer when its process is stopped.
+        with contextlib.suppress(RuntimeError, ValueError, TimeoutError):
+            call_within(_REPORT_S, lambda: self._publish(message))
         if reported or not lost:
             return
-        first_failure, missing = self._search()
+        first_failure: tuple[int, ErrorReport] | None = None
+        missing = set(self._others)
+        with contextlib.suppress(RuntimeError, ValueError, TimeoutError):
+            first_failure = call_within(2 * _REPORT_S, lambda: self._search(missing))
         replacement: BaseException
         cause: BaseException
         if first_failure is not None and first_failure[0] != self._rank:
@@ -140,22 +144,25 @@ class _FailureExchange:
             replacement = with_rank_numbers(report.rebuild(), [rank], self._world_size)
             cause = RemoteError(f"raised on rank {rank}:\n{report.trace}")
         else:
-            replacement, cause = RanksLostError(self._lost_message(missing, error)), error
+            replacement, cause = RanksLostError(self._lost_message(sorted(missing), error)), error
         with contextlib.suppress(AttributeError):
             setattr(replacement, _IS_REPORTED, True)  # for a block around this one
         raise replacement from cause
 
-    def _search(self) -> tuple[tuple[int, ErrorReport] | None, list[int]]:
-        """Wait for the report of the first failure; else return the ranks without a report."""
-        missing = set(self._others)
-        with contextlib.suppress(RuntimeError, ValueError):
-            deadline = time.monotonic() + _REPORT_S
-            while time.monotonic() < deadline and missing:
-                if self._store.check([self._first_failure_key]):
-                    return self._first_failure(), []
-                missing = {r for r in missing if not self._store.check([f"{self._left_key}/{r}"])}
-                time.sleep(0.02)
-        return None, sorted(missing)
+    def _publish(self, message: str | None) -> None:
+        if message is not None:
+            self._store.compare_set(self._first_failure_key, "", message)
+        self._store.set(f"{self._left_key}/{self._rank}", "left")
+
+    def _search(self, missing: set[int]) -> tuple[int, ErrorReport] | None:
+        """Wait for the first failure; meanwhile remove from `missing` the ranks that have left."""
+        deadline = time.monotonic() + _REPORT_S
+        while time.monotonic() < deadline and missing:
+            if self._store.check([self._first_failure_key]):
+                return self._first_failure()
+            missing -= {r for r in missing if self._store.check([f"{self._left_key}/{r}"])}
+            time.sleep(0.02)
+        return None
 
     def _first_failure(self) -> tuple[int, ErrorReport]:
         message = b64decode(self._store.get(self._first_failure_key))
@@ -184,23 +191,6 @@ class _FailureExchange:
                     if rank != self._rank and not done.wait(grace_s):
                         _end_process(self._rank, rank, report, grace_s)
                     return
-
-
-def _is_loss(error: BaseException) -> bool:
-    """Return whether an exception, or what caused it, comes from the loss of other ranks."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        if isinstance(current, (RanksLostError, distributed.DistError)):
-            return True
-        # torch has no exception type for the errors of gloo.
-        if isinstance(current, RuntimeError) and any(
-            word in str(current) for word in ("gloo/", "pair closure", "NCCL", "ProcessGroup")
-        ):
-            return True
-        current = current.__cause__ or current.__context__
-    return False
 
 
 def _end_process(rank: int, failed: int, report: ErrorReport, grace_s: float) -> NoReturn:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
-import torch
-from torch import distributed
+from brain_dist.agreement import Call
+from brain_dist.control_group import collectives_are_local, control_group
 
-from brain_dist.control_group import ControlGroup, collectives_are_local, control_group
+if TYPE_CHECKING:
+    from brain_dist.control_group import Agreement, ControlGroup
 
 _FLAG_BITS = 40
 _MAX_EXPONENT = 9
 _PERIOD_S = 0.5
-_CLOSE_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 5.0
 
 
 class StepVote:
@@ -40,8 +42,7 @@ class StepVote:
         self._calls_since_reduction = 0
         self._pending_flags = 0
         self._started_at: float | None = None
-        self._reduced = torch.zeros(1, dtype=torch.int64)
-        self._work: distributed.Work | None = None
+        self._agreement: Agreement | None = None
         self._group: ControlGroup | None = None
 
     def vote(self, flags: int) -> int:
@@ -62,10 +63,12 @@ class StepVote:
 
         Raises
         ------
+        OutOfStepError
+            If another rank makes another call of this package instead.
         RanksLostError
             If a rank does not call it within the timeout.
         """
-        if self._work is None and self._calls_until_reduction > 1 and not flags:
+        if self._agreement is None and self._calls_until_reduction > 1 and not flags:
             # By far the most calls: no flags, and no reduction is due.
             self._calls_since_reduction += 1
             self._calls_until_reduction -= 1
@@ -75,7 +78,7 @@ class StepVote:
         self._pending_flags |= flags
         self._calls_since_reduction += 1
         self._calls_until_reduction -= 1
-        reduced = 0 if self._work is None else self._collect()
+        reduced = 0 if self._agreement is None else self._collect()
         if self._calls_until_reduction <= 0:
             self._start()
         return reduced
@@ -98,24 +101,24 @@ class StepVote:
         The object can be used again.  The wait is bounded so that an exception that passes here
         is not delayed by a rank that is gone.
         """
-        deadline = time.monotonic() + _CLOSE_TIMEOUT_S
-        while self._work is not None and time.monotonic() < deadline:
-            if self._work.is_completed():
-                self._work = None
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        while self._agreement is not None and time.monotonic() < deadline:
+            if self._agreement.work.is_completed():
+                self._agreement = None
             else:
                 time.sleep(0.001)
-        self._work, self._pending_flags = None, 0
+        if self._agreement is not None and self._group is not None:
+            self._group.abandon(self._agreement.work)
+        self._agreement, self._pending_flags = None, 0
 
     def _start(self) -> None:
         now_s = time.perf_counter()
-        self._reduced[0] = self._pending_flags | (1 << _FLAG_BITS + self._interval_exponent(now_s))
+        word = self._pending_flags | (1 << _FLAG_BITS + self._interval_exponent(now_s))
         self._pending_flags = 0
         self._calls_since_reduction, self._started_at = 0, now_s
         self._calls_until_reduction = self._interval
         self._group = control_group()
-        self._work = distributed.all_reduce(
-            self._reduced, op=distributed.ReduceOp.BOR, group=self._group.group, async_op=True
-        )
+        self._agreement = self._group.start_agreement(Call.VOTE, payload=word)
 
     def _interval_exponent(self, now_s: float) -> int:
         """Return the power of two of calls that take about one period at this rank's speed."""
@@ -126,12 +129,11 @@ class StepVote:
         return min(max(ratio.bit_length() - 1, 0), _MAX_EXPONENT)
 
     def _collect(self) -> int:
-        work, self._work = self._work, None
-        if work is None:
+        agreement, self._agreement = self._agreement, None
+        if agreement is None:
             return 0
         assert self._group is not None
-        self._group.run("StepVote.vote", lambda: work)
-        word = int(self._reduced)
+        word = self._group.finish_agreement(agreement)
         if not self._interval_is_fixed:
             # The longest interval that any rank passed; every rank reads the same word here.
             self._interval = 1 << (word >> _FLAG_BITS).bit_length() - 1
