@@ -1,4 +1,4 @@
-"""What a developer runs: ``nox`` for all that CI runs, ``nox -s NAME -- ARGS`` for one session."""
+"""Checks for developers: ``nox`` runs what CI runs, ``nox -s NAME -- ARGS`` one session."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ROOT = Path(__file__).parent
 DIST = ROOT / "dist"
 TORCH = "2.13"
 MATRIX = (("3.10", "2.6"), ("3.11", "2.13"), ("3.12", "2.9"), ("3.13", "2.15"))
-ROOMS = ("dist", "ckpt", "data", "core")
+PACKAGES = ("dist", "ckpt", "data", "core")
 SIBLINGS = {"dist": (), "ckpt": ("dist",), "data": ("dist",), "core": ("dist", "ckpt", "data")}
-# Extras that a package's own tests use; a room's tests are skipped where an extra is missing.
+# The extras that a package's own tests use; tests of an extra are skipped where it is missing.
 EXTRAS = {
     "dist": "",
     "ckpt": "[fast,safetensors,fsspec]",
@@ -23,35 +23,35 @@ EXTRAS = {
     "core": "[tensorboard,plot]",
 }
 TESTED = "[arrow,fast,fsspec,plot,safetensors,tensorboard]"
-EVERYTHING = ("test", "house", "examples")
-KILLING = ("--kills", "--chain", "--case", "--minutes", "--without")
-# The tests start hundreds of Pythons: each would compile torch again if bytecode were not kept.
+ALL_GROUPS = ("test", "repository", "examples")
+KILL_OPTIONS = ("--kills", "--chain", "--case", "--minutes", "--without")
+# The tests start hundreds of interpreters: each would compile torch again without bytecode files.
 ENVIRON = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": None}
 ONLY_THESE_SIBLINGS = """
 import importlib.util, sys
 for name in ("brain_dist", "brain_ckpt", "brain_data", "brain_core"):
     found = importlib.util.find_spec(name) is not None
     if found != (name in sys.argv[1:]):
-        sys.exit(f"{name} is {'here undeclared' if found else 'declared but missing'}")
+        sys.exit(f"{name} is {'installed but not declared' if found else 'declared but missing'}")
 __import__(sys.argv[1])
 """
 
 nox.needs_version = ">=2025.5.1"
-# uv links its files into an environment, so that ten with torch in them take the room of one.
+# uv links files into an environment, so that ten with torch take the disk space of one.
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
 nox.options.sessions = ["lint", "types", "isolated", "meta"]
 
-# pyenv's Pythons answer to their names only when their folders are searched, too.
+# pyenv's interpreters are found by name only if their folders are on the path.
 for folder in Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/3.*/bin"):
     os.environ["PATH"] += os.pathsep + str(folder)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and formatting with ruff; ``-- --fix`` mends what it can."""
+    """Check style and formatting with ruff; ``-- --fix`` fixes what it can."""
     session.install(*group("lint"), *pins())
     session.run("ruff", "check", *session.posargs, ".")
     session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]), ".")
@@ -59,7 +59,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check the types of the packages and of this file with mypy, strictly."""
+    """Check the types of the packages, of chaos and of this file with mypy, strictly."""
     session.install("--no-compile", *group("types"), *pins())
     session.run("mypy", *session.posargs)
 
@@ -68,26 +68,26 @@ def types(session: nox.Session) -> None:
 def wheels(session: nox.Session) -> None:
     """Build the wheels and sdists of the five packages into dist/."""
     session.install("hatchling", *pins())
-    for room in (*ROOMS, "all"):
-        with session.chdir(ROOT / "packages" / f"brain-{room}"):
+    for package in (*PACKAGES, "all"):
+        with session.chdir(ROOT / "packages" / f"brain-{package}"):
             session.run_install("hatchling", "build", "-d", str(DIST), silent=True)
 
 
 @nox.session(requires=["wheels"])
-@nox.parametrize("package", [nox.param(room, id=f"brain-{room}") for room in ROOMS])
+@nox.parametrize("package", [nox.param(name, id=f"brain-{name}") for name in PACKAGES])
 def isolated(session: nox.Session, package: str) -> None:
     """Run a package's own tests with only its wheel and what that declares installed."""
     siblings = SIBLINGS[package]
     install_wheels(session, package, *siblings, extras=EXTRAS[package])
-    names = [f"brain_{room}" for room in (package, *siblings)]
+    names = [f"brain_{name}" for name in (package, *siblings)]
     session.run("python", "-I", "-c", ONLY_THESE_SIBLINGS, *names)
     run_pytest(session, f"tests/{package}")
 
 
 @nox.session(requires=["wheels"])
 def meta(session: nox.Session) -> None:
-    """Install all five wheels through brain-all; test what was packed, and scripts of users."""
-    install_wheels(session, "all", *ROOMS, groups=EVERYTHING)
+    """Install all five wheels through brain-all; test their contents, and whole scripts."""
+    install_wheels(session, "all", *PACKAGES, groups=ALL_GROUPS)
     pip = ("uv", "pip") if session.venv_backend == "uv" else ("python", "-m", "pip")
     session.run(*pip, "check")
     run_pytest(session, "tests/packaging", "tests/integration")
@@ -96,34 +96,34 @@ def meta(session: nox.Session) -> None:
 @nox.session(requires=["wheels"], default=False)
 def tests(session: nox.Session) -> None:
     """Run the whole suite in one environment: the tests of `isolated` and of `meta`."""
-    install_wheels(session, "all", *ROOMS, extras=TESTED, groups=EVERYTHING)
+    install_wheels(session, "all", *PACKAGES, extras=TESTED, groups=ALL_GROUPS)
     run_pytest(session, "tests")
 
 
 @nox.session(requires=["wheels"], default=False)
 @nox.parametrize(["python", "torch"], MATRIX)
 def matrix(session: nox.Session, torch: str) -> None:
-    """Run the whole suite on the named pairs of Python and torch; a missing Python is skipped."""
-    install_wheels(session, "all", *ROOMS, groups=EVERYTHING, torch=torch)
+    """Run the whole suite on pairs of Python and torch; a missing Python is skipped."""
+    install_wheels(session, "all", *PACKAGES, groups=ALL_GROUPS, torch=torch)
     run_pytest(session, "tests")
 
 
 @nox.session(requires=["wheels"], default=False)
 def demo(session: nox.Session) -> None:
-    """Train examples/g2p in about two minutes, test it, and say where the results are."""
+    """Train examples/g2p in about two minutes, test it, and print where the results are."""
     install_wheels(session, "core", *SIBLINGS["core"], extras="[plot]", groups=("examples",))
     session.run("python", "examples/g2p/train.py", "examples/g2p/hparams.yaml", *session.posargs)
 
 
 @nox.session(requires=["wheels"], default=False)
 def chaos(session: nox.Session) -> None:
-    """Kill runs: ``-- --kills 1000``, ``-- --chain 100``; break parts: ``-- ckpt``; else do all."""
-    install_wheels(session, "all", *ROOMS, extras=TESTED, groups=EVERYTHING)
-    rooms = [name for name in session.posargs if name in ROOMS]
-    rest = [name for name in session.posargs if name not in ROOMS]
-    kills = any(name.startswith(KILLING) for name in rest)
-    if rooms or not kills:
-        folders = [f"tests/{room}" for room in rooms or (*ROOMS, "integration")]
+    """Kill runs: ``-- --kills 1000``, ``-- --chain 100``; long tests: ``-- ckpt``; default: all."""
+    install_wheels(session, "all", *PACKAGES, extras=TESTED, groups=ALL_GROUPS)
+    packages = [name for name in session.posargs if name in PACKAGES]
+    rest = [name for name in session.posargs if name not in PACKAGES]
+    kills = any(name.startswith(KILL_OPTIONS) for name in rest)
+    if packages or not kills:
+        folders = [f"tests/{name}" for name in packages or (*PACKAGES, "integration")]
         env = {**ENVIRON, "BRAIN_CHAOS": "1"}
         session.run("pytest", *folders, *([] if kills else rest), env=env)
     if kills or not session.posargs:
@@ -132,18 +132,18 @@ def chaos(session: nox.Session) -> None:
 
 @nox.session(requires=["wheels"], default=False)
 def bench(session: nox.Session) -> None:
-    """Measure beside peers: ``-- ckpt`` runs benchmarks/ckpt*.py, nothing named runs them all."""
-    install_wheels(session, "all", *ROOMS, extras=TESTED, groups=("examples", "bench"))
+    """Measure next to other libraries: ``-- ckpt`` runs benchmarks/ckpt*.py; default: all."""
+    install_wheels(session, "all", *PACKAGES, extras=TESTED, groups=("examples", "bench"))
     known = sorted((ROOT / "benchmarks").glob("[!_]*.py"))
-    wanted = [path for path in known if any(path.stem.startswith(a) for a in session.posargs)]
+    named = [path for path in known if any(path.stem.startswith(a) for a in session.posargs)]
     rest = [a for a in session.posargs if not any(path.stem.startswith(a) for path in known)]
-    for path in wanted or known:
+    for path in named or known:
         session.run("python", str(path), *rest)
 
 
 @nox.session(venv_backend="none", default=False)
 def bump(session: nox.Session) -> None:
-    """Set one version everywhere: ``nox -s bump -- 0.2.0``."""
+    """Set the version of all packages: ``nox -s bump -- 0.2.0``."""
     if len(session.posargs) != 1 or not re.fullmatch(r"\d+\.\d+\.\d+", session.posargs[0]):
         session.error(f"bump takes one version such as 0.2.0, got {session.posargs!r}")
     new = session.posargs[0]
@@ -155,7 +155,7 @@ def bump(session: nox.Session) -> None:
     for path in files:
         text, count = pinned.subn(rf'\g<1>{new}"', path.read_text(encoding="utf-8"))
         path.write_text(text, encoding="utf-8")
-        session.log(f"{path.relative_to(ROOT)}: {count} places from {old} to {new}")
+        session.log(f"{path.relative_to(ROOT)}: changed {old} to {new} in {count} places")
     changes = ROOT / "CHANGELOG.md"
     text = changes.read_text(encoding="utf-8").replace(
         "## Unreleased\n", f"## Unreleased\n\n## {new}\n", 1
@@ -169,7 +169,7 @@ def group(*names: str) -> tuple[str, ...]:
 
 
 def version() -> str:
-    """Return the one version of the five packages."""
+    """Return the version that the five packages share."""
     project = load_toml(ROOT / "packages/brain-all/pyproject.toml")["project"]
     return str(project["version"])
 
@@ -181,26 +181,29 @@ def pins(torch: str = TORCH) -> tuple[str, str]:
 
 def install_wheels(
     session: nox.Session,
-    *rooms: str,
+    *packages: str,
     extras: str = "",
     groups: tuple[str, ...] = ("test",),
     torch: str = TORCH,
 ) -> None:
     """Install the wheels of some packages, the extras of the first, and the tools of ``groups``.
 
-    Every wheel is named by its file, so that no index is asked for a package of ours. Not compiling
-    all of torch saves half a minute an environment. The second command replaces what an environment
-    that is used again holds of an earlier build.
+    Every wheel is named by its file, so that no index is asked for these packages. Not compiling
+    torch saves half a minute per environment. The second command replaces an earlier build in an
+    environment that is reused.
     """
-    built = {room: DIST / f"brain_{room}-{version()}-py3-none-any.whl" for room in rooms}
-    first, *others = rooms
-    named = [f"brain-{first}{extras} @ {built[first].as_uri()}", *(str(built[r]) for r in others)]
+    built = {name: DIST / f"brain_{name}-{version()}-py3-none-any.whl" for name in packages}
+    first, *others = packages
+    named = [
+        f"brain-{first}{extras} @ {built[first].as_uri()}",
+        *(str(built[name]) for name in others),
+    ]
     session.install("--no-compile", *named, *group(*groups), *pins(torch))
     session.install("--no-deps", "--force-reinstall", *(str(path) for path in built.values()))
 
 
 def run_pytest(session: nox.Session, *folders: str) -> None:
-    """Run pytest on two workers with one thread each; arguments after ``--`` are added."""
+    """Run pytest on two workers with one thread each, and with the arguments after ``--``."""
     workers = (
         () if {"-n", "-n0", "--pdb"} & set(session.posargs) else ("-n", "2", "--dist", "worksteal")
     )

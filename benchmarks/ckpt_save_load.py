@@ -1,7 +1,9 @@
-"""Save and load 200 MB of model and Adam state beside peers, contenders interleaved.
+"""Save and load 200 MB of model and Adam state with several libraries, in turns.
 
-Run it on a quiet machine: ``python benchmarks/ckpt_save_load.py [--rounds 9] [--megabytes 200]``.
-Printed are medians (min-max) in seconds, and ratios to this machine's own write, read and copy.
+    python benchmarks/ckpt_save_load.py [--rounds 9] [--megabytes 200]
+
+Prints medians (minimum-maximum) in seconds, and ratios to a raw write, read and copy. Run it on a
+machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from _timing import paired_ratio
 from torch import nn
 from torch.distributed import checkpoint as dcp
 
@@ -35,8 +38,8 @@ except ImportError:
 WIDTH = 1024
 
 
-class Subject:
-    """A model and its optimizer, with moments."""
+class Training:
+    """A model and its optimizer, which has taken a step."""
 
     def __init__(self, megabytes: int) -> None:
         layers = max(1, round(megabytes * 2**20 / (3 * 4 * WIDTH * WIDTH)))
@@ -48,11 +51,11 @@ class Subject:
         self.optimizer.zero_grad()
 
     def state(self) -> dict[str, Any]:
-        """Return both states."""
+        """Return the states of both."""
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return all tensors by one name each."""
+        """Return all tensors by name."""
         flat = {f"model.{key}": value for key, value in self.model.state_dict().items()}
         for number, entry in self.optimizer.state_dict()["state"].items():
             flat |= {f"optimizer.{number}.{key}": value for key, value in entry.items()}
@@ -60,34 +63,39 @@ class Subject:
 
 
 class Results:
-    """Times by contender."""
+    """The times of each contender."""
 
     def __init__(self) -> None:
         self.times: dict[str, list[float]] = {}
 
     def time(self, name: str, action: Callable[[], Any]) -> Any:
-        """Run a contender once."""
+        """Run a contender once and keep its time."""
         started = time.perf_counter()
         result = action()
         self.times.setdefault(name, []).append(time.perf_counter() - started)
         return result
 
     def show(self, title: str, base: str) -> None:
-        """Print a table."""
+        """Print a table with ratios to ``base``."""
         print(f"\n{title}")
         unit = statistics.median(self.times[base])
         for name, times in self.times.items():
-            # round by round, so that a slow moment of the machine counts for both
-            ratios = [one / other for one, other in zip(times, self.times[base], strict=False)]
+            paired, _, _ = paired_ratio(times, self.times[base])
             print(
                 f"  {name:44s} {statistics.median(times):.3f} ({min(times):.3f}-{max(times):.3f}) s"
                 f"   x {statistics.median(times) / unit:.2f}"
-                f"   paired {statistics.median(ratios):.2f}"
+                f"   paired {paired:.2f}"
             )
 
 
+def random_bytes(training: Training) -> memoryview:
+    """Return as many bytes as the training has in tensors."""
+    size = sum(value.nbytes for value in training.tensors().values())
+    return memoryview(os.urandom(2**20) * (size >> 20))
+
+
 def fsync_tree(path: Path) -> None:
-    """Have the disk confirm a directory with all that is in it."""
+    """Flush a directory and everything in it to the disk."""
     for file in [path, *path.rglob("*")]:
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)
@@ -103,7 +111,7 @@ def fresh(root: Path, name: str) -> Path:
 
 
 def raw_save(path: Path, blob: memoryview) -> None:
-    """Write bytes, and have the disk confirm them."""
+    """Write bytes and flush them to the disk."""
     with (path / "raw").open("wb", buffering=0) as file:
         written = 0
         while written < len(blob):
@@ -116,30 +124,29 @@ def dcp_save(state: dict[str, Any], path: Path) -> None:
     dcp.save(state, checkpoint_id=path / "dcp", no_dist=True)
 
 
-def saves(subject: Subject, root: Path, rounds: int) -> Results:
+def saves(training: Training, root: Path, rounds: int) -> Results:
     """Time durable saves."""
     results = Results()
-    size = sum(value.nbytes for value in subject.tensors().values())
-    blob = memoryview(os.urandom(2**20) * (size >> 20))
+    blob = random_bytes(training)
     checkpointer = Checkpointer(
-        fresh(root, "ours"), {"model": subject.model, "optimizer": subject.optimizer}
+        fresh(root, "brain-ckpt"), {"model": training.model, "optimizer": training.optimizer}
     )
 
     def torch_save(path: Path) -> None:
-        torch.save(subject.state(), path / "state.pt")
+        torch.save(training.state(), path / "state.pt")
         fsync_tree(path)
 
     def safetensors_save(path: Path) -> None:
-        safetensors.save_file(subject.tensors(), path / "state.safetensors")
+        safetensors.save_file(training.tensors(), path / "state.safetensors")
         fsync_tree(path)
 
     def torch_dcp(path: Path) -> None:
-        dcp_save(subject.state(), path)
+        dcp_save(training.state(), path)
         fsync_tree(path)
 
     for number in range(rounds + 1):
         if number == 1:
-            results.times.clear()  # the first round warms everything up
+            results.times.clear()  # the first round is a warm-up
         path = fresh(root, "raw")
         results.time("raw write + fsync", lambda path=path: raw_save(path, blob))
         path = fresh(root, "torch")
@@ -149,19 +156,19 @@ def saves(subject: Subject, root: Path, rounds: int) -> Results:
         if safetensors is not None:
             path = fresh(root, "safetensors")
             results.time("safetensors + fsync", lambda path=path: safetensors_save(path))
-        # as for the others: the last one's pages are given back before
+        # as for the others, delete the previous one before
         checkpointer.delete_checkpoints(num_to_keep=0)
         results.time("brain-ckpt (checksummed, published)", checkpointer.save_checkpoint)
     return results
 
 
-def loads(subject: Subject, root: Path, rounds: int) -> Results:
+def loads(training: Training, root: Path, rounds: int) -> Results:
     """Time warm loads into a model and an optimizer."""
     results = Results()
-    target = Subject(1)
-    target.model, target.optimizer = subject.model, subject.optimizer
+    target = Training(1)
+    target.model, target.optimizer = training.model, training.optimizer
     checkpointer = Checkpointer(
-        root / "ours", {"model": target.model, "optimizer": target.optimizer}
+        root / "brain-ckpt", {"model": target.model, "optimizer": target.optimizer}
     )
     found = checkpointer.find_checkpoint()
     assert found is not None
@@ -175,12 +182,8 @@ def loads(subject: Subject, root: Path, rounds: int) -> Results:
         target.optimizer.load_state_dict(state["optimizer"])
 
     def dcp_load() -> None:
-        dcp.load(subject.state(), checkpoint_id=root / "dcp" / "dcp", no_dist=True)
+        dcp.load(training.state(), checkpoint_id=root / "dcp" / "dcp", no_dist=True)
 
-    subject.tensors_for_dcp = lambda: {
-        "model": subject.model.state_dict(),
-        "optimizer": subject.optimizer.state_dict(),
-    }  # type: ignore[attr-defined]
     for number in range(rounds + 1):
         if number == 1:
             results.times.clear()
@@ -197,10 +200,10 @@ def loads(subject: Subject, root: Path, rounds: int) -> Results:
     return results
 
 
-def stalls(subject: Subject, root: Path, rounds: int) -> Results:
-    """Time how long an asynchronous save keeps training waiting."""
+def stalls(training: Training, root: Path, rounds: int) -> Results:
+    """Time how long an asynchronous save blocks training."""
     results = Results()
-    tensors = [value for value in subject.tensors().values() if value.dim()]
+    tensors = [value for value in training.tensors().values() if value.dim()]
     kept = [torch.empty_like(value) for value in tensors]
 
     def copy() -> None:
@@ -208,8 +211,8 @@ def stalls(subject: Subject, root: Path, rounds: int) -> Results:
             buffer.copy_(value)
 
     checkpointer = Checkpointer(
-        fresh(root, "ours-async"),
-        {"model": subject.model, "optimizer": subject.optimizer},
+        fresh(root, "async"),
+        {"model": training.model, "optimizer": training.optimizer},
         asynchronous=True,
     )
     for number in range(rounds + 1):
@@ -221,72 +224,81 @@ def stalls(subject: Subject, root: Path, rounds: int) -> Results:
         future = results.time(
             "torch distributed checkpoint, async_save",
             lambda path=path: dcp.async_save(
-                subject.state(), checkpoint_id=path / "dcp", no_dist=True
+                training.state(), checkpoint_id=path / "dcp", no_dist=True
             ),
         )
         getattr(future, "upload_completion", future).result()
         checkpointer.delete_checkpoints(num_to_keep=0)
         results.time("brain-ckpt, asynchronous", checkpointer.save_checkpoint)
-        # as the next save would; closing gives the lock back, which no training does in between
+        # as the next save does; closing would also release the lock
         results.time("  until it is durable", checkpointer._writer.wait)  # noqa: SLF001
     checkpointer.close()
     return results
 
 
-def training_beside(subject: Subject, root: Path, seconds: float, rounds: int) -> None:
-    """Compare the steps of a training alone with those of one beside the writer."""
-    torch.set_num_threads(1)
-    model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    batch = torch.randn(256, 256)
-    checkpointer = Checkpointer(
-        fresh(root, "beside"),
-        {"model": subject.model, "optimizer": subject.optimizer},
-        asynchronous=True,
-    )
+class StepCounter:
+    """A small training of one thread that counts its steps."""
 
-    def steps(deadline: float) -> int:
+    def __init__(self) -> None:
+        torch.set_num_threads(1)
+        self.model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.batch = torch.randn(256, 256)
+
+    def steps_until(self, deadline: float) -> int:
+        """Train until a time of the performance counter; return the number of steps."""
         count = 0
         while time.perf_counter() < deadline:
-            optimizer.zero_grad()
-            model(batch).square().mean().backward()
-            optimizer.step()
+            self.optimizer.zero_grad()
+            self.model(self.batch).square().mean().backward()
+            self.optimizer.step()
             count += 1
         return count
 
-    def share_beside(start: Callable[[], threading.Thread]) -> float:
+    def relative_speed(self, start_writer: Callable[[], threading.Thread], seconds: float) -> float:
+        """Return the speed while a thread writes, relative to the speed without it."""
         began = time.perf_counter()
-        alone = steps(began + seconds) / seconds
-        thread = start()
+        undisturbed = self.steps_until(began + seconds) / seconds
+        thread = start_writer()
         began, count = time.perf_counter(), 0
         while thread.is_alive():
-            count += steps(time.perf_counter() + 0.005)
-        return count / (time.perf_counter() - began) / alone
+            count += self.steps_until(time.perf_counter() + 0.005)
+        return count / (time.perf_counter() - began) / undisturbed
 
-    def our_writer() -> threading.Thread:
+
+def compare_speed_while_saving(training: Training, root: Path, seconds: float, rounds: int) -> None:
+    """Print how fast a training is while a save is written in the background."""
+    counter = StepCounter()
+    checkpointer = Checkpointer(
+        fresh(root, "background"),
+        {"model": training.model, "optimizer": training.optimizer},
+        asynchronous=True,
+    )
+    blob = random_bytes(training)
+
+    def save() -> threading.Thread:
         checkpointer.save_checkpoint()
-        flight = checkpointer._writer._flight  # noqa: SLF001 - when it ends is what is measured
-        assert flight is not None
-        return flight._thread  # type: ignore[return-value]  # noqa: SLF001 - as above
+        pending = checkpointer._writer._pending  # noqa: SLF001 - its end is what is measured
+        assert pending is not None
+        return pending._thread  # type: ignore[return-value]  # noqa: SLF001 - as above
 
-    size = sum(value.nbytes for value in subject.tensors().values())
-    blob = memoryview(os.urandom(2**20) * (size >> 20))
-
-    def raw_writer() -> threading.Thread:
-        thread = threading.Thread(target=raw_save, args=(fresh(root, "raw-beside"), blob))
+    def write_raw() -> threading.Thread:
+        thread = threading.Thread(target=raw_save, args=(fresh(root, "raw-background"), blob))
         thread.start()
         return thread
 
-    raw, ours = [], []
+    speeds: dict[str, list[float]] = {"raw write + fsync": [], "brain-ckpt, asynchronous": []}
     for _ in range(rounds):
-        raw.append(share_beside(raw_writer))
-        ours.append(share_beside(our_writer))
+        speeds["raw write + fsync"].append(counter.relative_speed(write_raw, seconds))
+        speeds["brain-ckpt, asynchronous"].append(counter.relative_speed(save, seconds))
         checkpointer.close()
         checkpointer.delete_checkpoints(num_to_keep=1)
-    print("\ntraining beside a writer keeps of its speed (one thread of torch)")
-    for name, shares in {"raw write + fsync": raw, "brain-ckpt, asynchronous": ours}.items():
-        low, high = min(shares), max(shares)
-        print(f"  {name:44s} {statistics.median(shares):.0%} ({low:.0%}-{high:.0%})")
+    print(
+        "\nspeed of a training during a background write, relative to without (one thread of torch)"
+    )
+    for name, each in speeds.items():
+        low, high = min(each), max(each)
+        print(f"  {name:44s} {statistics.median(each):.0%} ({low:.0%}-{high:.0%})")
 
 
 def main() -> None:
@@ -297,19 +309,19 @@ def main() -> None:
     parser.add_argument("--directory", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    subject = Subject(options.megabytes)
-    size = sum(value.nbytes for value in subject.tensors().values())
+    training = Training(options.megabytes)
+    size = sum(value.nbytes for value in training.tensors().values())
     fast = "zlib" if importlib.util.find_spec("isal") is None else "ISA-L"
     cores = os.cpu_count()
     print(f"torch {torch.__version__}, {cores} cores, {size / 1e6:.0f} MB, CRC-32 of {fast}")
     root = Path(tempfile.mkdtemp(prefix="brain-ckpt-bench-", dir=options.directory))
     try:
-        saves(subject, root, options.rounds).show("durable save", "raw write + fsync")
-        loads(subject, root, options.rounds).show("warm load", "torch.load")
-        stalls(subject, root, options.rounds).show(
+        saves(training, root, options.rounds).show("durable save", "raw write + fsync")
+        loads(training, root, options.rounds).show("warm load", "torch.load")
+        stalls(training, root, options.rounds).show(
             "stall of an asynchronous save", "copy into kept buffers"
         )
-        training_beside(subject, root, 1.0, options.rounds)
+        compare_speed_while_saving(training, root, 1.0, options.rounds)
     finally:
         shutil.rmtree(root, ignore_errors=True)
 

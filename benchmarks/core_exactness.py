@@ -1,13 +1,13 @@
-"""What it costs that a run can be killed anywhere and goes on bit for bit: CPU time of a step.
+"""CPU time of a step with everything that a killed run needs to continue bit for bit.
 
     OMP_NUM_THREADS=1 python benchmarks/core_exactness.py [--ranks 2] [--rounds 11]
 
-The same training without a checkpointer, and with everything on (position, random state of each
-rank, votes, checks, signals) while no checkpoint is due: each in a thread of its own, a few steps
-in turn, so that what else the machine does falls on all alike. A ratio is the median over the
-turns, of a turn's CPU time over that of the run without a checkpointer beside it; the sums' is
-given, too. Then whole runs one after the other, with a checkpoint every so many steps, which a
-thread may write. MSE, AdamW, dropout, shuffled rows, one thread of torch.
+First, the same training without a checkpointer, and with one that saves nothing yet (position,
+random state of each rank, votes, checks, signals). Each runs in its own thread, a few steps in
+turn, so that other load on the machine affects all of them. A ratio is the median over the turns
+of a turn's CPU time, relative to the adjacent turn without a checkpointer; the ratio of the sums is
+printed, too. Second, whole runs one after the other with periodic checkpoints, which a thread may
+write. MSE, AdamW, dropout, shuffled rows, one thread of torch.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from _timing import paired_ratio
 
 from brain_ckpt import Checkpointer
 from brain_core import Brain, EpochCounter
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STEPS, EVERY = 600, 100
-TURNS, WARM_TURNS, STEPS_A_TURN = 300, 10, 20
+TURNS, WARM_UP_TURNS, STEPS_PER_TURN = 300, 10, 20
 SIZES = {"Linear(32, 32)": 32, "Linear(512, 512)": 512}
 BASE = "no checkpointer"
 
@@ -52,7 +53,7 @@ class Regression(Brain):
 
 
 class Turns:
-    """Lets trainings take turns, and keeps the CPU seconds of each turn."""
+    """Runs trainings in turns, and keeps the CPU seconds of each turn."""
 
     def __init__(self, names: list[str]) -> None:
         self.seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -61,7 +62,7 @@ class Turns:
         self._began = 0.0
 
     def run(self, trainings: dict[str, Callable[[Callable[[], None]], None]]) -> None:
-        """Run them all; each is given what it has to call after a step."""
+        """Run all trainings; each must call its argument after every step."""
         threads = [
             threading.Thread(target=self._run, args=(name, training))
             for name, training in trainings.items()
@@ -78,7 +79,7 @@ class Turns:
         def after_step() -> None:
             nonlocal steps
             steps += 1
-            if steps % STEPS_A_TURN == 0:
+            if steps % STEPS_PER_TURN == 0:
                 self.seconds[name].append(time.process_time() - self._began)
                 self._gates[self._next[name]].release()
                 self._wait(name)
@@ -101,7 +102,7 @@ def train(
     asynchronous: bool = False,
     **run_opts: Any,
 ) -> float:
-    """Train and return the CPU seconds of the training alone, those of a writing thread too."""
+    """Train and return the CPU seconds of `fit`, those of a writing thread included."""
     torch.manual_seed(0)
     rows = torch.utils.data.TensorDataset(torch.randn(steps * 16, size))
     model = torch.nn.Sequential(torch.nn.Linear(size, size), torch.nn.Dropout(0.1))
@@ -121,42 +122,42 @@ def train(
     return time.process_time() - started
 
 
-def none_due(folder: str, size: int) -> dict[str, list[float]]:
-    """Return the CPU seconds of a step, turn by turn."""
-    steps = (WARM_TURNS + TURNS) * STEPS_A_TURN
+def measure_without_saves(folder: str, size: int) -> dict[str, list[float]]:
+    """Return the CPU seconds per step of each turn."""
+    steps = (WARM_UP_TURNS + TURNS) * STEPS_PER_TURN
     trainings = {
         BASE: lambda call: train(None, size, steps, call),
-        "all on, none due": lambda call: train(
+        "checkpointer, by steps": lambda call: train(
             folder, size, steps, call, ckpt_interval_steps=10**9
         ),
-        "all on, by the clock": lambda call: train(
+        "checkpointer, by the clock": lambda call: train(
             folder, size, steps, call, ckpt_interval_minutes=1e9
         ),
     }
     turns = Turns(list(trainings))
     turns.run(trainings)
     return {
-        name: [each / STEPS_A_TURN for each in seconds[WARM_TURNS:]]
+        name: [each / STEPS_PER_TURN for each in seconds[WARM_UP_TURNS:]]
         for name, seconds in turns.seconds.items()
     }
 
 
-def some_due(folder: str, size: int, rounds: int) -> dict[str, list[float]]:
-    """Return the CPU seconds of a step, run by run."""
-    entrants = {
+def measure_with_saves(folder: str, size: int, rounds: int) -> dict[str, list[float]]:
+    """Return the CPU seconds per step of each run."""
+    trainings = {
         BASE: lambda: train(None, size),
-        f"one every {EVERY} steps": lambda: train(folder, size, ckpt_interval_steps=EVERY),
-        f"one every {EVERY}, asynchronous": lambda: train(
+        f"save every {EVERY} steps": lambda: train(folder, size, ckpt_interval_steps=EVERY),
+        f"save every {EVERY}, asynchronous": lambda: train(
             folder, size, asynchronous=True, ckpt_interval_steps=EVERY
         ),
     }
-    seconds: dict[str, list[float]] = {entrant: [] for entrant in entrants}
+    seconds: dict[str, list[float]] = {name: [] for name in trainings}
     for round_ in range(rounds + 1):
-        # Turned around in every other round, so that a drift of the machine cancels out.
-        for entrant in list(entrants)[:: 1 if round_ % 2 else -1]:
-            taken = entrants[entrant]() / STEPS
+        # In reverse order in every other round, so that a drift of the machine cancels out.
+        for name in list(trainings)[:: 1 if round_ % 2 else -1]:
+            taken = trainings[name]() / STEPS
             if round_:
-                seconds[entrant].append(taken)
+                seconds[name].append(taken)
     return seconds
 
 
@@ -167,7 +168,7 @@ def measure(folder: str, rank: int, ranks: int, rounds: int) -> None:
         store = torch.distributed.FileStore(f"{folder}/store", ranks)
         torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     for name, size in SIZES.items():
-        tables = none_due(folder, size), some_due(folder, size, rounds)
+        tables = measure_without_saves(folder, size), measure_with_saves(folder, size, rounds)
         if rank == 0:
             print(f"{name}, {ranks} rank{'s' * (ranks > 1)}")
             for table in tables:
@@ -176,12 +177,11 @@ def measure(folder: str, rank: int, ranks: int, rounds: int) -> None:
 
 def show(seconds: dict[str, list[float]]) -> None:
     base = seconds[BASE]
-    for entrant, taken in seconds.items():
-        ratios = sorted(a / b for a, b in zip(taken, base, strict=True))
-        low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
+    for name, taken in seconds.items():
+        ratio, low, high = paired_ratio(taken, base, tail=0.1)
         print(
-            f"  {entrant:32} {1e6 * statistics.median(taken):7.0f} us a step   x "
-            f"{statistics.median(ratios):.4f} (10 to 90 %: {low:.3f} to {high:.3f};"
+            f"  {name:32} {1e6 * statistics.median(taken):7.0f} us per step   x "
+            f"{ratio:.4f} (10 to 90 %: {low:.3f} to {high:.3f};"
             f" sums x {sum(taken) / sum(base):.4f})"
         )
 
@@ -189,9 +189,9 @@ def show(seconds: dict[str, list[float]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, default=1, help="gloo ranks on this machine")
-    parser.add_argument("--rounds", type=int, default=5, help="one more is done to warm up")
-    given = parser.parse_args()
-    ranks, rounds = given.ranks, given.rounds
+    parser.add_argument("--rounds", type=int, default=5, help="besides one to warm up")
+    options = parser.parse_args()
+    ranks, rounds = options.ranks, options.rounds
     with tempfile.TemporaryDirectory() as folder:
         if ranks == 1:
             measure(folder, 0, 1, rounds)

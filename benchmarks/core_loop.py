@@ -1,10 +1,10 @@
-"""CPU time of a training step of `Brain` over a hand-written loop, in one run.
+"""CPU time of a training step of `Brain`, relative to a hand-written loop, in one run.
 
     OMP_NUM_THREADS=1 python benchmarks/core_loop.py
 
-Linear(32, 32), MSE, batches of 16 from memory, SGD, gradients clipped, one thread. Contenders take
-turns, round by round; a ratio is the median over the rounds. SpeechBrain, Fabric and Accelerate
-take part where they are installed.
+Linear(32, 32), MSE, batches of 16 from memory, SGD, gradients clipped, one thread. The contenders
+run in turns, round by round, and a ratio is the median over the rounds. SpeechBrain, Fabric and
+Accelerate are measured, too, if they are installed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
+from _timing import paired_ratio
 from tqdm import tqdm
 
 import brain_core
@@ -31,7 +32,7 @@ STEPS, ROUNDS = 1500, 9
 
 
 class Data:
-    """The same batches for everybody, from memory."""
+    """The batches of all contenders, from memory."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -50,18 +51,18 @@ class Data:
 DATA = Data()
 
 
-def make() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+def make_model() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = torch.nn.Linear(32, 32)
     return model, torch.optim.SGD(model.parameters(), lr=0.01)
 
 
-def bare(batches: Any = DATA, *, careful: bool = False) -> None:
-    model, optimizer = make()
+def train_bare(batches: Any = DATA, *, checks_loss: bool = False) -> None:
+    model, optimizer = make_model()
     total = 0.0
     for inputs, targets in batches:
         loss = torch.nn.functional.mse_loss(model(inputs), targets)
-        if careful:
+        if checks_loss:
             value = loss.item()
             if not math.isfinite(value):
                 raise ValueError(value)
@@ -72,7 +73,7 @@ def bare(batches: Any = DATA, *, careful: bool = False) -> None:
         optimizer.zero_grad()
 
 
-def brain_of(base: type) -> type:
+def define_brain(base: type) -> type:
     class Regression(base):  # type: ignore[misc]  # chosen at run time
         def compute_forward(self, batch: Any, stage: Any) -> Any:
             return self.modules.model(batch[0])
@@ -84,27 +85,29 @@ def brain_of(base: type) -> type:
 
 
 def fit(base: type, data: Any, *, bar: bool = False) -> None:
-    brain = brain_of(base)(
-        {"model": make()[0]}, lambda p: torch.optim.SGD(p, lr=0.01), run_opts={"device": "cpu"}
+    brain = define_brain(base)(
+        {"model": make_model()[0]},
+        lambda p: torch.optim.SGD(p, lr=0.01),
+        run_opts={"device": "cpu"},
     )
     brain.fit(range(1), data, progressbar=bar)
 
 
-def speechbrain(*, bar: bool = False) -> None:
+def fit_speechbrain(*, bar: bool = False) -> None:
     from speechbrain.core import Brain
 
     fit(Brain, torch.utils.data.DataLoader(DATA.batches, batch_size=None), bar=bar)
 
 
-def brain_through_torchs_loader() -> None:
+def fit_with_dataloader() -> None:
     fit(brain_core.Brain, torch.utils.data.DataLoader(DATA.batches, batch_size=None))
 
 
-def fabric() -> None:
+def train_fabric() -> None:
     from lightning.fabric import Fabric
 
     fabric = Fabric(accelerator="cpu")
-    model, optimizer = fabric.setup(*make())
+    model, optimizer = fabric.setup(*make_model())
     for inputs, targets in DATA:
         loss = torch.nn.functional.mse_loss(model(inputs), targets)
         fabric.backward(loss)
@@ -113,11 +116,11 @@ def fabric() -> None:
         optimizer.zero_grad()
 
 
-def accelerate() -> None:
+def train_accelerate() -> None:
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
-    model, optimizer = accelerator.prepare(*make())
+    model, optimizer = accelerator.prepare(*make_model())
     for inputs, targets in DATA:
         loss = torch.nn.functional.mse_loss(model(inputs), targets)
         accelerator.backward(loss)
@@ -128,29 +131,29 @@ def accelerate() -> None:
 
 def contenders() -> dict[str, Callable[[], None]]:
     found: dict[str, Callable[[], None]] = {
-        "bare": bare,
-        "bare + mean loss + finite check": lambda: bare(careful=True),
+        "bare": train_bare,
+        "bare + mean loss + finite check": lambda: train_bare(checks_loss=True),
         "Brain": lambda: fit(brain_core.Brain, DATA),
-        "bare with tqdm": lambda: bare(tqdm(DATA, file=io.StringIO())),
+        "bare with tqdm": lambda: train_bare(tqdm(DATA, file=io.StringIO())),
         "Brain with a bar": lambda: fit(brain_core.Brain, DATA, bar=True),
     }
     if find_spec("speechbrain"):
-        found["Brain, torch's loader"] = brain_through_torchs_loader
-        found["SpeechBrain, torch's loader"] = speechbrain
+        found["Brain, DataLoader"] = fit_with_dataloader
+        found["SpeechBrain, DataLoader"] = fit_speechbrain
     if find_spec("lightning"):
-        found["Fabric"] = fabric
+        found["Fabric"] = train_fabric
     if find_spec("accelerate"):
-        found["Accelerate"] = accelerate
+        found["Accelerate"] = train_accelerate
     return found
 
 
 def main() -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    entrants = contenders()
-    seconds: dict[str, list[float]] = {name: [] for name in entrants}
+    trainings = contenders()
+    seconds: dict[str, list[float]] = {name: [] for name in trainings}
     for round_ in range(ROUNDS + 1):
-        for name, train in entrants.items():
+        for name, train in trainings.items():
             with open(os.devnull, "w") as null, contextlib.redirect_stderr(null):
                 started = time.process_time()
                 train()
@@ -159,10 +162,10 @@ def main() -> None:
                 seconds[name].append(taken / STEPS)
     for name, taken in seconds.items():
         base = "bare with tqdm" if name.endswith("bar") else "bare"
-        ratios = [a / b for a, b in zip(taken, seconds[base], strict=True)]
+        ratio, low, high = paired_ratio(taken, seconds[base])
         print(
-            f"{name:32} {1e6 * statistics.median(taken):7.0f} us a step   x "
-            f"{statistics.median(ratios):.3f} ({min(ratios):.2f} to {max(ratios):.2f}) of {base}"
+            f"{name:32} {1e6 * statistics.median(taken):7.0f} us per step   x "
+            f"{ratio:.3f} ({low:.2f} to {high:.2f}) of {base}"
         )
 
 

@@ -1,12 +1,14 @@
-"""Collate 32 clips of 8,000 to 16,000 samples: CPU microseconds, beside the plain ways.
+"""Collate 32 clips of 8,000 to 16,000 samples: CPU microseconds, compared with plain torch.
 
-python benchmarks/data_collate.py        (with SpeechBrain on the path it is measured too)
+    python benchmarks/data_collate.py
+
+SpeechBrain is measured, too, if it is installed.
 """
 
 from __future__ import annotations
 
 import torch
-from _data_rounds import rounds, table
+from _timing import cpu_seconds, print_microseconds
 
 from brain_data import PaddedBatch, batch_pad_right
 
@@ -24,25 +26,25 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     clips = [torch.randn(n) for n in torch.randint(8_000, 16_001, (32,)).tolist()]
-    whole = batch_pad_right(clips)[0]
+    padded = batch_pad_right(clips)[0]
     rows = [{"id": str(i), "wav": clip} for i, clip in enumerate(clips)]
     contenders = {
         "pad_sequence": lambda: torch.nn.utils.rnn.pad_sequence(clips, batch_first=True),
         "zeros + copy": lambda: zeros_and_copy(clips),
-        "clone (limit)": whole.clone,
-        "brain batch_pad_right": lambda: batch_pad_right(clips),
-        "brain PaddedBatch": lambda: PaddedBatch(rows),
+        "clone (limit)": padded.clone,
+        "brain_data batch_pad_right": lambda: batch_pad_right(clips),
+        "brain_data PaddedBatch": lambda: PaddedBatch(rows),
     }
     try:
-        from speechbrain.dataio.batch import PaddedBatch as TheirBatch
-        from speechbrain.utils.data_utils import batch_pad_right as their_padding
+        from speechbrain.dataio.batch import PaddedBatch as SpeechBrainBatch
+        from speechbrain.utils.data_utils import batch_pad_right as speechbrain_pad
     except ImportError:
-        print("SpeechBrain is not installed: left out")
+        print("SpeechBrain is not installed: skipped")
     else:
-        contenders["speechbrain batch_pad_right"] = lambda: their_padding(clips)
-        contenders["speechbrain PaddedBatch"] = lambda: TheirBatch(rows)
-    seconds = rounds(contenders, repeats=41, times=20)
-    table("32 clips of 8,000 to 16,000 floats, us", seconds, "pad_sequence")
+        contenders["speechbrain batch_pad_right"] = lambda: speechbrain_pad(clips)
+        contenders["speechbrain PaddedBatch"] = lambda: SpeechBrainBatch(rows)
+    seconds = cpu_seconds(contenders, rounds=41, calls=20)
+    print_microseconds("32 clips of 8,000 to 16,000 floats, us", seconds, "pad_sequence")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""A pipeline of three trivial steps: CPU microseconds an item, beside calling by hand.
+"""A pipeline of three trivial steps: CPU microseconds per item, compared with plain calls.
 
-python benchmarks/data_pipeline.py       (with SpeechBrain on the path it is measured too)
+    python benchmarks/data_pipeline.py
+
+SpeechBrain is measured, too, if it is installed.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from _data_rounds import rounds, table
+from _timing import cpu_seconds, print_microseconds
 
 from brain_data import DataPipeline, DynamicItemDataset
 
@@ -19,8 +21,8 @@ ITEMS: list[dict[str, Any]] = [
 ROW = {"id": "x", "a": 1}
 
 
-def by_hand(row: dict[str, Any]) -> dict[str, Any]:
-    """Compute the same, planned by a human."""
+def call_directly(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the same item without a pipeline."""
     first, second, third = (item["func"] for item in ITEMS)
     return {"id": row["id"], "d": third(second(first(row["a"])))}
 
@@ -31,23 +33,24 @@ def main() -> None:
     keys = ["id", "d"]
     pipeline = DataPipeline(["id", "a"], ITEMS, keys)
     dataset = DynamicItemDataset({"x": {"a": 1}}, ITEMS, keys)
-    assert pipeline(ROW) == dataset[0] == by_hand(ROW)
+    assert pipeline(ROW) == dataset[0] == call_directly(ROW)
     contenders = {
-        "by hand": lambda: {"id": ROW["id"], "d": third(second(first(ROW["a"])))},
-        "brain DataPipeline": lambda: pipeline(ROW),
-        "brain dataset[0]": lambda: dataset[0],
+        "plain calls": lambda: {"id": ROW["id"], "d": third(second(first(ROW["a"])))},
+        "brain_data DataPipeline": lambda: pipeline(ROW),
+        "brain_data dataset[0]": lambda: dataset[0],
     }
     try:
-        from speechbrain.dataio.dataset import DynamicItemDataset as TheirDataset
-        from speechbrain.utils.data_pipeline import DataPipeline as TheirPipeline
+        from speechbrain.dataio.dataset import DynamicItemDataset as SpeechBrainDataset
+        from speechbrain.utils.data_pipeline import DataPipeline as SpeechBrainPipeline
     except ImportError:
-        print("SpeechBrain is not installed: left out")
+        print("SpeechBrain is not installed: skipped")
     else:
-        theirs = TheirPipeline(["id", "a"], ITEMS, keys)
-        their_dataset = TheirDataset({"x": {"a": 1}}, ITEMS, keys)
-        contenders["speechbrain DataPipeline"] = lambda: theirs(ROW)
-        contenders["speechbrain dataset[0]"] = lambda: their_dataset[0]
-    table("a row through three steps, us", rounds(contenders, 41, 2000), "by hand")
+        speechbrain_pipeline = SpeechBrainPipeline(["id", "a"], ITEMS, keys)
+        speechbrain_dataset = SpeechBrainDataset({"x": {"a": 1}}, ITEMS, keys)
+        contenders["speechbrain DataPipeline"] = lambda: speechbrain_pipeline(ROW)
+        contenders["speechbrain dataset[0]"] = lambda: speechbrain_dataset[0]
+    seconds = cpu_seconds(contenders, rounds=41, calls=2000)
+    print_microseconds("a row through three steps, us", seconds, "plain calls")
 
 
 if __name__ == "__main__":

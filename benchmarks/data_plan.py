@@ -1,16 +1,15 @@
 """Plan dynamic batches over 1,000,000 lengths: seconds to build and to reshuffle, and memory.
 
-python benchmarks/data_plan.py
+    python benchmarks/data_plan.py
 
-"numpy by hand" sorts a permutation into the same buckets and cuts them into batches; it neither
-orders the batches by their work nor keeps a plan. With SpeechBrain on the path its sampler is
-measured too.
+"plain numpy" sorts a permutation into the same buckets and cuts them into batches. It neither
+orders the batches by their work nor keeps a plan. SpeechBrain's sampler is measured, too, if it is
+installed.
 """
 
 from __future__ import annotations
 
 import gc
-import statistics
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from _timing import print_seconds
 
 from brain_data import DynamicBatchSampler
 
@@ -29,7 +29,7 @@ ROWS, LIMIT, BUCKETS, ROUNDS = 1_000_000, 20_000, 60, 11
 
 
 class Rows:
-    """Only a length."""
+    """A dataset with a length and nothing else."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -37,12 +37,12 @@ class Rows:
 
 
 def make_lengths() -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return lengths as of utterances."""
+    """Return lengths distributed like those of utterances."""
     return np.random.default_rng(0).lognormal(6, 0.6, ROWS).clip(1, LIMIT)
 
 
-class ByHand:
-    """The plain way with numpy."""
+class PlainNumpy:
+    """Dynamic batches with numpy alone."""
 
     def __init__(self, lengths: Any) -> None:
         sampler = DynamicBatchSampler([1], LIMIT, num_buckets=BUCKETS, lengths_list=[1])
@@ -53,7 +53,7 @@ class ByHand:
         self.shuffle(0)
 
     def shuffle(self, epoch: int) -> None:
-        """Make an epoch's batches, as cuts in an order, and a random order of them."""
+        """Make an epoch's batches, as bounds in an order, and a random order of them."""
         generator = np.random.default_rng(epoch)
         order = generator.permutation(ROWS)
         buckets = self.buckets[order]
@@ -66,8 +66,8 @@ class ByHand:
         self.batches = generator.permutation(len(self.starts))
 
 
-def ours(lengths: Any) -> DynamicBatchSampler:
-    """Build our sampler and its first plan."""
+def build(lengths: Any) -> DynamicBatchSampler:
+    """Build the sampler and its first plan."""
     sampler = DynamicBatchSampler(Rows(), LIMIT, num_buckets=BUCKETS, lengths_list=lengths)
     sampler.plan()
     return sampler
@@ -79,33 +79,33 @@ def reshuffle(sampler: DynamicBatchSampler, epoch: int) -> None:
     sampler.plan()
 
 
-def speechbrain(lengths: Any) -> Any:
-    """Build the reference's sampler."""
-    from speechbrain.dataio.sampler import DynamicBatchSampler as Theirs
+def build_speechbrain(lengths: Any) -> Any:
+    """Build SpeechBrain's sampler."""
+    from speechbrain.dataio.sampler import DynamicBatchSampler as SpeechBrainSampler
 
-    return Theirs(Rows(), LIMIT, num_buckets=BUCKETS, lengths_list=lengths)
+    return SpeechBrainSampler(Rows(), LIMIT, num_buckets=BUCKETS, lengths_list=lengths)
 
 
 BUILDERS: dict[str, Callable[[Any], Any]] = {
-    "numpy by hand": ByHand,
-    "brain_data": ours,
-    "speechbrain": speechbrain,
+    "plain numpy": PlainNumpy,
+    "brain_data": build,
+    "speechbrain": build_speechbrain,
 }
 RESHUFFLERS: dict[str, Callable[[Any, int], None]] = {
-    "numpy by hand": lambda sampler, epoch: sampler.shuffle(epoch),
+    "plain numpy": lambda sampler, epoch: sampler.shuffle(epoch),
     "brain_data": reshuffle,
     "speechbrain": lambda sampler, epoch: sampler.set_epoch(epoch),
 }
 
 
 def grown_megabytes(name: str) -> float:
-    """Return what building and one reshuffle add to the peak of a fresh process."""
+    """Return what building and one reshuffle add to the peak memory of a new process."""
     lengths = make_lengths()
     if name == "speechbrain":
         lengths = lengths.tolist()
     torch.randperm(10)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = peak_megabytes()
     sampler = BUILDERS[name](lengths)
     RESHUFFLERS[name](sampler, 1)
@@ -113,32 +113,20 @@ def grown_megabytes(name: str) -> float:
 
 
 def peak_megabytes() -> float:
-    """Return the most memory that this process has had (Linux)."""
+    """Return the peak memory of this process (on Linux)."""
     status = Path("/proc/self/status").read_text()
     return float(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
-def report(title: str, seconds: dict[str, list[float]]) -> None:
-    """Print medians and ratios."""
-    base = seconds["numpy by hand"]
-    print(f"\n{title}: seconds, median (min to max), x numpy by hand")
-    for name, taken in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(taken, base, strict=False))
-        print(
-            f"  {name:16} {statistics.median(taken):.3f} "
-            f"({min(taken):.3f} to {max(taken):.3f})  x {ratio:.2f}"
-        )
 
 
 def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
     lengths = make_lengths().tolist()
-    names = ["numpy by hand", "brain_data"]
+    names = ["plain numpy", "brain_data"]
     try:
         import speechbrain.dataio.sampler  # noqa: F401
     except ImportError:
-        print("SpeechBrain is not installed: left out")
+        print("SpeechBrain is not installed: skipped")
     else:
         names.append("speechbrain")
     built: dict[str, list[float]] = {name: [] for name in names}
@@ -146,7 +134,7 @@ def main() -> None:
     for number in range(ROUNDS):
         for name in names:
             if name == "speechbrain" and number:
-                continue  # once is long enough
+                continue  # one round takes long enough
             gc.collect()
             start = time.perf_counter()
             sampler = BUILDERS[name](lengths)
@@ -155,9 +143,9 @@ def main() -> None:
             RESHUFFLERS[name](sampler, number + 1)
             shuffled[name].append(time.perf_counter() - start)
             del sampler
-    report("build from a list of 1,000,000 lengths", built)
-    report("reshuffle", shuffled)
-    print("\nmemory added at the peak, MB")
+    print_seconds("build from a list of 1,000,000 lengths", built, "plain numpy")
+    print_seconds("reshuffle", shuffled, "plain numpy")
+    print("\nadded to the peak memory, MB")
     for name in names:
         command = [sys.executable, __file__, "--memory", name]
         grown = subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -1,20 +1,21 @@
 """Resume at batch 100,000 of 125,000 (1,000,000 rows, shuffled): seconds to the first batch.
 
-python benchmarks/data_resume.py         (with torchdata installed it is measured too)
+    python benchmarks/data_resume.py
 
-Each contender makes its loader, goes to the position and takes one batch. "iterate the sampler" is
-what SpeechBrain does: it asks the sampler for every batch before the position.
+Each contender makes its loader, seeks the position and takes one batch. "iterate the sampler" is
+what SpeechBrain does: it takes every batch before the position from the sampler. torchdata is
+measured, too, if it is installed.
 """
 
 from __future__ import annotations
 
 import gc
-import statistics
 import time
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
+from _timing import print_seconds
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from brain_data import ReproducibleRandomSampler, SaveableDataLoader
@@ -27,7 +28,7 @@ ROUNDS = 15
 
 
 class Rows:
-    """A million rows that cost nothing."""
+    """A dataset of a million rows that are their own numbers."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -38,32 +39,32 @@ class Rows:
         return row
 
 
-class Rest:
-    """The batches of a permutation from a position on, sliced one by one."""
+class SlicedBatches:
+    """The batches of a permutation from a position on."""
 
     def __init__(self, order: torch.Tensor, position: int) -> None:
         self.order = order
         self.position = position
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Slice batch after batch."""
+        """Slice one batch after the other."""
         for low in range(self.position * BATCH_SIZE, ROWS, BATCH_SIZE):
             yield self.order[low : low + BATCH_SIZE].tolist()
 
 
 def order() -> torch.Tensor:
-    """Return the permutation that everybody makes."""
+    """Return the permutation of all contenders."""
     return torch.randperm(ROWS, generator=torch.Generator().manual_seed(563375142))
 
 
 def permute_and_slice(workers: int) -> torch.Tensor:
-    """Resume as one would write it by hand: the floor."""
-    loader = DataLoader(Rows(), batch_sampler=Rest(order(), POSITION), num_workers=workers)
+    """Resume with as little code as possible: the lower bound."""
+    loader = DataLoader(Rows(), batch_sampler=SlicedBatches(order(), POSITION), num_workers=workers)
     return next(iter(loader))
 
 
-def ours(workers: int, state: dict[str, Any] | None) -> torch.Tensor:
-    """Seek by index, or start afresh."""
+def first_batch(workers: int, state: dict[str, Any] | None) -> torch.Tensor:
+    """Seek the position of a state, or start at the beginning."""
     loader = SaveableDataLoader(
         Rows(), BATCH_SIZE, sampler=ReproducibleRandomSampler(Rows()), num_workers=workers
     )
@@ -72,11 +73,11 @@ def ours(workers: int, state: dict[str, Any] | None) -> torch.Tensor:
     return next(iter(loader))
 
 
-class Skipping:
-    """A batch sampler that is iterated up to a position, as SpeechBrain does it."""
+class SkippingBatches:
+    """A batch sampler that is iterated up to a position, as in SpeechBrain."""
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Ask for every batch before the position, then go on."""
+        """Take every batch before the position and drop it."""
         generator = torch.Generator().manual_seed(563375142)
         batches = BatchSampler(
             RandomSampler(range(ROWS), generator=generator), BATCH_SIZE, drop_last=False
@@ -86,21 +87,21 @@ class Skipping:
 
 def iterate_the_sampler(workers: int) -> torch.Tensor:
     """Resume as SpeechBrain does."""
-    return next(iter(DataLoader(Rows(), batch_sampler=Skipping(), num_workers=workers)))
+    return next(iter(DataLoader(Rows(), batch_sampler=SkippingBatches(), num_workers=workers)))
 
 
 def saved_state() -> dict[str, Any]:
-    """Return our state at the position, without going there."""
+    """Return the state of a loader at the position, without seeking it."""
     loader = SaveableDataLoader(Rows(), BATCH_SIZE, sampler=ReproducibleRandomSampler(Rows()))
     return {**loader.state_dict(), "position": POSITION}
 
 
 def torchdata_contender(workers: int) -> Callable[[], object] | None:
-    """Return how torchdata resumes, from a state that it saved at the position."""
+    """Return a function that resumes with torchdata, from its own state at the position."""
     try:
         from torchdata.stateful_dataloader import StatefulDataLoader
     except ImportError:
-        print("torchdata is not installed: left out")
+        print("torchdata is not installed: skipped")
         return None
 
     def make() -> Any:
@@ -131,16 +132,16 @@ def measure(workers: int) -> None:
     """Print a table for one number of workers."""
     state = saved_state()
     contenders: dict[str, Callable[[], object]] = {
-        "permute and slice (floor)": lambda: permute_and_slice(workers),
-        "brain_data, at the position": lambda: ours(workers, state),
-        "brain_data, fresh start": lambda: ours(workers, None),
+        "permute and slice": lambda: permute_and_slice(workers),
+        "brain_data, at the position": lambda: first_batch(workers, state),
+        "brain_data, from the beginning": lambda: first_batch(workers, None),
         "iterate the sampler": lambda: iterate_the_sampler(workers),
     }
-    theirs = torchdata_contender(workers)
-    if theirs is not None:
-        contenders["torchdata StatefulDataLoader"] = theirs
+    torchdata = torchdata_contender(workers)
+    if torchdata is not None:
+        contenders["torchdata StatefulDataLoader"] = torchdata
     first = permute_and_slice(workers)
-    assert torch.equal(first, ours(workers, state))
+    assert torch.equal(first, first_batch(workers, state))
     assert torch.equal(first, iterate_the_sampler(workers))
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(ROUNDS):
@@ -150,14 +151,7 @@ def measure(workers: int) -> None:
             batch = call()
             seconds[name].append(time.perf_counter() - start)
             del batch
-    base = seconds["permute and slice (floor)"]
-    print(f"\n{workers} workers: seconds to the first batch, median (min to max), x floor")
-    for name, taken in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(taken, base, strict=True))
-        print(
-            f"  {name:32} {statistics.median(taken):.4f} "
-            f"({min(taken):.4f} to {max(taken):.4f})  x {ratio:.2f}"
-        )
+    print_seconds(f"{workers} workers, to the first batch", seconds, "permute and slice")
 
 
 def main() -> None:

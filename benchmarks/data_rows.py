@@ -1,9 +1,9 @@
 """A manifest of 1,000,000 rows: seconds to load, megabytes of the process and of two workers.
 
-python benchmarks/data_rows.py           (with SpeechBrain on the path it is measured too)
+    python benchmarks/data_rows.py
 
-Each contender has a process of its own. A worker's growth is what it holds alone (its private
-pages) after a pass over half of the rows in random order, over what it held when it had begun.
+Each contender has its own process. A worker's growth is the increase of its private pages during a
+pass over half of the rows in random order. SpeechBrain is measured, too, if it is installed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "w
 
 
 def write_manifest(path: Path) -> None:
-    """Write rows as a recipe prepares them."""
+    """Write rows like those of a recipe."""
     draw = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         data = {
@@ -38,14 +38,14 @@ def write_manifest(path: Path) -> None:
         json.dump(data, file, indent=1)
 
 
-def load_ours(path: str) -> Any:
-    """Load with this package."""
+def load_brain_data(path: str) -> Any:
+    """Load with brain_data."""
     from brain_data import DynamicItemDataset
 
     return DynamicItemDataset.from_json(path, {"data_root": "/data"}, [], ["id", "wav", "words"])
 
 
-def load_theirs(path: str) -> Any:
+def load_speechbrain(path: str) -> Any:
     """Load with SpeechBrain."""
     from speechbrain.dataio.dataset import DynamicItemDataset
 
@@ -53,13 +53,13 @@ def load_theirs(path: str) -> Any:
 
 
 class BytesAndOffsets:
-    """The plain way: the lines of the file as bytes, parsed when asked for, nothing checked."""
+    """The bytes of the file, parsed when a row is read, without any checks."""
 
     def __init__(self, path: str) -> None:
         import numpy as np
 
         self.bytes = np.fromfile(path, np.uint8)
-        # Rows begin after a line with the brace that ends the former one.
+        # A row begins after the line with the closing brace of the preceding one.
         self.ends = np.flatnonzero(self.bytes == ord("}"))[1::2]
 
     def __getitem__(self, index: int) -> Any:
@@ -70,19 +70,19 @@ class BytesAndOffsets:
 
 
 def private_megabytes() -> float:
-    """Sum the pages that no other process shares."""
+    """Return the memory that this process shares with no other."""
     lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
 
 
 def resident_megabytes() -> float:
-    """Sum the pages of this process."""
+    """Return the resident memory of this process."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
 
 def walk(dataset: Any, worker: int, out: int) -> None:
-    """Read this worker's half of the rows, and tell the growth."""
+    """Read this worker's half of the rows, and write its growth to a pipe."""
     for i in range(1000):
         dataset[i]
     before = private_megabytes()
@@ -91,7 +91,7 @@ def walk(dataset: Any, worker: int, out: int) -> None:
         dataset[i * 7919 % ROWS]
     taken = time.perf_counter() - start
     growth = private_megabytes() - before
-    os.write(out, f"{growth:.1f} MB ({taken / ROWS * WORKERS * 1e6:.1f} us a row)\n".encode())
+    os.write(out, f"{growth:.1f} MB ({taken / ROWS * WORKERS * 1e6:.1f} us per row)\n".encode())
 
 
 def child(name: str, path: str) -> None:
@@ -99,8 +99,12 @@ def child(name: str, path: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    # The imports are not what is measured.
-    load: Any = {"brain": load_ours, "speechbrain": load_theirs, "bytes": BytesAndOffsets}[name]
+    # Import outside of what is measured.
+    load: Any = {
+        "brain": load_brain_data,
+        "speechbrain": load_speechbrain,
+        "bytes": BytesAndOffsets,
+    }[name]
     if name == "brain":
         import brain_data  # noqa: F401
     if name == "speechbrain":
@@ -141,8 +145,8 @@ def main() -> None:
             command = [sys.executable, __file__, name, str(path)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             missing = "No module named 'speechbrain'" in done.stderr
-            said = f"  {name:12} is not installed: left out\n" if missing else done.stderr[-400:]
-            print(done.stdout or said, end="", flush=True)
+            message = f"  {name:12} is not installed: skipped\n" if missing else done.stderr[-400:]
+            print(done.stdout or message, end="", flush=True)
 
 
 if __name__ == "__main__":

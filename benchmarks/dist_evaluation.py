@@ -1,10 +1,10 @@
-"""Time of an evaluation dealt out over ranks beside one process's, in one run.
+"""Time of an evaluation that is sharded over ranks, relative to one process, in one run.
 
     OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 benchmarks/dist_evaluation.py
 
-The test set has 101 batches, which two ranks do not divide.  `--shard_evaluation` and the whole
-set on every rank, as SpeechBrain does it, take turns with the whole set on rank 0 alone while the
-others wait: that is one process with a core of its own.  Ranks need a core each.
+The test set has 101 batches, which two ranks do not divide. Three evaluations run in turns: with
+`--shard_evaluation`, with the whole set on every rank as in SpeechBrain, and with the whole set on
+rank 0 while the others wait, which is one process with its own core. Each rank needs a core.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 import time
 
 import torch
+from _timing import paired_ratio
 from torch import nn
 
 import brain_dist
@@ -22,21 +23,21 @@ ROUNDS, BATCH, BATCHES, WIDTH = 9, 32, 101, 256
 
 
 class Classifier(Brain):
-    """A few layers."""
+    """A few linear layers with tanh."""
 
     def compute_forward(self, batch: list[torch.Tensor], stage: Stage) -> torch.Tensor:
-        """Call the model."""
+        """Return the scores of the classes."""
         return self.modules.model(batch[0])
 
     def compute_objectives(
         self, predictions: torch.Tensor, batch: list[torch.Tensor], stage: Stage
     ) -> torch.Tensor:
-        """Compare with the classes."""
+        """Return the cross entropy."""
         return nn.functional.cross_entropy(predictions, batch[1])
 
 
 def make_brain(*, shards: bool, wraps: bool) -> Classifier:
-    """Make a Brain, wrapped by DDP if asked."""
+    """Make a Brain, wrapped by DDP if ``wraps``."""
     torch.manual_seed(0)
     layers = [layer for _ in range(8) for layer in (nn.Linear(WIDTH, WIDTH), nn.Tanh())]
     brain = Classifier(
@@ -49,7 +50,7 @@ def make_brain(*, shards: bool, wraps: bool) -> Classifier:
 
 
 def main() -> None:
-    """Let them take turns, and print."""
+    """Measure in turns, and print."""
     torch.set_num_threads(1)
     brain_dist.ddp_init_group({"distributed_backend": "gloo", "device": "cpu"})
     generator = torch.Generator().manual_seed(7)
@@ -60,7 +61,7 @@ def main() -> None:
     )
     brains = {
         "one process": make_brain(shards=False, wraps=False),
-        "every rank all": make_brain(shards=False, wraps=True),
+        "whole set, all ranks": make_brain(shards=False, wraps=True),
         "--shard_evaluation": make_brain(shards=True, wraps=True),
     }
     losses, seconds = {}, {name: [] for name in brains}
@@ -78,10 +79,10 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - started)
     if brain_dist.if_main_process():
         for name, taken in seconds.items():
-            ratios = [a / b for a, b in zip(taken, seconds["one process"], strict=True)]
+            ratio, low, high = paired_ratio(taken, seconds["one process"])
             print(
-                f"{name:20} {1e3 * statistics.median(taken):6.0f} ms  x "
-                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) of one"
+                f"{name:22} {1e3 * statistics.median(taken):6.0f} ms  x "
+                f"{ratio:.2f} ({low:.2f} to {high:.2f}) of one process"
                 f"   loss {losses[name]:.13f}"
             )
     torch.distributed.destroy_process_group()

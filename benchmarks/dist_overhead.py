@@ -1,11 +1,11 @@
-"""CPU time of a step of `Brain` on gloo ranks over a bare DDP loop, in one run.
+"""CPU time of a step of `Brain` on gloo ranks, relative to a bare DDP loop, in one run.
 
     OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 benchmarks/dist_overhead.py
 
-Both clip gradients; Brain has a checkpoint interval and stop signals on.  They take turns, some
-steps each, so that what else the machine does falls on both; the figures are the CPU time of all
-threads of all ranks, a ratio is that of two neighbouring turns.  The last line is what the vote on
-stopping and saving takes among steps of that length.
+Both clip gradients; Brain has a checkpoint interval and handles stop signals. They run in turns of
+a few steps, so that other load on the machine affects both. The figures are the CPU time of all
+threads of all ranks; a ratio compares two adjacent turns. The last line is the CPU time of the vote
+on stopping and saving, between steps of that length.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
+from _timing import paired_ratio
 from torch import nn
 
 import brain_dist
@@ -25,17 +26,17 @@ from brain_core import Brain, Stage
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-TURNS, WARM_TURNS, STEPS = 600, 10, 20
+TURNS, WARM_UP_TURNS, STEPS = 600, 10, 20
 
 
 def make_model() -> nn.Module:
-    """Make the model that all train."""
+    """Make the model that both train."""
     torch.manual_seed(0)
     return nn.Linear(32, 32)
 
 
-class Bare:
-    """A loop by hand, some steps at a time."""
+class BareLoop:
+    """A hand-written DDP loop that trains a few steps per call."""
 
     def __init__(self) -> None:
         modules = {"model": make_model()}
@@ -45,7 +46,7 @@ class Bare:
         self.batch = torch.rand(16, 32)
 
     def __call__(self) -> None:
-        """Train."""
+        """Train for a few steps."""
         for _ in range(STEPS):
             loss = nn.functional.mse_loss(self.model(self.batch), self.batch)
             loss.backward()
@@ -54,48 +55,48 @@ class Bare:
             self.optimizer.zero_grad()
 
 
-class TakingTurns:
-    """Batches for Brain; between two turns of it the other contender has one."""
+class AlternatingBatches:
+    """Batches for Brain, which run the other contender between two of its turns."""
 
     def __init__(self, other: Callable[[], None]) -> None:
         self.other = other
         self.batch = torch.rand(16, 32)
-        self.seconds: list[tuple[float, float]] = []  # of Brain, of the other; turn by turn
+        self.seconds: list[tuple[float, float]] = []  # of Brain and of the other, by turn
 
     def __len__(self) -> int:
-        """Count the batches."""
-        return (WARM_TURNS + TURNS) * STEPS
+        """Return the number of batches."""
+        return (WARM_UP_TURNS + TURNS) * STEPS
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        """Yield the same batch again and again."""
-        for turn in range(WARM_TURNS + TURNS):
+        """Yield the same batch each time."""
+        for turn in range(WARM_UP_TURNS + TURNS):
             started = time.process_time()
             for _ in range(STEPS):
                 yield self.batch
             between = time.process_time()
             self.other()
             ended = time.process_time()
-            if turn >= WARM_TURNS:
+            if turn >= WARM_UP_TURNS:
                 self.seconds.append((between - started, ended - between))
 
 
 class Small(Brain):
-    """The same in Brain's two methods."""
+    """The same training with Brain."""
 
     def compute_forward(self, batch: torch.Tensor, stage: Stage) -> Any:
-        """Call the model."""
+        """Return the model's output."""
         return self.modules.model(batch)
 
     def compute_objectives(self, predictions: Any, batch: torch.Tensor, stage: Stage) -> Any:
-        """Compare with the input."""
+        """Return the mean squared error to the input."""
         return nn.functional.mse_loss(predictions, batch)
 
 
-def run_beside_brain(other: Callable[[], None]) -> list[tuple[float, float]]:
-    """Train by Brain and the other; return the CPU seconds of all ranks, turn by turn."""
-    data = TakingTurns(other)
-    with tempfile.TemporaryDirectory() as own:
-        folder = brain_dist.ddp_broadcast(own)
+def alternate_with_brain(other: Callable[[], None]) -> list[tuple[float, float]]:
+    """Train with Brain and the other in turns; return the CPU seconds of all ranks by turn."""
+    data = AlternatingBatches(other)
+    with tempfile.TemporaryDirectory() as of_this_rank:
+        folder = brain_dist.ddp_broadcast(of_this_rank)
         brain = Small(
             {"model": make_model()},
             lambda parameters: torch.optim.SGD(parameters, lr=0.01),
@@ -106,18 +107,18 @@ def run_beside_brain(other: Callable[[], None]) -> list[tuple[float, float]]:
         brain_dist.ddp_barrier()
     by_rank = brain_dist.gather_objects(data.seconds)
     return [
-        (sum(mine for mine, _ in turn), sum(others for _, others in turn))
+        (sum(brain for brain, _ in turn), sum(bare for _, bare in turn))
         for turn in zip(*by_rank, strict=True)
     ]
 
 
 def vote_seconds(step_s: float, votes: int = 4000) -> float:
-    """Return the CPU seconds of one vote among steps of that length, all ranks together."""
+    """Return the CPU seconds of one vote between steps of that length, summed over all ranks."""
     vote = brain_dist.StepVote()
     spent = 0.0
     for number in range(votes + votes // 10):
         if number == votes // 10:
-            spent = 0.0  # until then the ranks were finding out how often to ask
+            spent = 0.0  # before, the ranks were still adapting how often they vote
         time.sleep(step_s)
         started = time.process_time()
         vote.vote(0)
@@ -128,26 +129,26 @@ def vote_seconds(step_s: float, votes: int = 4000) -> float:
 
 
 def main() -> None:
-    """Let them take turns, and print."""
+    """Measure in turns, and print."""
     torch.set_num_threads(1)
     brain_dist.ddp_init_group({"distributed_backend": "gloo"})
     started = time.perf_counter()
-    seconds = run_beside_brain(Bare())
-    step_s = (time.perf_counter() - started) / (WARM_TURNS + TURNS) / STEPS / 2
+    seconds = alternate_with_brain(BareLoop())
+    step_s = (time.perf_counter() - started) / (WARM_UP_TURNS + TURNS) / STEPS / 2
     vote_s = vote_seconds(step_s)
     if brain_dist.if_main_process():
-        ratios = sorted(mine / others for mine, others in seconds)
-        low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
-        each = [statistics.median(column) / STEPS * 1e6 for column in zip(*seconds, strict=True)]
+        of_brain, of_bare = zip(*seconds, strict=True)
+        ratio, low, high = paired_ratio(of_brain, of_bare, tail=0.1)
+        brain_us, bare_us = (statistics.median(s) / STEPS * 1e6 for s in (of_brain, of_bare))
         ranks = brain_dist.get_world_size()
-        print(f"{ranks} ranks, CPU time of all of them a step, median of {TURNS} turns")
-        print(f"bare DDP + clip  {each[1]:7.0f} µs")
+        print(f"{ranks} ranks, CPU time per step of all of them, median of {TURNS} turns")
+        print(f"bare DDP + clip  {bare_us:7.0f} µs")
         print(
-            f"Brain            {each[0]:7.0f} µs  x {statistics.median(ratios):.3f}"
+            f"Brain            {brain_us:7.0f} µs  x {ratio:.3f}"
             f" (10 to 90 %: {low:.2f} to {high:.2f};"
-            f" sums x {sum(m for m, _ in seconds) / sum(o for _, o in seconds):.3f})"
+            f" sums x {sum(of_brain) / sum(of_bare):.3f})"
         )
-        print(f"the vote of it   {vote_s * 1e6:7.1f} µs  {100 * vote_s * 1e6 / each[1]:.2f} %")
+        print(f"its vote         {vote_s * 1e6:7.1f} µs  {100 * vote_s * 1e6 / bare_us:.2f} %")
     torch.distributed.destroy_process_group()
 
 

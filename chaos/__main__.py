@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-# Before torch is loaded: a pool of threads would not survive the forks that follow.
+# Before torch is loaded: a pool of threads does not survive the forks that follow.
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 
-from chaos._command_line import main  # noqa: E402 - torch reads the environment when it is loaded
+from chaos._command_line import main  # noqa: E402 - torch reads the environment when it is imported
 
 sys.exit(main())

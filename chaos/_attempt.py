@@ -1,4 +1,4 @@
-"""One start of a run: its processes are forked, watched, and killed when the moment has come."""
+"""One start of a run: fork its processes, watch them, and kill them as planned."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from torch import distributed
 
 from brain_dist import set_control_timeout
 from chaos import _mutants
-from chaos._board import Aim, Board, Phase
 from chaos._journal import Journal
 from chaos._recipe import train
+from chaos._status import KillPlan, Phase, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
     from chaos._cases import Config
 
-__all__ = ["Ended", "die_with_parent", "end_of", "fork", "journal_of", "log_of", "start"]
+__all__ = ["Ended", "die_with_parent", "fork", "journal_of", "log_of", "open_pidfd", "start"]
 
-HANG_S = 180.0  # from the kill until whoever is left counts as hanging: some waits of gloo's
-_RUN_S = 1200.0  # from the fork, for a run that is not killed, or not yet
-_GROUP_TIMEOUT_S = 30.0  # what gloo waits for a rank that does not come
+HANG_S = 180.0  # after the kill, when other ranks count as hung; gloo waits several times
+_RUN_S = 1200.0  # from the fork, for a run without a kill
+_GROUP_TIMEOUT_S = 30.0  # how long gloo waits for a missing rank
 _PR_SET_PDEATHSIG = 1
 
 
@@ -47,71 +47,73 @@ class Ended:
     how : str
         "killed", "finished", "failed" by itself, or "hung".
     phase : Phase or None
-        Where the first rank that was killed was.
+        Where the first killed rank was.
     targets : tuple of int
-        The ranks that were killed.
+        The killed ranks.
     seconds : float
-        How long it took, from the fork until all ranks were gone.
-    alone_s : float
-        How long the ranks that were not killed went on.
+        The time from the fork until all ranks had ended.
+    survivors_s : float
+        How long the other ranks ran after the kill.
     """
 
     how: str
     phase: Phase | None = None
     targets: tuple[int, ...] = ()
     seconds: float = 0.0
-    alone_s: float = 0.0
+    survivors_s: float = 0.0
 
 
 def journal_of(folder: Path, attempt: int, rank: int) -> Path:
-    """Return where a process writes what it does."""
+    """Return the path of a process's journal."""
     return folder / f"start{attempt}-rank{rank}.jsonl"
 
 
 def log_of(folder: Path, attempt: int, rank: int) -> Path:
-    """Return where a process writes what it says."""
+    """Return the path of a process's output."""
     return folder / f"start{attempt}-rank{rank}.log"
 
 
-def start(config: Config, folder: Path, attempt: int, aim: Aim | None, mutant: str | None) -> Ended:
-    """Start a run, kill it as aimed, and wait until all its processes have ended."""
+def start(
+    config: Config, folder: Path, attempt: int, plan: KillPlan | None, mutant: str | None
+) -> Ended:
+    """Start a run, kill it as planned, and wait until all its processes have ended."""
     began = time.monotonic()
-    board = Board(config.ranks, aim)
+    status = Status(config.ranks, plan)
     pids: dict[int, int] = {}  # by rank
 
     def child(rank: int) -> None:
-        board.join(rank)
+        status.attach(rank)
         _redirect(log_of(folder, attempt, rank))
         _mutants.apply(mutant)
         _join_group(config.ranks, rank, folder / f"store{attempt}")
-        train(config, folder, Journal(journal_of(folder, attempt, rank)), board)
+        train(config, folder, Journal(journal_of(folder, attempt, rank)), status)
         if config.ranks > 1:
             distributed.destroy_process_group()
 
     try:
         for rank in range(config.ranks):
             pids[rank] = fork(lambda rank=rank: child(rank))  # type: ignore[misc]  # bound early
-        codes = _wait_for_aim(board, pids, aim)
+        codes = _wait_until_kill(status, pids, plan)
         killed_at = time.monotonic()
-        # A rank that the kernel has killed for us may be gone already; one that failed was not hit.
-        by_itself = any(code not in {0, -signal.SIGKILL} for code in codes.values())
-        targets = () if aim is None or by_itself else aim.targets
+        # The kernel's timer may have killed a rank already; a rank that failed was not killed.
+        failed = any(code not in {0, -signal.SIGKILL} for code in codes.values())
+        targets = () if plan is None or failed else plan.targets
         for rank in targets:
             if rank not in codes:
                 os.kill(pids[rank], signal.SIGKILL)
         hung = not _reap(pids, codes, time.monotonic() + HANG_S)
-        now = time.monotonic()
-        hit = tuple(rank for rank in targets if codes[rank] == -signal.SIGKILL)
-        ended = Ended(_verdict(codes, hit, hung=hung), None, hit, now - began)
-        if hit:
-            ended.phase, ended.alone_s = board.phase_of(hit[0]), now - killed_at
+        ended_at = time.monotonic()
+        killed = tuple(rank for rank in targets if codes[rank] == -signal.SIGKILL)
+        ended = Ended(_how_ended(codes, killed, hung=hung), None, killed, ended_at - began)
+        if killed:
+            ended.phase, ended.survivors_s = status.phase_of(killed[0]), ended_at - killed_at
         return ended
     finally:
-        board.close()
+        status.close()
 
 
 def fork(function: Callable[[], None]) -> int:
-    """Run a function in a fork of this process, which ends as an interpreter does; its pid."""
+    """Run a function in a fork of this process that exits like an interpreter; return its pid."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -122,26 +124,28 @@ def fork(function: Callable[[], None]) -> int:
         die_with_parent()
         function()
         code = 0
-    except BaseException:  # noqa: BLE001 - whatever it is, the child ends here
+    except BaseException:  # noqa: BLE001 - the child ends here after any error
         traceback.print_exc()
     finally:
         with contextlib.suppress(BaseException):
-            atexit._run_exitfuncs()  # noqa: SLF001 - as sys.exit would, without this stack
+            atexit._run_exitfuncs()  # noqa: SLF001 - as sys.exit does, without unwinding this stack
         with contextlib.suppress(BaseException):
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
 
 
-def end_of(pid: int) -> int:
-    """Return a descriptor that can be read once the process has ended."""
+def open_pidfd(pid: int) -> int:
+    """Return a file descriptor that can be read once the process has ended."""
     if not hasattr(os, "pidfd_open"):
-        raise RuntimeError("the runs are watched through pidfd_open: start this on Linux 5.3 on")
+        raise RuntimeError(
+            "os.pidfd_open is required, got a system without it; use Linux 5.3 or newer"
+        )
     return os.pidfd_open(pid)
 
 
 def die_with_parent() -> None:
-    """Let the kernel end this process when the one that forked it ends, where there is a way."""
+    """Let the kernel end this process when its parent ends; on Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -169,28 +173,28 @@ def _join_group(ranks: int, rank: int, store: Path) -> None:
     set_control_timeout(_GROUP_TIMEOUT_S)
 
 
-def _wait_for_aim(board: Board, pids: dict[int, int], aim: Aim | None) -> dict[int, int]:
-    """Wait until it is time to kill, or any process has ended; returns the codes of those."""
+def _wait_until_kill(status: Status, pids: dict[int, int], plan: KillPlan | None) -> dict[int, int]:
+    """Wait until it is time to kill or a process has failed; return the codes of ended ranks."""
     codes: dict[int, int] = {}
-    waits_from_fork = aim is not None and aim.phase is None
-    deadline = time.monotonic() + (aim.delay_s if aim is not None and waits_from_fork else _RUN_S)
-    ends = {end_of(pid): rank for rank, pid in pids.items()}
-    watched = [board.reading, *(end for end in ends if end >= 0)]
+    waits_from_fork = plan is not None and plan.phase is None
+    deadline = time.monotonic() + (plan.delay_s if plan is not None and waits_from_fork else _RUN_S)
+    ends = {open_pidfd(pid): rank for rank, pid in pids.items()}
+    watched = [status.reading, *(end for end in ends if end >= 0)]
     try:
         while len(codes) < len(pids):
-            left = max(0.0, deadline - time.monotonic())
-            found = select.select(watched, [], [], left)[0]
-            for end in [each for each in found if each != board.reading]:
+            timeout_s = max(0.0, deadline - time.monotonic())
+            ready = select.select(watched, [], [], timeout_s)[0]
+            for end in [each for each in ready if each != status.reading]:
                 rank = ends[end]
                 codes[rank] = os.waitstatus_to_exitcode(os.waitpid(pids[rank], 0)[1])
                 watched.remove(end)
                 if codes[rank]:
-                    return codes  # the others have to notice by themselves
-            if board.reading in found:
-                assert aim is not None
-                time.sleep(aim.delay_s)
+                    return codes  # the other ranks must find out by themselves
+            if status.reading in ready:
+                assert plan is not None
+                time.sleep(plan.delay_s)
                 return codes
-            if not found:
+            if not ready:
                 return codes
     finally:
         for end in ends:
@@ -199,12 +203,12 @@ def _wait_for_aim(board: Board, pids: dict[int, int], aim: Aim | None) -> dict[i
 
 
 def _reap(pids: dict[int, int], codes: dict[int, int], deadline: float) -> bool:
-    """Wait for every process; returns False if some had to be killed since they hung."""
+    """Wait for every process; kill those that hang, and return False if there were any."""
     hung = False
     for rank, pid in pids.items():
         if rank in codes:
             continue
-        end = end_of(pid)
+        end = open_pidfd(pid)
         try:
             if not select.select([end], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 hung = True
@@ -215,9 +219,9 @@ def _reap(pids: dict[int, int], codes: dict[int, int], deadline: float) -> bool:
     return not hung
 
 
-def _verdict(codes: dict[int, int], hit: tuple[int, ...], *, hung: bool) -> str:
+def _how_ended(codes: dict[int, int], killed: tuple[int, ...], *, hung: bool) -> str:
     if hung:
         return "hung"
-    if hit:
+    if killed:
         return "killed"
     return "failed" if any(codes.values()) else "finished"

@@ -1,4 +1,4 @@
-"""What is run and when it is killed: a pure function of a seed and a number."""
+"""Which run is killed when: a pure function of a seed and a number."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import random
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from chaos._board import Aim, Phase
+from chaos._status import KillPlan, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Case", "Config", "Pace", "chain", "choose_aim", "draw_case"]
+__all__ = ["Case", "Config", "Durations", "chain", "choose_kill", "draw_case"]
 
 ROWS, BATCH_SIZE, VALID_ROWS = 52, 4, 20
-MOST_KILLS_OF_A_CASE = 12
-# How often each moment is aimed at; None is any moment from the fork to the end.
+MAX_KILLS_PER_CASE = 12
+# How often each phase is chosen; None is any moment from the fork to the end.
 WEIGHTS: dict[Phase | None, float] = {
     None: 0.20,
     Phase.STEP: 0.22,
@@ -25,12 +25,12 @@ WEIGHTS: dict[Phase | None, float] = {
     Phase.WRITE: 0.08,
     Phase.VALID: 0.16,
     Phase.START: 0.10,
-    Phase.BORDER: 0.08,
+    Phase.BETWEEN: 0.08,
     Phase.END: 0.04,
 }
-ONE_RANK = 0.6  # of the kills on several ranks hit one; the others hit all
+ONE_RANK = 0.6  # the share of kills on several ranks that end one rank; the others end all
 ONE_RANK_AT_START = 0.08
-BEFORE_PROGRESS = 0.15  # of the kills in a chain come before a new checkpoint
+BEFORE_PROGRESS = 0.15  # the share of kills in a chain before a new checkpoint
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Config:
     Attributes
     ----------
     ranks, workers : int
-        Processes that train, and processes that each of them loads with.
+        Training processes, and loader workers of each.
     accumulation : int
-        Batches to an optimizer step; 3 does not divide the 13 batches of an epoch.
+        Batches per optimizer step; 3 does not divide the 13 batches of an epoch.
     precision : str
         "fp32" or "bf16".
     asynchronous : bool
@@ -50,7 +50,7 @@ class Config:
     interval : int
         Batches between checkpoints within an epoch.
     epochs : int
-        How long the run is.
+        The length of the run.
     """
 
     ranks: int = 1
@@ -63,7 +63,7 @@ class Config:
 
     @property
     def name(self) -> str:
-        """Say it in a word that can be a folder's name."""
+        """The settings in a form that can name a folder."""
         kind = "async" if self.asynchronous else "blocking"
         return (
             f"ranks{self.ranks}-workers{self.workers}-accum{self.accumulation}-{self.precision}"
@@ -71,26 +71,26 @@ class Config:
         )
 
     def fields(self) -> dict[str, Any]:
-        """Return it for a report."""
+        """Return the settings for a report."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run and how often it is killed.
+    """A run and the number of its kills.
 
     Attributes
     ----------
     number : int
-        Its number; with the seed it says all the rest.
+        Determines everything else, together with the seed.
     seed : int
         The seed of the session.
     config : Config
         The run.
     kills : int
-        How often it is killed at most, before it may go on to its end.
+        The number of kills after which the run may finish.
     chained : bool
-        Whether it is killed soon after each bit of progress.
+        Whether the run is killed soon after each new checkpoint.
     """
 
     number: int
@@ -99,21 +99,21 @@ class Case:
     kills: int
     chained: bool = False
 
-    def dice(self) -> random.Random:
-        """Return what decides about its kills."""
+    def generator(self) -> random.Random:
+        """Return the generator that its kills are drawn from."""
         return random.Random(f"{self.seed}/{self.number}/{self.chained}")
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How long things take in a run that nobody disturbs.
+class Durations:
+    """How long the phases of an undisturbed run take.
 
     Attributes
     ----------
     seconds : float
         From the fork to the end.
     phase_seconds : dict of str to float
-        In each phase, altogether.
+        The total time in each phase.
     phase_times : dict of str to int
         How often each phase began.
     """
@@ -127,36 +127,36 @@ class Pace:
         return self.phase_times.get(phase.name, 0)
 
     def mean_s(self, phase: Phase) -> float:
-        """Return how long a phase lasts."""
+        """Return the mean duration of a phase."""
         return self.phase_seconds.get(phase.name, 0.0) / max(1, self.times(phase))
 
 
 def configs(ranks: Sequence[int]) -> list[Config]:
-    """Return the matrix."""
+    """Return all settings of the matrix."""
     cells = itertools.product(ranks, (0, 2), (1, 3), ("fp32", "bf16"), (False, True), (3, 5))
     return [Config(*cell) for cell in cells]
 
 
 def draw_case(seed: int, number: int, ranks: Sequence[int]) -> Case:
-    """Return a case: every 32 numbers all settings but the ranks are met, each once.
+    """Return a case; each 32 consecutive numbers draw every setting besides the ranks once.
 
-    Several ranks take longer, and are met less often.
+    Several ranks take longer, and are drawn less often.
     """
-    dice = random.Random(f"{seed}/{number}")
+    generator = random.Random(f"{seed}/{number}")
     weights = [1.0 if each == 1 else 0.3 for each in ranks]
-    chosen = dice.choices(list(ranks), weights)[0]
+    chosen = generator.choices(list(ranks), weights)[0]
     cells = configs([chosen])
     order = random.Random(f"{seed}/{number // len(cells)}").sample(range(len(cells)), len(cells))
     config = cells[order[number % len(cells)]]
-    return Case(number, seed, config, dice.randint(1, MOST_KILLS_OF_A_CASE))
+    return Case(number, seed, config, generator.randint(1, MAX_KILLS_PER_CASE))
 
 
 def chain(seed: int, ranks: int, kills: int) -> Case:
-    """Return a run that is long enough to be killed so often with a little progress each time."""
+    """Return a run that is long enough for so many kills, with some progress before each."""
     config = Config(
         ranks=ranks,
-        accumulation=3 if ranks == 2 else 1,  # noqa: PLR2004 - one of them accumulates
-        asynchronous=ranks != 2,  # noqa: PLR2004 - and saves while nothing else happens
+        accumulation=3 if ranks == 2 else 1,  # noqa: PLR2004 - one of the three accumulates
+        asynchronous=ranks != 2,  # noqa: PLR2004 - and saves synchronously
     )
     steps = math.ceil(math.ceil(ROWS / BATCH_SIZE) / ranks)
     saves = steps // max(config.interval, config.accumulation) + 2
@@ -164,48 +164,56 @@ def chain(seed: int, ranks: int, kills: int) -> Case:
     return Case(ranks, seed, replace(config, epochs=epochs), kills, chained=True)
 
 
-def choose_aim(case: Case, dice: random.Random, pace: Pace, left: float) -> Aim:
+def choose_kill(
+    case: Case, generator: random.Random, durations: Durations, remaining: float
+) -> KillPlan:
     """Choose the next kill.
 
     Parameters
     ----------
     case : Case
-        What is killed.
-    dice : random.Random
-        Decides.
-    pace : Pace
-        How long things take.
-    left : float
-        The part of the run that is left, from 0 to 1.
+        The run.
+    generator : random.Random
+        What to draw from.
+    durations : Durations
+        Those of the undisturbed run.
+    remaining : float
+        The part of the run that remains, from 0 to 1.
     """
     ranks = case.config.ranks
-    watched = dice.randrange(ranks)
-    targets = (watched,) if dice.random() < ONE_RANK else tuple(range(ranks))
-    step_s = pace.mean_s(Phase.STEP)
-    if case.chained and dice.random() >= BEFORE_PROGRESS:
-        return Aim(Phase.PROGRESS, 1, dice.uniform(0.0, 2.0) * step_s, 0, targets)
-    phase = _choose_phase(case, dice)
+    watched = generator.randrange(ranks)
+    targets = (watched,) if generator.random() < ONE_RANK else tuple(range(ranks))
+    step_s = durations.mean_s(Phase.STEP)
+    if case.chained and generator.random() >= BEFORE_PROGRESS:
+        return KillPlan(Phase.PROGRESS, 1, generator.uniform(0.0, 2.0) * step_s, 0, targets)
+    phase = _choose_phase(case, generator)
     if phase is None:
-        until = left * pace.seconds if not case.chained else pace.mean_s(Phase.START) + step_s
-        return Aim(None, 1, until * _early(dice), watched, targets)
+        until = (
+            remaining * durations.seconds
+            if not case.chained
+            else durations.mean_s(Phase.START) + step_s
+        )
+        return KillPlan(None, 1, until * _early(generator), watched, targets)
     if phase is Phase.START:
-        # Ranks that wait for one that never came do so for a long time: mostly kill all.
-        all_ranks = targets if dice.random() < ONE_RANK_AT_START else tuple(range(ranks))
-        return Aim(None, 1, dice.uniform(0.0, pace.mean_s(phase)), watched, all_ranks)
+        # The other ranks wait long for one that never came: mostly kill all.
+        all_ranks = targets if generator.random() < ONE_RANK_AT_START else tuple(range(ranks))
+        return KillPlan(
+            None, 1, generator.uniform(0.0, durations.mean_s(phase)), watched, all_ranks
+        )
     watched = 0 if phase is Phase.WRITE else watched  # the first rank writes
     targets = (watched,) if len(targets) == 1 else targets
-    nth = 1 if case.chained else 1 + int(pace.times(phase) * left * _early(dice))
-    delay_s = dice.uniform(0.0, 1.0) * max(pace.mean_s(phase), 1e-4)
-    return Aim(phase, nth, delay_s, watched, targets)
+    nth = 1 if case.chained else 1 + int(durations.times(phase) * remaining * _early(generator))
+    delay_s = generator.uniform(0.0, 1.0) * max(durations.mean_s(phase), 1e-4)
+    return KillPlan(phase, nth, delay_s, watched, targets)
 
 
-def _early(dice: random.Random) -> float:
-    """Return a part of what is left, rather a small one: else kills gather at the run's end."""
-    return dice.random() ** 2
+def _early(generator: random.Random) -> float:
+    """Return a part of the remaining run, mostly small: otherwise kills gather at its end."""
+    return generator.random() ** 2
 
 
-def _choose_phase(case: Case, dice: random.Random) -> Phase | None:
+def _choose_phase(case: Case, generator: random.Random) -> Phase | None:
     if case.chained:
-        return dice.choice((Phase.START, Phase.STEP, None))
-    phase = dice.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        return generator.choice((Phase.START, Phase.STEP, None))
+    phase = generator.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     return Phase.SAVE if phase is Phase.WRITE and not case.config.asynchronous else phase

@@ -1,13 +1,13 @@
-"""What a run did, line by line; written past every buffer, so that a kill loses nothing of it.
+"""What a run did, line by line, written without a buffer so that a kill loses nothing.
 
-A journal begins with where the process took over, as a number of records: after that many records
-of the undisturbed run. Then come its own, one for each batch and each end of a stage::
+A journal begins with the position at which the process resumed, as a number of records of the
+undisturbed run. The process's own records follow, one for each batch and each end of a stage::
 
     ["TRAIN", epoch, batch, ids, {"loss": …, "model.0.weight": …}]
     ["VALID", epoch, batch, ids, {"loss": …}]
     ["ENDED", epoch, 0, [], {"TRAIN": …}]
 
-Numbers are written as hexadecimal floats, tensors as checksums: equal texts are equal bits.
+Numbers are written as hexadecimal floats, tensors as checksums: equal texts mean equal bits.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Journal", "Written", "checksums", "first_difference", "lost_and_repeated", "read"]
+__all__ = ["Entries", "Journal", "checksums", "first_difference", "lost_and_repeated", "read"]
 
 Record = list[Any]
 
 
 class Journal:
-    """The writing end.
+    """Writes a journal.
 
     Parameters
     ----------
     path : Path
-        The file, which is not there yet.
+        The file, which must not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,44 +44,44 @@ class Journal:
         self._file = os.open(path, flags)
         self.records = 0
 
-    def took_over(self, checkpoint: str | None, records: int) -> None:
+    def resumed(self, checkpoint: str | None, records: int) -> None:
         """Write where this process begins."""
         self.records = records
         self._write({"from": checkpoint, "records": records})
 
-    def note(self, record: Record) -> None:
-        """Write what was done."""
+    def add(self, record: Record) -> None:
+        """Write a record."""
         self._write(record)
         self.records += 1
 
     def acknowledged(self, records: int) -> None:
-        """Write that a checkpoint is safe."""
+        """Write that a checkpoint was saved after so many records."""
         self._write({"safe": records})
 
     def finished(self, facts: Mapping[str, Any]) -> None:
-        """Write how it ended."""
+        """Write the final state."""
         self._write({"end": dict(facts)})
 
-    def _write(self, what: Any) -> None:
-        os.write(self._file, (json.dumps(what) + "\n").encode())
+    def _write(self, entry: Any) -> None:
+        os.write(self._file, (json.dumps(entry) + "\n").encode())
 
 
 @dataclass
-class Written:
-    """The reading end: what one process wrote.
+class Entries:
+    """What one process wrote to its journal.
 
     Attributes
     ----------
     began : int or None
-        After how many records it took over; None if it was killed before it knew.
+        The records before its first; None if it was killed before it had resumed.
     checkpoint : str or None
-        The checkpoint that it took over from; None for the very beginning.
+        The checkpoint from which it resumed; None at the start of the training.
     records : list
         What it did.
     safe : list of int
-        Checkpoints that were acknowledged, by the records that they stand after.
+        The records before each acknowledged checkpoint.
     end : dict or None
-        How it ended.
+        The final state; None if the process did not finish.
     """
 
     began: int | None = None
@@ -91,24 +91,24 @@ class Written:
     end: dict[str, Any] | None = None
 
 
-def read(path: Path) -> Written:
-    """Read a journal; a line that the kill cut off is left out."""
-    written = Written()
+def read(path: Path) -> Entries:
+    """Read a journal, without a last line that the kill cut off."""
+    entries = Entries()
     if not path.exists():
-        return written
+        return entries
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         if not line.endswith("\n"):
             break
-        what = json.loads(line)
-        if isinstance(what, list):
-            written.records.append(what)
-        elif "from" in what:
-            written.began, written.checkpoint = what["records"], what["from"]
-        elif "safe" in what:
-            written.safe.append(what["safe"])
+        entry = json.loads(line)
+        if isinstance(entry, list):
+            entries.records.append(entry)
+        elif "from" in entry:
+            entries.began, entries.checkpoint = entry["records"], entry["from"]
+        elif "safe" in entry:
+            entries.safe.append(entry["safe"])
         else:
-            written.end = what["end"]
-    return written
+            entries.end = entry["end"]
+    return entries
 
 
 def checksums(prefix: str, state: Any) -> dict[str, str]:
@@ -129,26 +129,27 @@ def checksums(prefix: str, state: Any) -> dict[str, str]:
 
 
 def first_difference(done: Sequence[Record], expected: Sequence[Record]) -> str | None:
-    """Say where a process first did something else than the undisturbed one, and what."""
+    """Describe the first record that differs from the undisturbed run's; None if all agree."""
     for number, record in enumerate(done):
         if number >= len(expected):
             return f"{_where(record)} was done after the undisturbed run's end"
-        wanted = expected[number]
-        if record == wanted:
+        reference = expected[number]
+        if record == reference:
             continue
-        if record[:3] != wanted[:3]:
-            return f"{_where(record)} was done in place of {_where(wanted)}"
-        if record[3] != wanted[3]:
-            return f"{_where(record)} took samples {record[3]} in place of {wanted[3]}"
-        for name in {**wanted[4], **record[4]}:
-            here, there = record[4].get(name), wanted[4].get(name)
-            if here != there:
-                return f"{_where(record)}: {name} is {_shown(here)}, undisturbed {_shown(there)}"
+        if record[:3] != reference[:3]:
+            return f"{_where(record)} was done in place of {_where(reference)}"
+        if record[3] != reference[3]:
+            return f"{_where(record)} took samples {record[3]} in place of {reference[3]}"
+        for name in {**reference[4], **record[4]}:
+            value, undisturbed = record[4].get(name), reference[4].get(name)
+            if value != undisturbed:
+                difference = f"{name} is {_shown(value)}, undisturbed {_shown(undisturbed)}"
+                return f"{_where(record)}: {difference}"
     return None
 
 
 def lost_and_repeated(records: Iterable[Record], rows: int, epochs: int) -> tuple[int, int]:
-    """Count, over all epochs, the samples that were not taken and those taken once too often."""
+    """Count missing samples and repetitions, over all epochs."""
     taken: dict[int, Counter[int]] = {epoch: Counter() for epoch in range(1, epochs + 1)}
     for kind, epoch, _, ids, _ in records:
         if kind == "TRAIN":

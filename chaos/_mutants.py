@@ -1,4 +1,4 @@
-"""Runs with one piece of their state left out: the machine has to notice each of them."""
+"""Runs that do not restore one piece of their state: chaos must notice each of them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ __all__ = ["MUTANTS", "apply"]
 
 
 def apply(name: str | None) -> None:
-    """Leave a piece out in this process."""
+    """Stop restoring a piece of state in this process; None leaves all as it is."""
     if name is not None:
         MUTANTS[name]()
 
 
 def _replace(owner: type, name: str, function: Callable[..., Any]) -> None:
+    """Replace a method, which must exist: otherwise nothing would be left out."""
+    assert callable(getattr(owner, name))
     setattr(owner, name, function)
 
 
@@ -50,7 +52,7 @@ def _position(offset: int) -> Callable[[], None]:
     return mutate
 
 
-def _forgotten(name: str) -> Callable[[], None]:
+def _without_recoverable(name: str) -> Callable[[], None]:
     def mutate() -> None:
         start = Run.on_fit_start
 
@@ -58,11 +60,11 @@ def _forgotten(name: str) -> Callable[[], None]:
             assert self.checkpointer is not None
             add = self.checkpointer.add_recoverable
 
-            def pick(key: str, *args: Any, **kwargs: Any) -> None:
+            def add_others(key: str, *args: Any, **kwargs: Any) -> None:
                 if key != name:
                     add(key, *args, **kwargs)
 
-            vars(self.checkpointer)["add_recoverable"] = pick
+            vars(self.checkpointer)["add_recoverable"] = add_others
             start(self)
 
         _replace(Run, "on_fit_start", without)
@@ -71,23 +73,23 @@ def _forgotten(name: str) -> Callable[[], None]:
 
 
 def _epoch() -> None:
-    def go_on(self: EpochCounter, saved: int, **_: Any) -> None:
+    def skip_the_rest(self: EpochCounter, saved: int, **_: Any) -> None:
         self.current = saved
 
-    _replace(EpochCounter, "_go_on_from", go_on)
+    _replace(EpochCounter, "_continue_from", skip_the_rest)
 
 
 def _newest_checkpoint() -> None:
     start = Run.on_fit_start
 
-    def after_a_loss(self: Run) -> None:
+    def without_newest(self: Run) -> None:
         assert self.checkpointer is not None
         found = self.checkpointer.find_checkpoint()
         if found is not None:
             shutil.rmtree(found.path)
         start(self)
 
-    _replace(Run, "on_fit_start", after_a_loss)
+    _replace(Run, "on_fit_start", without_newest)
 
 
 MUTANTS: dict[str, Callable[[], None]] = {
@@ -96,9 +98,9 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "torch-rng": _without_rng("torch"),
     "position-back": _position(-1),
     "position-on": _position(1),
-    "optimizer": _forgotten("optimizer"),
-    "scheduler": _forgotten("scheduler"),
+    "optimizer": _without_recoverable("optimizer"),
+    "scheduler": _without_recoverable("scheduler"),
     "epoch": _epoch,
     "newest-checkpoint": _newest_checkpoint,
 }
-"""What can be left out, by name."""
+"""What can be left out, by the name of the option ``--without``."""

@@ -1,11 +1,11 @@
-"""The picture of a session: where in a run's life it was killed, and what was lost by it."""
+"""A picture of a session: how far each killed run was, and how much it repeated."""
 
 from __future__ import annotations
 
 import itertools
 from typing import TYPE_CHECKING
 
-from chaos._board import Phase
+from chaos._status import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,20 +22,20 @@ _STYLES = {
     Phase.SAVE: ("saving", "#e45756"),
     Phase.WRITE: ("saving in the background", "#f2a09f"),
     Phase.VALID: ("validation", "#54a24b"),
-    Phase.BORDER: ("between them", "#b279a2"),
+    Phase.BETWEEN: ("between them", "#b279a2"),
     Phase.END: ("after the last epoch", "#eeca3b"),
 }
 
 
 def draw(kills: Sequence[Kill], path: Path) -> None:
-    """Draw kills over the life of a run by phase, and what was done again after each.
+    """Draw the kills over the progress of a run by phase, and what each made the run repeat.
 
     Parameters
     ----------
     kills : sequence of Kill
-        All of a session.
+        The kills of a session.
     path : Path
-        The picture's file.
+        The file of the picture.
 
     Raises
     ------
@@ -52,28 +52,30 @@ def draw(kills: Sequence[Kill], path: Path) -> None:
         2, 1, figsize=(9, 6.5), sharex=True, layout="constrained", height_ratios=(3, 2)
     )
     upper.hist(
-        [[100 * kill.life for kill in here] for here in by_phase.values()],
+        [[100 * kill.progress for kill in killed] for killed in by_phase.values()],
         bins=_BINS,
         range=(0, 100),
         stacked=True,
         color=[colour for _, colour in _STYLES.values()],
-        label=[f"{_STYLES[phase][0]}: {len(here)}" for phase, here in by_phase.items()],
+        label=[f"{_STYLES[phase][0]}: {len(killed)}" for phase, killed in by_phase.items()],
     )
     upper.set_ylabel("kills")
-    upper.set_title(f"{len(kills):,} kills over the life of a run")
+    upper.set_title(f"{len(kills):,} kills over the progress of a run")
     upper.legend(ncols=2, fontsize="small", frameon=False)
-    shift = itertools.cycle((-0.24, -0.12, 0.0, 0.12, 0.24))  # so that equal ones do not hide
-    for phase, here in by_phase.items():
+    shift = itertools.cycle(
+        (-0.24, -0.12, 0.0, 0.12, 0.24)
+    )  # so that equal points do not hide each other
+    for phase, killed in by_phase.items():
         lower.scatter(
-            [100 * kill.life for kill in here],
-            [kill.redone + next(shift) for kill in here],
+            [100 * kill.progress for kill in killed],
+            [kill.redone + next(shift) for kill in killed],
             s=9,
             alpha=0.6,
             linewidths=0,
             color=_STYLES[phase][1],
         )
-    lower.set_ylabel("batches done again")
-    lower.set_xlabel("part of the run that was done when it was killed, %")
+    lower.set_ylabel("batches repeated")
+    lower.set_xlabel("progress of the run when it was killed, %")
     for axes in (upper, lower):
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Several cases at once, each in a process that forks the starts of its run."""
+"""Run several cases at once, each in a process that forks the starts of its run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import traceback
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from chaos._attempt import end_of, fork
+from chaos._attempt import fork, open_pidfd
 from chaos._run import Kill, Outcome, run_case
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run_cases"]
 
-_PIECE_BYTES = 1 << 16
+_READ_BYTES = 1 << 16
 
 
 @dataclass
@@ -30,101 +30,101 @@ class _Job:
     case: Case
     pid: int
     pipe: int
-    end: int  # can be read once the process has ended
+    pidfd: int  # can be read once the process has ended
     buffer: bytes = b""
     outcome: Outcome | None = None
-    said: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
 
 def run_cases(
     cases: Iterator[Case],
-    room: Path,
+    directory: Path,
     jobs: int,
     on_kill: Callable[[Kill], None],
     mutant: str | None = None,
 ) -> Iterator[Outcome]:
-    """Run cases as long as the iterator gives any; yields each when it has ended.
+    """Run all cases; yield the outcome of each when it has ended.
 
     Parameters
     ----------
     cases : iterator of Case
-        Asked for the next one when there is room for it.
-    room : Path
-        A folder for their files.
+        The next one is taken when fewer than ``jobs`` are running.
+    directory : Path
+        Where to put their files.
     jobs : int
         How many run at once.
     on_kill : callable
-        Told of each kill when it has happened.
+        Called after each kill.
     mutant : str, optional
-        What to leave out of what is restored.
+        The piece of state that is not restored.
     """
     running: list[_Job] = []
     try:
         while True:
             while len(running) < jobs and (case := next(cases, None)) is not None:
-                running.append(_begin(case, room, mutant))
+                running.append(_start(case, directory, mutant))
             if not running:
                 return
-            watched = [each for job in running for each in (job.pipe, job.end)]
-            found = select.select(watched, [], [])[0]
+            watched = [each for job in running for each in (job.pipe, job.pidfd)]
+            ready = select.select(watched, [], [])[0]
             for job in list(running):
-                has_ended = job.end in found
-                _listen(job, on_kill)
+                has_ended = job.pidfd in ready
+                _read_messages(job, on_kill)
                 if has_ended:
                     running.remove(job)
-                    _let_go(job)
-                    yield job.outcome or _broken(job)
+                    _release(job)
+                    yield job.outcome or _failed_outcome(job)
     finally:
         for job in running:
-            os.kill(job.pid, signal.SIGKILL)  # and with it, by the kernel, what it has started
-            _let_go(job)
+            os.kill(job.pid, signal.SIGKILL)  # the kernel then kills what it started
+            _release(job)
 
 
-def _begin(case: Case, room: Path, mutant: str | None) -> _Job:
+def _start(case: Case, directory: Path, mutant: str | None) -> _Job:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
 
     def work() -> None:
-        def tell(what: dict[str, Any]) -> None:
-            os.write(writing, (json.dumps(what) + "\n").encode())
+        def send(message: dict[str, Any]) -> None:
+            os.write(writing, (json.dumps(message) + "\n").encode())
 
         try:
-            tell({"outcome": asdict(run_case(case, room, tell, mutant))})
-        except Exception:  # noqa: BLE001 - said where it is seen
-            tell({"said": traceback.format_exc()})
+            send({"outcome": asdict(run_case(case, directory, send, mutant))})
+        except Exception:  # noqa: BLE001 - the parent reports it
+            send({"error": traceback.format_exc()})
 
     pid = fork(work)
     os.close(writing)
-    return _Job(case, pid, reading, end_of(pid))
+    return _Job(case, pid, reading, open_pidfd(pid))
 
 
-def _let_go(job: _Job) -> None:
+def _release(job: _Job) -> None:
     os.waitpid(job.pid, 0)
     os.close(job.pipe)
-    os.close(job.end)
+    os.close(job.pidfd)
 
 
-def _listen(job: _Job, on_kill: Callable[[Kill], None]) -> None:
-    """Read what there is. A worker that its run has left behind may keep the pipe open."""
+def _read_messages(job: _Job, on_kill: Callable[[Kill], None]) -> None:
+    """Read what is there without waiting: a leftover loader worker may keep the pipe open."""
     with contextlib.suppress(BlockingIOError):
-        while data := os.read(job.pipe, _PIECE_BYTES):
+        while data := os.read(job.pipe, _READ_BYTES):
             job.buffer += data
     *lines, job.buffer = job.buffer.split(b"\n")
     for line in lines:
-        what = json.loads(line)
-        if "kill" in what:
-            on_kill(Kill(**what["kill"]))
-        elif "said" in what:
-            job.said.append(what["said"])
+        message = json.loads(line)
+        if "kill" in message:
+            on_kill(Kill(**message["kill"]))
+        elif "error" in message:
+            job.errors.append(message["error"])
         else:
-            fields = what["outcome"]
+            fields = message["outcome"]
             kills = [Kill(**each) for each in fields.pop("kills")]
             job.outcome = Outcome(**fields, kills=kills)
 
 
-def _broken(job: _Job) -> Outcome:
-    """Return what stands for a case that the machine itself could not carry through."""
-    said = "".join(job.said) or "its process ended without a word"
+def _failed_outcome(job: _Job) -> Outcome:
+    """Return the outcome of a case that chaos itself could not run to its end."""
+    error = "".join(job.errors) or "its process ended without an error"
     outcome = Outcome(job.case.number, job.case.config.fields(), job.case.chained)
-    outcome.problems.append(f"the machine failed: {said}")
+    outcome.problems.append(f"chaos itself failed: {error}")
     return outcome

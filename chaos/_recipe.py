@@ -1,4 +1,4 @@
-"""The training that is killed: all that can go wrong with a resumed run, in a tiny model."""
+"""The training that is killed: a tiny model with every kind of state that a run must restore."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch.nn.functional import mse_loss
 
-from brain_ckpt import Checkpoint, Checkpointer, _fs
+from brain_ckpt import Checkpoint, Checkpointer
+from brain_ckpt.storage import filesystem
 from brain_core import Brain, EpochCounter, FileTrainLogger, Stage, seed_everything
 from brain_dist import get_rank
-from chaos._board import Board, Phase
 from chaos._cases import BATCH_SIZE, ROWS, VALID_ROWS
 from chaos._journal import Journal, checksums
+from chaos._status import Phase, Status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 __all__ = ["LOG_FILE", "SAVE_FOLDER", "train"]
 
 SAVE_FOLDER, LOG_FILE = "save", "log.txt"
-_RECORDS = "records"  # in a checkpoint's meta: how many records it stands after
+_RECORDS = "records"  # in a checkpoint's meta: the records before it
 Sample = tuple[torch.Tensor, torch.Tensor, int]
 
 
 class Rows(torch.utils.data.Dataset[Sample]):
-    """Rows with an augmentation that torch, numpy and random draw where they are loaded."""
+    """Rows with an augmentation drawn from torch, numpy and random when a row is loaded."""
 
     def __init__(self, count: int, *, augment: bool) -> None:
         generator = torch.Generator().manual_seed(7)
@@ -41,7 +42,7 @@ class Rows(torch.utils.data.Dataset[Sample]):
         self._augment = augment
 
     def __len__(self) -> int:
-        """Count the rows."""
+        """Return the number of rows."""
         return len(self._inputs)
 
     def __getitem__(self, index: int) -> Sample:
@@ -53,14 +54,14 @@ class Rows(torch.utils.data.Dataset[Sample]):
 
 
 class WatchedCheckpointer(Checkpointer):
-    """Tells the board and the journal when it saves, and what is safe.
+    """Writes to the status when it saves, and to the journal what is saved.
 
     Parameters
     ----------
     journal : Journal
-        Where the checkpoints that are acknowledged are noted.
-    board : Board
-        Where the phases are told.
+        Gets the acknowledged checkpoints.
+    status : Status
+        Gets the phases.
     folder, recoverables, asynchronous
         As for a `Checkpointer`.
     """
@@ -68,80 +69,80 @@ class WatchedCheckpointer(Checkpointer):
     def __init__(
         self,
         journal: Journal,
-        board: Board,
+        status: Status,
         folder: Path,
         recoverables: Mapping[str, Any],
         *,
         asynchronous: bool,
     ) -> None:
-        self._journal, self._board = journal, board
-        self._begun: list[int] = []  # saves that are not published, by records
-        self._published: list[int] = []  # and those that are, before anybody was told
+        self._journal, self._status = journal, status
+        self._started: list[int] = []  # the records before each save that is not published
+        self._published: list[int] = []  # and before each that is, but not acknowledged
         super().__init__(folder, recoverables, asynchronous=asynchronous)
-        _fs.failpoint = self._look
+        filesystem.failpoint = self._on_file_operation
 
     def save_checkpoint(
         self, meta: Mapping[str, Any] | None = None, *args: Any, **kwargs: Any
     ) -> Checkpoint | None:
-        """Save, watched."""
+        """Save a checkpoint."""
         with self._saving():
-            saved = super().save_checkpoint(self._noted(meta), *args, **kwargs)
+            saved = super().save_checkpoint(self._with_records(meta), *args, **kwargs)
         self._acknowledge()
         return saved
 
     def save_and_keep_only(
         self, meta: Mapping[str, Any] | None = None, *args: Any, **kwargs: Any
     ) -> None:
-        """Save and delete others, watched."""
+        """Save a checkpoint and delete others."""
         with self._saving():
-            super().save_and_keep_only(self._noted(meta), *args, **kwargs)
+            super().save_and_keep_only(self._with_records(meta), *args, **kwargs)
         self._acknowledge()
 
     def recover_if_possible(self, *args: Any, **kwargs: Any) -> Checkpoint | None:
-        """Recover, and note from where."""
+        """Recover, and write to the journal from where."""
         found = super().recover_if_possible(*args, **kwargs)
         if not (args or kwargs):
-            name, records = (None, 0) if found is None else (Path(found.path).name, _place(found))
-            self._journal.took_over(name, records)
+            name, records = (None, 0) if found is None else (Path(found.path).name, _records(found))
+            self._journal.resumed(name, records)
         return found
 
     def poll(self) -> None:
-        """Publish what is written, watched."""
+        """Publish a save that is written."""
         super().poll()
         self._acknowledge()
 
     def close(self) -> None:
-        """Publish what is left, watched."""
+        """Publish a pending save."""
         super().close()
         self._acknowledge()
 
-    def _noted(self, meta: Mapping[str, Any] | None) -> dict[str, Any]:
-        self._begun.append(self._journal.records)
+    def _with_records(self, meta: Mapping[str, Any] | None) -> dict[str, Any]:
+        self._started.append(self._journal.records)
         return {**(meta or {}), _RECORDS: self._journal.records}
 
     def _saving(self) -> AbstractContextManager[None]:
-        return self._board.inside(Phase.SAVE)
+        return self._status.inside(Phase.SAVE)
 
-    def _look(self, operation: str, path: str, detail: Any) -> None:
+    def _on_file_operation(self, operation: str, path: str, detail: Any) -> None:
         if threading.current_thread() is not threading.main_thread():
-            self._board.set_writing(True)
+            self._status.set_writing(True)
         if operation == "rename" and ".tmp-" in path and ".trash-" not in str(detail):
-            self._published.append(self._begun.pop(0))
-            self._board.set_writing(False)
+            self._published.append(self._started.pop(0))
+            self._status.set_writing(False)
 
     def _acknowledge(self) -> None:
         for records in self._published:
             self._journal.acknowledged(records)
-            self._board.tell(Phase.PROGRESS)
+            self._status.count(Phase.PROGRESS)
         self._published.clear()
 
 
 class Run(Brain):
-    """Dropout, draws of three libraries in the main process, a scheduler that steps with it."""
+    """Has dropout, noise drawn from random and numpy, and a scheduler that steps with it."""
 
-    def __init__(self, *args: Any, journal: Journal, board: Board, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, journal: Journal, status: Status, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.journal, self.board = journal, board
+        self.journal, self.status = journal, status
         self.epoch = 0
         self.scheduler: torch.optim.lr_scheduler.LRScheduler
 
@@ -153,27 +154,27 @@ class Run(Brain):
         self.checkpointer.add_recoverable("scheduler", self.scheduler)
 
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
-        """Say where the run is."""
+        """Write the phase."""
         self.epoch = epoch or 0
         if stage is Stage.VALID:
-            self.board.enter(Phase.VALID)
+            self.status.enter(Phase.VALID)
 
     def fit_batch(self, batch: Any) -> torch.Tensor:
-        """Say where the run is."""
-        self.board.enter(Phase.STEP)
+        """Write the phase."""
+        self.status.enter(Phase.STEP)
         return super().fit_batch(batch)
 
     def evaluate_batch(self, batch: Any, stage: Stage) -> torch.Tensor:
-        """Say where the run is, and note what was seen."""
+        """Write the phase, and a record for a validation batch."""
         if stage is Stage.VALID:
-            self.board.enter(Phase.VALID)
+            self.status.enter(Phase.VALID)
         loss = super().evaluate_batch(batch, stage)
         if stage is Stage.VALID:
-            self._note("VALID", self.step, batch[2].tolist(), {"loss": float(loss).hex()})
+            self._add_record("VALID", self.step, batch[2].tolist(), {"loss": float(loss).hex()})
         return loss
 
     def compute_forward(self, batch: Any, stage: Stage) -> torch.Tensor:
-        """Predict; in training, under noise that the main process draws."""
+        """Return predictions; in training, with noise that the main process draws."""
         inputs = batch[0]
         if stage is Stage.TRAIN:
             inputs = inputs * (0.9 + 0.2 * random.random()) + 0.1 * np.random.normal()
@@ -185,25 +186,25 @@ class Run(Brain):
         return mse_loss(predictions.float(), batch[1])
 
     def on_fit_batch_end(self, batch: Any, outputs: Any, loss: Any, should_step: bool) -> None:  # noqa: ARG002 - Brain's interface
-        """Step the scheduler, and note all there is."""
+        """Step the scheduler, and add a record with all weights."""
         facts = {"loss": float(loss).hex(), "mean before": float(self.avg_train_loss).hex()}
         if should_step:
             self.scheduler.step()
-            facts |= self.everything()
-        self._note("TRAIN", self.step, batch[2].tolist(), facts)
+            facts |= self.whole_state()
+        self._add_record("TRAIN", self.step, batch[2].tolist(), facts)
 
     def on_stage_end(self, stage: Stage, stage_loss: float, epoch: int | None = None) -> None:
-        """Note the mean; after validation, log and save."""
+        """Add a record of the mean; after validation, log and save."""
         if stage is Stage.TEST:
             return
-        self.board.enter(Phase.BORDER)
-        self._note("ENDED", 0, [], {stage.name: float(stage_loss).hex()})
+        self.status.enter(Phase.BETWEEN)
+        self._add_record("ENDED", 0, [], {stage.name: float(stage_loss).hex()})
         if stage is Stage.VALID:
             self.hparams.train_logger.log_stats({"epoch": epoch}, valid_stats={"loss": stage_loss})
             assert self.checkpointer is not None
             self.checkpointer.save_and_keep_only({"loss": stage_loss}, min_keys=["loss"])
 
-    def everything(self) -> dict[str, str]:
+    def whole_state(self) -> dict[str, str]:
         """Return a text for each weight, each state of the optimizer and the learning rate."""
         return {
             **checksums("model", self.raw_modules["model"].state_dict()),
@@ -211,13 +212,12 @@ class Run(Brain):
             **checksums("learning rate", self.scheduler.get_last_lr()),
         }
 
-    def _note(self, kind: str, batch: int, ids: list[int], facts: dict[str, str]) -> None:
-        self.journal.note([kind, self.epoch, batch, ids, facts])
-        self.board.set_records(self.journal.records)
+    def _add_record(self, kind: str, batch: int, ids: list[int], facts: dict[str, str]) -> None:
+        self.journal.add([kind, self.epoch, batch, ids, facts])
 
 
-def train(config: Config, folder: Path, journal: Journal, board: Board) -> None:
-    """Train on this rank to the end, and write into the journal how it ended."""
+def train(config: Config, folder: Path, journal: Journal, status: Status) -> None:
+    """Train on this rank to the end, and write the final state to the journal."""
     seed_everything(11, verbose=False)
     model = torch.nn.Sequential(
         torch.nn.Linear(4, 8), torch.nn.Dropout(0.4), torch.nn.Tanh(), torch.nn.Linear(8, 2)
@@ -226,7 +226,7 @@ def train(config: Config, folder: Path, journal: Journal, board: Board) -> None:
     log = folder / LOG_FILE
     checkpointer = WatchedCheckpointer(
         journal,
-        board,
+        status,
         folder / SAVE_FOLDER,
         {"model": model, "counter": counter},
         asynchronous=config.asynchronous,
@@ -243,7 +243,7 @@ def train(config: Config, folder: Path, journal: Journal, board: Board) -> None:
         },
         checkpointer,
         journal=journal,
-        board=board,
+        status=status,
     )
     brain.fit(
         counter,
@@ -257,18 +257,18 @@ def train(config: Config, folder: Path, journal: Journal, board: Board) -> None:
         },
         valid_loader_kwargs={"batch_size": 2 * BATCH_SIZE},
     )
-    board.enter(Phase.END)
-    last = brain.everything()
+    status.enter(Phase.END)
+    last = brain.whole_state()
     best = brain.evaluate(Rows(VALID_ROWS, augment=False), min_key="loss", progressbar=False)
     checkpointer.close()
-    kept = sorted(_place(each) for each in checkpointer.list_checkpoints())
+    kept = sorted(_records(each) for each in checkpointer.list_checkpoints())
     if get_rank() == 0:
         last["log"] = log.read_text(encoding="utf-8")
-    pace = {"seconds": board.seconds, "times": board.times}
+    durations = {"seconds": status.seconds, "times": status.times}
     facts = {**last, "best loss": best.hex()}
-    journal.finished({"facts": facts, "kept": kept, "pace": pace})
+    journal.finished({"facts": facts, "kept": kept, "durations": durations})
 
 
-def _place(checkpoint: Checkpoint) -> int:
-    """Return how many records a checkpoint stands after."""
+def _records(checkpoint: Checkpoint) -> int:
+    """Return the number of records before a checkpoint."""
     return int(checkpoint.meta[_RECORDS])

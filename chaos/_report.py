@@ -1,4 +1,4 @@
-"""What a session found: a table, a file for programs, and the reason of each failure."""
+"""The report of a session: a table, a JSON file, and the reason of each failure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from chaos._board import Phase
+from chaos._status import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Session"]
 
-_MOST_TOLD = 10
+_MAX_FAILURES_SHOWN = 10
 _MEANING = {
     Phase.START: "start-up: from the fork to the first batch",
     Phase.STEP: "training",
     Phase.SAVE: "inside a save",
     Phase.WRITE: "while a save is written in the background",
     Phase.VALID: "inside validation",
-    Phase.BORDER: "between training, validation and the next epoch",
+    Phase.BETWEEN: "between training, validation and the next epoch",
     Phase.END: "after the last epoch",
 }
 
@@ -36,17 +36,17 @@ class Session:
     Attributes
     ----------
     seed : int
-        With a case's number it gives the case again.
+        Determines each case, together with the case's number.
     ranks : sequence of int
-        What cases are drawn from.
+        The numbers of ranks that cases are drawn from.
     chain : int or None
-        How often one run was to be killed.
+        The number of kills in a chain.
     mutant : str or None
-        What was left out on purpose.
+        The piece of state that was not restored.
     outcomes : list of Outcome
-        In the order in which they ended.
+        In the order in which the cases ended.
     seconds : float
-        How long it took.
+        The duration of the session.
     """
 
     seed: int
@@ -58,7 +58,7 @@ class Session:
 
     @property
     def kills(self) -> list[Kill]:
-        """Every kill."""
+        """The kills of all cases."""
         return [kill for outcome in self.outcomes for kill in outcome.kills]
 
     @property
@@ -67,7 +67,7 @@ class Session:
         return [outcome for outcome in self.outcomes if outcome.problems]
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return what is counted, and the counts."""
+        """Return each count with its label."""
         kills, outcomes = self.kills, self.outcomes
         chains = [outcome for outcome in outcomes if outcome.chained]
         equal = len(outcomes) - len(self.failed)
@@ -79,7 +79,7 @@ class Session:
             ("starts that could not resume", f"{sum(o.no_resume for o in outcomes):,}"),
             ("starts that hung", f"{sum(o.hung for o in outcomes):,}"),
             ("records compared", f"{sum(o.compared for o in outcomes):,}"),
-            ("records done again after a kill", f"{sum(o.redone for o in outcomes):,}"),
+            ("records repeated after a kill", f"{sum(o.redone for o in outcomes):,}"),
         ]
         rows += [
             (
@@ -89,29 +89,29 @@ class Session:
             )
             for outcome in chains
         ]
-        alone = [kill.alone_s for kill in kills if kill.hit < kill.ranks]
-        if alone:
-            rows.append(("the other ranks ended by themselves within", f"{max(alone):.1f} s"))
+        survivors_s = [kill.survivors_s for kill in kills if kill.killed < kill.ranks]
+        if survivors_s:
+            rows.append(("the other ranks ended by themselves within", f"{max(survivors_s):.1f} s"))
         return [*rows, ("seconds", f"{self.seconds:.0f}")]
 
     def table_of_kills(self) -> list[list[str]]:
-        """Return the kills by where they hit, for each number of ranks, with a head."""
+        """Return the kills by phase and by number of ranks, with a header row."""
         kills = self.kills
         columns = sorted({kill.ranks for kill in kills})
-        table = [["killed", *map(_ranks, columns), "all", "redone: mean", "most"]]
+        table = [["killed", *map(_ranks, columns), "all", "repeated: mean", "most"]]
         for phase, meaning in _MEANING.items():
-            here = [kill for kill in kills if kill.phase == phase.name]
-            counts = Counter(kill.ranks for kill in here)
-            redone = [kill.redone for kill in here] or [0]
+            in_phase = [kill for kill in kills if kill.phase == phase.name]
+            counts = Counter(kill.ranks for kill in in_phase)
+            redone = [kill.redone for kill in in_phase] or [0]
             mean = f"{sum(redone) / len(redone):.1f}"
             numbers = [f"{counts[each]:,}" for each in columns]
-            table.append([meaning, *numbers, f"{len(here):,}", mean, str(max(redone))])
-        one = Counter(kill.ranks for kill in kills if kill.hit < kill.ranks)
+            table.append([meaning, *numbers, f"{len(in_phase):,}", mean, str(max(redone))])
+        one = Counter(kill.ranks for kill in kills if kill.killed < kill.ranks)
         total = Counter(kill.ranks for kill in kills)
         numbers = [f"{total[each]:,}" for each in columns]
         table.append(["all", *numbers, f"{len(kills):,}", "", ""])
         some = [f"{one[each]:,}" for each in columns]
-        table.append(["of them one rank of several", *some, f"{one.total():,}", "", ""])
+        table.append(["of these, one rank of several", *some, f"{one.total():,}", "", ""])
         return table
 
     def text(self) -> str:
@@ -126,21 +126,21 @@ class Session:
         return "\n\n".join([title, *map(_markdown, tables), *self.failures()]) + "\n"
 
     def failures(self) -> list[str]:
-        """Say of the first failures what differed first, and how to see it again."""
+        """Return what differed first in the first failures, and the commands that repeat them."""
         return [
             f"\nFAILED: {'chain' if outcome.chained else 'case'} {outcome.number} "
             f"({_settings(outcome)})\n"
             + "\n".join(outcome.problems[:2])
-            + f"\nagain: nox -s chaos -- {self._again(outcome)}"
-            for outcome in sorted(self.failed, key=lambda o: o.number)[:_MOST_TOLD]
+            + f"\nagain: nox -s chaos -- {self._options(outcome)}"
+            for outcome in sorted(self.failed, key=lambda o: o.number)[:_MAX_FAILURES_SHOWN]
         ]
 
-    def _again(self, outcome: Outcome) -> str:
-        which = f"--case {outcome.number} --ranks {','.join(map(str, self.ranks))}"
+    def _options(self, outcome: Outcome) -> str:
+        selection = f"--case {outcome.number} --ranks {','.join(map(str, self.ranks))}"
         if outcome.chained:
-            which = f"--chain {self.chain} --ranks {outcome.number}"
+            selection = f"--chain {self.chain} --ranks {outcome.number}"
         without = f" --without {self.mutant}" if self.mutant else ""
-        return f"--seed {self.seed} {which}{without}"
+        return f"--seed {self.seed} {selection}{without}"
 
     def write(self, folder: Path) -> None:
         """Write report.json and table.md."""

@@ -1,4 +1,4 @@
-"""A SIGKILL that the kernel sends to this process after so many seconds, at any instruction."""
+"""A SIGKILL that the kernel sends to this process after a delay, at any instruction."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import signal
 import sys
 
-__all__ = ["kill_me_in"]
+__all__ = ["kill_this_process_in"]
 
 _CLOCK_MONOTONIC = 1
 _SIGEV_SIGNAL = 0
@@ -34,11 +34,10 @@ class _TimeSpan(ctypes.Structure):
     )
 
 
-def kill_me_in(delay_s: float) -> bool:
-    """Have the kernel kill this process; returns False where it cannot.
+def kill_this_process_in(delay_s: float) -> bool:
+    """Let the kernel kill this process after a delay; return False where it cannot.
 
-    A killer in another process wakes up some time later than asked, which is longer than a training
-    step on a machine that is busy.
+    Another process would wake up late: on a busy machine, later than a training step takes.
     """
     if sys.platform != "linux":
         return False

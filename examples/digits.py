@@ -1,4 +1,4 @@
-"""Learn to read scikit-learn's handwritten digits, in one process or under torchrun."""
+"""Learn to recognize handwritten digits, in one process or under torchrun."""
 
 import torch
 from matplotlib import pyplot as plt

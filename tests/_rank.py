@@ -1,4 +1,4 @@
-"""What each rank of a test runs; the `ranks` fixture starts it with JOB among its globals."""
+"""The program of each rank of a test; the `ranks` fixture starts it with JOB in its globals."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def _main(sender, function, group, environ):
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
         outcome = ("returned", getattr(module, name)(group[1], *args))
-    except BaseException:  # noqa: BLE001 - told to the test, whatever it is
+    except BaseException:  # noqa: BLE001 - sent to the test
         outcome = ("raised", traceback.format_exc())
     sender.send(outcome)
-    # Stay until the test has heard of all: a rank that is gone looks like one that was killed.
+    # Wait until the test has all outcomes: a rank that exits early looks like one that was killed.
     sender.poll(60)
 
 

@@ -1,4 +1,4 @@
-"""Run a function of a test on several gloo ranks; for the tests of every package."""
+"""Fixtures for the tests of all packages: run a function on several gloo ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 
 def pytest_collection_modifyitems(items):
-    """Leave what is marked as long to the run that has the time."""
+    """Skip tests that are marked as long, unless BRAIN_CHAOS is set."""
     if os.environ.get("BRAIN_CHAOS"):
         return
     for item in items:
@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def _forkserver():
-    # The server imports torch once, and each rank is a fork of it: 50 ms instead of 2 s.
+    # The server imports torch once and forks each rank: 50 ms instead of 2 s.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["pytest", "brain_dist", "torch.distributed.fsdp", "torch._dynamo"]
@@ -45,12 +45,12 @@ def _forkserver():
 
 @pytest.fixture
 def ranks(_forkserver, request, tmp_path):
-    """Return a function that runs another one on so many ranks and returns their results."""
+    """Return a function that runs another one on several ranks and returns their results."""
     return Ranks(_forkserver, Path(request.path), tmp_path)
 
 
 class Ranks:
-    """Call it with a function of the test's module, a number of ranks and arguments."""
+    """Runs a function of the test's module on a number of ranks, with arguments."""
 
     def __init__(self, context, test_file: Path, folder: Path):
         self._context = context

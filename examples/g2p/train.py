@@ -1,9 +1,9 @@
-"""Teach a small model how English words are said.
+"""Train a small model to predict how English words are pronounced.
 
     python train.py hparams.yaml            # about two minutes on one core or two
     python train.py hparams.yaml --full     # larger, trained for longer
 
-Stopped at any moment and started again with the same command, it goes on where it was.
+A run that is stopped at any moment resumes when the same command is started again.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ logger = logging.getLogger(__name__)
 
 
 class Curves:
-    """The figures that are drawn at the end; saved with each checkpoint, so that none is lost."""
+    """The figures that are drawn at the end; each checkpoint holds them."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.error_rates: list[tuple[int, float]] = []
 
     def state_dict(self) -> dict:
-        """Return what a checkpoint holds."""
+        """Return the figures, for a checkpoint."""
         return {"losses": list(self.losses), "error_rates": list(self.error_rates)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over what a checkpoint held."""
+        """Restore the figures of a checkpoint."""
         self.losses, self.error_rates = list(state["losses"]), list(state["error_rates"])
 
 
 class G2PBrain(brain_core.Brain):
-    """A bidirectional GRU reads the letters; each letter has room for two phonemes, CTC aligns."""
+    """A bidirectional GRU reads the letters; each may emit two phonemes, which CTC aligns."""
 
     def compute_forward(self, batch, stage):
         """Return log-probabilities (batch, letters * phonemes_per_letter, phonemes) and lengths."""
@@ -60,8 +60,8 @@ class G2PBrain(brain_core.Brain):
         return frames.log_softmax(-1), lengths * self.hparams.phonemes_per_letter
 
     def read(self, embedded, lengths):
-        """Run the GRU over the letters, backwards from each word's own end."""
-        if lengths.min() == embedded.shape[1]:  # the sampler's usual batch: nothing is padded
+        """Run the GRU over the letters; its backward direction begins at each word's end."""
+        if lengths.min() == embedded.shape[1]:  # the usual batch of the sampler: nothing is padded
             return self.modules.rnn(embedded)[0]
         packed = torch.nn.utils.rnn.pack_padded_sequence(
             embedded, lengths.cpu(), batch_first=True, enforce_sorted=False
@@ -88,18 +88,18 @@ class G2PBrain(brain_core.Brain):
 
     def decode(self, log_probs, frames):
         """Return the phonemes of each word: the best of each frame, repeats and blanks dropped."""
-        said = []
+        predicted = []
         for row, length in zip(log_probs.argmax(-1).tolist(), frames.tolist(), strict=True):
             best = row[:length]
             kept = [b for a, b in zip([None, *best], best, strict=False) if a != b]
-            said.append(
+            predicted.append(
                 [PHONEMES[index - 1] for index in kept if index != self.hparams.blank_index]
             )
-        return said
+        return predicted
 
-    def score(self, batch, said):
+    def score(self, batch, predicted):
         """Count each word's errors against the nearest pronunciation that the dictionary lists."""
-        for word, hypothesis, listed in zip(batch.id, said, batch.pronunciations, strict=True):
+        for word, hypothesis, listed in zip(batch.id, predicted, batch.pronunciations, strict=True):
             variants = [variant.split() for variant in listed]
             nearest = min(variants, key=lambda v: edit_distance(hypothesis, v))
             self.scored.append((word, hypothesis, nearest, edit_distance(hypothesis, nearest)))
@@ -110,14 +110,14 @@ class G2PBrain(brain_core.Brain):
         return 100 * errors / sum(len(row[2]) for row in self.scored)
 
     def init_optimizers(self):
-        """Make the optimizer, and a learning rate that warms up and then falls along a cosine."""
+        """Make the optimizer, and a learning rate with warm-up and cosine decay."""
         super().init_optimizers()
         total = self.hparams.number_of_epochs * self.batches_per_epoch
         warm_up = self.hparams.warm_up_steps
 
         def factor(step):
-            fall = 0.5 + 0.5 * torch.cos(torch.tensor(torch.pi * min(1.0, step / total))).item()
-            return min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * fall)
+            decay = 0.5 + 0.5 * torch.cos(torch.tensor(torch.pi * min(1.0, step / total))).item()
+            return min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * decay)
 
         self.scheduler = self.hparams.lr_schedule(self.optimizer, factor)
         if self.checkpointer is not None:
@@ -125,13 +125,13 @@ class G2PBrain(brain_core.Brain):
             self.checkpointer.add_recoverable("curves", self.curves)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        """Set the next learning rate and note the loss."""
+        """Set the next learning rate and record the loss."""
         if should_step:
             self.scheduler.step()
         self.curves.losses.append(loss.item())
 
     def on_stage_start(self, stage, epoch=None):
-        """Begin to count errors."""
+        """Reset the scores."""
         self.scored = []
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
@@ -178,7 +178,7 @@ def make_datasets(folder):
 
 
 def main(arguments):
-    """Prepare, train, test, and say where the results are."""
+    """Prepare the data, train, test, and print where the results are."""
     if "--full" in arguments:
         given = {word.partition("=")[0] for word in arguments}
         full = [f"{name}={value}" for name, value in FULL.items() if name not in given]
@@ -221,20 +221,21 @@ def main(arguments):
     )
     brain.evaluate(test_set, min_key="PER", test_loader_kwargs=hparams["eval_loader_kwargs"])
     if if_main_process():
-        if brain.curves.error_rates:
-            draw_curves(brain.curves, brain.error_rate(), f"{folder}/curves.png")
-        print(write_table(brain.scored, f"{folder}/unseen_words.txt"))
-        print(
-            f"\nPhoneme error rate on {len(brain.scored)} unseen words: {brain.error_rate():.2f} %"
-        )
-        print("(against the nearest pronunciation that the dictionary lists)")
-        print(
-            f"Results: {folder}/ with train_log.txt, curves.png, unseen_words.txt, log.txt, save/"
-        )
+        report(brain, folder)
+
+
+def report(brain, folder):
+    """Draw the curves, write the table of unseen words, and print the error rate."""
+    if brain.curves.error_rates:
+        draw_curves(brain.curves, brain.error_rate(), f"{folder}/curves.png")
+    print(write_table(brain.scored, f"{folder}/unseen_words.txt"))
+    print(f"\nPhoneme error rate on {len(brain.scored)} unseen words: {brain.error_rate():.2f} %")
+    print("(against the nearest pronunciation that the dictionary lists)")
+    print(f"Results: {folder}/ with train_log.txt, curves.png, unseen_words.txt, log.txt, save/")
 
 
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
-        sys.exit("\nStopped. The same command goes on where this run was.")
+        sys.exit("\nStopped. The same command resumes this run.")

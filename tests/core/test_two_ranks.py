@@ -44,7 +44,7 @@ class Run(Brain):
         return loss + math.nan if self.disturb == "nan" and self.step in (1, 2) else loss
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        self.rows.append([] if self.is_filler else batch[2].tolist())
+        self.rows.append([] if self.is_padding else batch[2].tolist())
         self.draws.append(torch.rand(()).item())
         if self.disturb == "stop" and len(self.rows) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -67,7 +67,13 @@ def train(rank, folder, disturb, hparams=None, options=None):
         {"model": model},
         lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
         hparams,
-        {"device": "cpu", "ckpt_interval_steps": 2, "nonfinite_patience": 1, **(options or {})},
+        {
+            "device": "cpu",
+            "ckpt_interval_steps": 2,
+            "nonfinite_patience": 1,
+            "recover_attributes": False,
+            **(options or {}),
+        },
         checkpointer,
         disturb=disturb,
     )

@@ -1,8 +1,9 @@
-"""Fail on whatever a test of brain-dist leaves behind."""
+"""Fixtures of brain-dist's tests; a test fails if it leaves a group, a thread or autocast on."""
 
 from __future__ import annotations
 
 import os
+import socket
 import threading
 
 import pytest
@@ -24,9 +25,21 @@ def _nothing_left_behind(monkeypatch):
 
 
 @pytest.fixture
-def alone_in_a_group(tmp_path):
+def group_of_one(tmp_path):
     """Make a gloo group of this process only."""
     store = distributed.FileStore(str(tmp_path / "store"), 1)
     distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
+
+
+@pytest.fixture
+def free_port():
+    """Return a function that finds a free port of this machine."""
+
+    def find():
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            return found.getsockname()[1]
+
+    return find

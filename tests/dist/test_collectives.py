@@ -1,4 +1,4 @@
-"""What ranks say to each other."""
+"""Collectives of objects, tensors and errors."""
 
 import os
 import pickle
@@ -17,12 +17,12 @@ def _gather(rank):
 
 
 def test_gather_objects_returns_every_ranks_object_in_rank_order(ranks):
-    """Objects of unequal size arrive whole on every rank."""
+    """Objects of unequal size arrive complete on every rank."""
     expected = [{"rank": rank, "long": "x" * 1000 * rank} for rank in range(3)]
     assert ranks(_gather, 3) == [expected] * 3
 
 
-def test_every_collective_is_the_identity_alone():
+def test_in_one_process_every_collective_returns_its_argument():
     """One process needs no group."""
     value, tensor = object(), torch.ones(2)
     brain_dist.ddp_barrier()
@@ -30,17 +30,17 @@ def test_every_collective_is_the_identity_alone():
     assert brain_dist.ddp_all_reduce(tensor, distributed.ReduceOp.SUM) is tensor
     assert brain_dist.gather_objects(value) == [value]
     assert brain_dist.sum_over_ranks([1, 2.5]) == [1.0, 2.5]
-    brain_dist.raise_together(None)
+    brain_dist.raise_on_all_ranks(None)
     brain_dist.set_control_timeout(1.0)
     brain_dist.check_same_modules({})
     assert tensor.tolist() == [1, 1]
 
 
-def test_raise_together_raises_the_error_itself_alone():
-    """In one process the very exception comes out."""
+def test_in_one_process_raise_on_all_ranks_raises_the_error_itself():
+    """The same object, not a copy."""
     error = KeyError("k")
     with pytest.raises(KeyError) as caught:
-        brain_dist.raise_together(error)
+        brain_dist.raise_on_all_ranks(error)
     assert caught.value is error
 
 
@@ -51,7 +51,7 @@ def _broadcast(rank):
 
 
 def test_ddp_broadcast_sends_the_object_of_its_source(ranks):
-    """The source keeps the very object."""
+    """The source keeps the same object, not a copy."""
     assert ranks(_broadcast, 2) == [([1, 2, 3, 4, 5], 5000, r == 1) for r in range(2)]
 
 
@@ -66,7 +66,7 @@ def test_ddp_all_reduce_sums_and_averages_on_gloo(ranks):
     assert ranks(_all_reduce, 2) == [(3.0, 1.5)] * 2
 
 
-def _send_what_cannot_be_sent(rank, how):
+def _send_unpicklable(rank, how):
     value = (lambda: None) if rank == 0 else 1
     try:
         brain_dist.ddp_broadcast(value) if how == "broadcast" else brain_dist.gather_objects(value)
@@ -78,8 +78,8 @@ def _send_what_cannot_be_sent(rank, how):
 
 @pytest.mark.parametrize("how", ["broadcast", "gather"])
 def test_an_object_that_cannot_be_pickled_is_an_error_on_every_rank(ranks, how):
-    """Nobody is left waiting, and the next collective works."""
-    results = ranks(_send_what_cannot_be_sent, 2, how)
+    """No rank is left waiting, and the next collective works."""
+    results = ranks(_send_unpicklable, 2, how)
     assert results[0] == results[1]
     assert results[0][0] in ("PicklingError", "AttributeError")
     assert results[0][1] == [0, 1]
@@ -90,22 +90,22 @@ def _sum(rank):
 
 
 def test_sum_over_ranks_rounds_once(ranks):
-    """Added one after the other the ones would be lost beside 1e16."""
+    """Added one after the other, the ones would be rounded away."""
     assert ranks(_sum, 4) == [[2.0, 0.4]] * 4
 
 
-def _unequal(rank):
+def _sum_unequal(rank):
     with pytest.raises(ValueError, match=r"equally many values, got \[0, 1\]"):
         brain_dist.sum_over_ranks([1.0] * rank)
     return True
 
 
 def test_sum_over_ranks_refuses_unequal_numbers_of_values(ranks):
-    """All ranks hear of it."""
-    assert ranks(_unequal, 2) == [True, True]
+    """On every rank."""
+    assert ranks(_sum_unequal, 2) == [True, True]
 
 
-class _AwkwardError(Exception):
+class _UnpicklableError(Exception):
     def __init__(self, code, path):
         super().__init__(f"{code} at {path}")
 
@@ -114,11 +114,11 @@ def _fail(rank, kind):
     errors = {
         "text": ValueError("no weights"),
         "arguments": FileNotFoundError(2, "No such file", "x.ckpt"),
-        "awkward": _AwkwardError(3, "there"),
+        "unpicklable": _UnpicklableError(3, "there"),
     }
     try:
-        brain_dist.raise_together(errors[kind] if rank in (1, 2) else None)
-    except (ValueError, OSError, RuntimeError, _AwkwardError) as error:
+        brain_dist.raise_on_all_ranks(errors[kind] if rank in (1, 2) else None)
+    except (ValueError, OSError, RuntimeError, _UnpicklableError) as error:
         return (
             type(error).__name__,
             str(error),
@@ -129,7 +129,7 @@ def _fail(rank, kind):
 
 
 def test_an_error_on_some_ranks_is_raised_on_all_with_their_numbers(ranks):
-    """Type and text are the same everywhere, and name the ranks."""
+    """Type and text are the same on all ranks; the text names the failed ones."""
     results = ranks(_fail, 3, "text")
     expected = ("ValueError", "no weights (on rank 1, 2 of 3)", "RemoteError")
     assert [result[:3] for result in results] == [expected] * 3
@@ -144,20 +144,20 @@ def test_an_error_with_several_arguments_keeps_them(ranks):
 
 
 def test_an_error_that_cannot_be_pickled_is_quoted(ranks):
-    """A class whose constructor wants more than its text becomes a RuntimeError elsewhere."""
-    results = ranks(_fail, 3, "awkward")
+    """An exception whose constructor takes more than its text becomes a RuntimeError."""
+    results = ranks(_fail, 3, "unpicklable")
     assert results[0][0] == "RuntimeError"
-    assert results[0][1] == "_AwkwardError: 3 at there (on rank 1, 2 of 3)"
+    assert results[0][1] == "_UnpicklableError: 3 at there (on rank 1, 2 of 3)"
 
 
 def _no_error(rank):
-    brain_dist.raise_together(None)
+    brain_dist.raise_on_all_ranks(None)
     brain_dist.ddp_barrier()
     return rank
 
 
-def test_raise_together_passes_when_no_rank_has_an_error(ranks):
-    """The usual case."""
+def test_raise_on_all_ranks_returns_if_no_rank_has_an_error(ranks):
+    """The ranks continue."""
     assert ranks(_no_error, 2) == [0, 1]
 
 
@@ -175,8 +175,8 @@ def _lose_rank_1(rank, how):
 
 
 @pytest.mark.parametrize("how", ["killed", "stuck"])
-def test_a_rank_that_does_not_come_is_named_on_all_others(ranks, how):
-    """The error says who, after how long, and what to do; within the timeout and 3 s."""
+def test_a_rank_that_does_not_take_part_is_named_on_all_others(ranks, how):
+    """The error says which rank, after how long, and what to do; within the timeout and 3 s."""
     outcomes = ranks.outcomes(_lose_rank_1, 3, how)
     for kind, value in (outcomes[0], outcomes[2]):
         assert kind == "returned", value
@@ -187,6 +187,6 @@ def test_a_rank_that_does_not_come_is_named_on_all_others(ranks, how):
 
 
 def test_a_timeout_is_above_zero():
-    """Zero would fail at once."""
+    """With zero every operation would fail at once."""
     with pytest.raises(ValueError, match=r"above zero seconds, got 0; try"):
         brain_dist.set_control_timeout(0)

@@ -1,4 +1,4 @@
-"""What holds on a GPU; without one every test here is skipped."""
+"""Tests on a GPU; skipped without one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ DEVICE = "cuda:0"  # all ranks share it: gloo carries its tensors
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-class _Crooked(nn.Module):
-    """Uses its layers in another order than it makes them, so that DDP regroups them."""
+class _Shuffled(nn.Module):
+    """Uses its layers in another order than it makes them, so that DDP rebuilds its buckets."""
 
     def __init__(self):
         super().__init__()
@@ -26,16 +26,16 @@ class _Crooked(nn.Module):
         return self.last(x)
 
 
-def _steps(rank, steps, state=None, replays=True):
+def _steps(rank, steps, state=None, applies=True):
     torch.manual_seed(0)
-    modules = {"m": _Crooked().to(DEVICE)}
+    modules = {"m": _Shuffled().to(DEVICE)}
     brain_dist.wrap_modules(modules, device=DEVICE, bucket_cap_mb=0.01)
-    order = brain_dist.GradientOrder(modules)
+    order = brain_dist.BucketOrder(modules)
     if state is not None:
         modules["m"].load_state_dict(state["m"])
         order.load_state_dict(state["order"])
-        if replays:
-            order.replay()
+        if applies:
+            order.apply()
     optimizer = torch.optim.SGD(modules["m"].parameters(), lr=1e-3)
     for step in steps:
         torch.manual_seed(step * 10 + rank)
@@ -47,18 +47,18 @@ def _steps(rank, steps, state=None, replays=True):
 
 
 def _resume(rank):
-    whole, half = _steps(rank, range(6)), _steps(rank, range(3))
-    ends = [_steps(rank, range(3, 6), half, replays) for replays in (True, False)]
-    return [all(torch.equal(end["m"][k], whole["m"][k]) for k in whole["m"]) for end in ends]
+    full_run, half = _steps(rank, range(6)), _steps(rank, range(3))
+    ends = [_steps(rank, range(3, 6), half, applies) for applies in (True, False)]
+    return [all(torch.equal(end["m"][k], full_run["m"][k]) for k in full_run["m"]) for end in ends]
 
 
-def test_a_resumed_run_is_exact_once_the_order_was_replayed(ranks):
-    """On the device as on the CPU; without it the sums differ."""
+def test_a_resumed_run_is_exact_if_the_bucket_order_is_applied(ranks):
+    """On the device as on the CPU; without the order the sums differ."""
     assert ranks(_resume, 3, timeout_s=120) == [[True, False]] * 3
 
 
-def test_a_scaled_step_that_overflows_is_left_out():
-    """And the scale falls."""
+def test_a_scaled_step_that_overflows_is_skipped():
+    """The scale is reduced."""
     weight = nn.Parameter(torch.ones(2, device=DEVICE))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     scaler = brain_dist.make_grad_scaler(DEVICE, enabled=True)
@@ -70,8 +70,8 @@ def test_a_scaled_step_that_overflows_is_left_out():
     assert scaler.get_scale() < before
 
 
-def test_a_weighted_step_waits_for_no_device():
-    """A tensor that counts tokens is not read by the host."""
+def test_a_weighted_step_does_not_wait_for_the_device():
+    """The host does not read a tensor that counts tokens."""
     weighted = brain_dist.WeightedGradients()
     weight = nn.Parameter(torch.ones(2, device=DEVICE))
     tokens = torch.full((), 3.0, device=DEVICE)

@@ -1,7 +1,5 @@
 """Making the process group."""
 
-import socket
-
 import pytest
 import torch
 from torch import distributed
@@ -21,28 +19,22 @@ def launched(monkeypatch):
     return launch
 
 
-def _free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def test_no_group_is_made_alone():
-    """One process needs none."""
+def test_one_process_makes_no_group():
+    """It needs none."""
     brain_dist.ddp_init_group({"distributed_backend": "gloo"})
     brain_dist.ddp_init_group()
     assert not distributed.is_initialized()
 
 
-def test_a_group_that_exists_is_kept(alone_in_a_group, launched):
-    """Whoever made it."""
+def test_a_group_that_exists_is_kept(group_of_one, launched):
+    """It does not matter who made it."""
     launched(1, 2)
     brain_dist.ddp_init_group({"distributed_backend": "nonsense"})
     assert distributed.get_world_size() == 1
 
 
 def test_a_backend_that_does_not_exist_is_refused(launched):
-    """The error lists what there is."""
+    """The error lists the known ones."""
     launched()
     with pytest.raises(ValueError, match=r"nccl, gloo, mpi, got 'goo'; write .*=gloo"):
         brain_dist.ddp_init_group({"distributed_backend": "goo"})
@@ -71,7 +63,7 @@ def test_rank_without_world_size_is_refused(launched, monkeypatch):
     """The line that sets both is in the error."""
     launched()
     monkeypatch.delenv("WORLD_SIZE")
-    with pytest.raises(ValueError, match="needs WORLD_SIZE beside it"):
+    with pytest.raises(ValueError, match="needs WORLD_SIZE as well"):
         brain_dist.ddp_init_group({"distributed_backend": "gloo"})
 
 
@@ -83,7 +75,7 @@ def test_a_rank_needs_an_address(launched):
 
 
 def _init(rank, options):
-    if options.pop("stay_away", None) == rank:
+    if options.pop("absent", None) == rank:
         return None
     try:
         backend = options.pop("backend", "gloo")
@@ -93,45 +85,45 @@ def _init(rank, options):
     return brain_dist.gather_objects(brain_dist.get_rank())
 
 
-def test_the_ranks_of_a_launcher_meet(ranks):
-    """By torchrun's variables, with gloo."""
+def test_the_ranks_of_torchrun_form_a_group(ranks, free_port):
+    """With torchrun's variables, on gloo."""
     environ = {"RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}"}
-    environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     assert ranks(_init, 2, {"timeout_s": 20.0}, group=False, environ=environ) == [[0, 1]] * 2
 
 
-def test_nccl_means_gloo_on_the_cpu(ranks):
-    """It is SpeechBrain's default, and the same command is to work without a GPU."""
+def test_nccl_becomes_gloo_on_the_cpu(ranks, free_port):
+    """nccl is SpeechBrain's default, and the same command has to work without a GPU."""
     environ = {"RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}"}
-    environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     options = {"timeout_s": 20.0, "backend": "nccl"}
     assert ranks(_init, 2, options, group=False, environ=environ) == [[0, 1]] * 2
 
 
-def test_the_ranks_of_srun_meet(ranks):
-    """By SLURM's variables alone; the port comes from the number of the job."""
+def test_the_ranks_of_srun_form_a_group(ranks, free_port):
+    """SLURM's variables suffice; the port is derived from the job's number."""
     environ = {"SLURM_PROCID": "{rank}", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "{rank}"}
-    environ |= {"SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1", "SLURM_JOB_ID": str(_free_port() - 20000)}
+    environ |= {"SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1", "SLURM_JOB_ID": str(free_port() - 20000)}
     assert ranks(_init, 2, {"timeout_s": 20.0}, group=False, environ=environ) == [[0, 1]] * 2
 
 
-def test_a_rank_that_does_not_arrive_is_an_error_on_the_others(ranks):
-    """Within the timeout, not after two hours."""
+def test_a_rank_that_does_not_arrive_is_an_error_on_the_others(ranks, free_port):
+    """Within the timeout."""
     environ = {"RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}"}
-    environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    options = {"timeout_s": 2.0, "stay_away": 1}
+    environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    options = {"timeout_s": 2.0, "absent": 1}
     results = ranks(_init, 2, options, group=False, environ=environ)
     assert "all 2 ranks have to arrive within 2 s, got on rank 0" in results[0]
 
 
-def test_under_an_agents_store_the_missing_rank_is_named(ranks):
-    """Torchrun keeps the store itself, so that all who came can see who did not."""
-    port = _free_port()
+def test_under_an_agents_store_the_missing_rank_is_named(ranks, free_port):
+    """Torchrun keeps the store, so the ranks that arrived can see which one did not."""
+    port = free_port()
     agent = distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     environ = {"RANK": "{rank}", "WORLD_SIZE": "3", "LOCAL_RANK": "{rank}"}
     environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
-    options = {"timeout_s": 2.0, "stay_away": 1}
+    options = {"timeout_s": 2.0, "absent": 1}
     results = ranks(_init, 3, options, group=False, environ=environ)
     assert "got on rank 0: rank(s) 1 did not" in results[0]
     assert "got on rank 2: rank(s) 1 did not" in results[2]

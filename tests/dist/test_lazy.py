@@ -1,4 +1,4 @@
-"""A package whose modules are loaded when a name of theirs is first used."""
+"""A package whose modules are imported at the first use of a name."""
 
 import importlib
 import sys
@@ -15,7 +15,7 @@ __getattr__, __dir__ = load_on_first_use(__name__, {"._part": "one two", "math":
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """Make a package of two names in a module of its own, and one of another's."""
+    """Make a package with two names of its own module, and one of another package."""
     (tmp_path / "lazily_made").mkdir()
     (tmp_path / "lazily_made/__init__.py").write_text(INIT)
     (tmp_path / "lazily_made/_part.py").write_text("one, two = object(), 2\n")
@@ -36,7 +36,7 @@ def test_a_name_is_looked_up_once_and_stays_the_same_object(package):
     assert vars(package)["one"] is first is package.one
 
 
-def test_a_name_of_another_package_is_handed_on(package):
+def test_a_name_of_another_package_can_be_exported(package):
     from lazily_made import sqrt
 
     assert sqrt(9) == 3 == package.sqrt(9)

@@ -1,4 +1,4 @@
-"""What is computed in which precision."""
+"""Autocast, full-precision forwards and the gradient scaler."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_an_unknown_precision_is_refused():
 
 
 def test_fp32_enters_no_autocast():
-    """Not even one that is disabled, which would still cost the switching."""
+    """Not even a disabled one, which would cost time."""
     context = TorchAutocast(device_type="cpu", dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16), context:
         assert torch.is_autocast_enabled("cpu")
@@ -39,7 +39,7 @@ def test_fp32_enters_no_autocast():
         assert not torch.is_autocast_enabled("cpu")
 
 
-def test_bf16_enters_autocast_and_leaves_it_after_an_exception():
+def test_bf16_enters_autocast_and_exits_it_after_an_exception():
     """The context can be entered again afterwards."""
     context = TorchAutocast(device_type="cpu", dtype=torch.bfloat16)
     for _ in range(2):
@@ -50,8 +50,8 @@ def test_bf16_enters_autocast_and_leaves_it_after_an_exception():
         assert not torch.is_autocast_enabled("cpu")
 
 
-def test_one_context_can_be_entered_within_itself():
-    """Torch's own object would forget what to go back to, and leave autocast on."""
+def test_one_context_can_be_entered_inside_itself():
+    """Torch's own object would lose the former state, and leave autocast on."""
     context = TorchAutocast(device_type="cpu", dtype=torch.bfloat16)
     with context:
         with context:
@@ -71,7 +71,7 @@ class _Loss(nn.Module):
 
 
 def test_a_forward_of_default_precision_computes_in_fp32_under_autocast():
-    """Floating-point inputs are cast, in containers too; whole numbers and float64 are not."""
+    """Floating-point inputs are cast, in containers too; integers and float64 are not."""
     half = torch.ones(2, 2, dtype=torch.bfloat16)
     other = {"half": [half], "int": torch.ones(1, dtype=torch.int32), "double": half.double()}
     with torch.autocast("cpu", torch.bfloat16):
@@ -82,7 +82,7 @@ def test_a_forward_of_default_precision_computes_in_fp32_under_autocast():
     assert (cast["int"].dtype, cast["double"].dtype) == (torch.int32, torch.float64)
 
 
-def test_a_forward_of_default_precision_may_be_told_to_autocast():
+def test_a_forward_of_default_precision_can_allow_autocast():
     """force_allow_autocast runs it undecorated; cast_inputs=None leaves autocast as it is."""
     with torch.autocast("cpu", torch.bfloat16):
         product, _, enabled, _ = _Loss()(torch.ones(2, 2), force_allow_autocast=True)
@@ -90,14 +90,14 @@ def test_a_forward_of_default_precision_may_be_told_to_autocast():
     assert (product.dtype, enabled, as_is.dtype) == (torch.bfloat16, True, torch.bfloat16)
 
 
-def test_a_forward_of_default_precision_is_itself_without_autocast():
+def test_a_forward_of_default_precision_does_nothing_without_autocast():
     """Nothing is cast."""
     half = torch.ones(2, 2, dtype=torch.bfloat16)
     assert _Loss()(half)[0].dtype == torch.bfloat16
 
 
-def test_a_scaler_that_is_off_does_nothing_but_step():
-    """Recipes call scale, unscale_, step and update whatever the precision is."""
+def test_a_disabled_scaler_only_steps_the_optimizer():
+    """Recipes call scale, unscale_, step and update with any precision."""
     scaler = brain_dist.make_grad_scaler("cpu", enabled=False)
     weight = nn.Parameter(torch.tensor([1.0]))
     optimizer = torch.optim.SGD([weight], lr=0.5)

@@ -1,10 +1,9 @@
-"""The README's example."""
+"""The examples and tables of the README."""
 
 import contextlib
 import io
 import os
 import re
-import socket
 import sys
 import textwrap
 from pathlib import Path
@@ -20,32 +19,30 @@ README = Path(__file__).parents[2] / "packages" / "brain-dist" / "README.md"
 def _example(rank, code, folder):
     os.chdir(folder)
     sys.argv = ["train.py", "--cpu"]
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
         exec(compile(code, "train.py", "exec"), {"__name__": "__main__"})
-    return said.getvalue()
+    return printed.getvalue()
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_the_readmes_example_runs(ranks, tmp_path, world_size):
-    """Alone and as torchrun would start it; it saves a model with plain keys."""
+def test_the_readmes_example_runs(ranks, tmp_path, free_port, world_size):
+    """In one process and as torchrun starts it; it saves a model with plain keys."""
     code = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
     environ = {}
     if world_size > 1:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1])}
+        environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         environ |= {"RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}"}
-    said = ranks(_example, world_size, code, str(tmp_path), group=False, environ=environ)
+    printed = ranks(_example, world_size, code, str(tmp_path), group=False, environ=environ)
     assert re.match(
-        rf"{world_size} process\(es\), mean output \S+, saved \['weight', 'bias'\]", said[0]
+        rf"{world_size} process\(es\), mean output \S+, saved \['weight', 'bias'\]", printed[0]
     )
-    assert said[1:] == [""] * (world_size - 1)
+    assert printed[1:] == [""] * (world_size - 1)
     assert torch.load(tmp_path / "model.pt", weights_only=True).keys() == {"weight", "bias"}
 
 
 def test_the_readme_says_what_each_public_name_does():
-    """And no name that is not public."""
+    """It lists no other names."""
     tables = re.findall(r"^\|(.*?)\|", README.read_text(), re.MULTILINE)
     listed = [name for cell in tables for name in re.findall(r"`(\w+)`", cell)]
     assert sorted(listed) == sorted(brain_dist.__all__)
@@ -67,8 +64,8 @@ def _order_example(rank, code):
     return state
 
 
-def test_the_readmes_lines_about_the_order_of_gradients_run(ranks):
-    """Once afresh and once resumed."""
+def test_the_readmes_lines_about_the_bucket_order_run(ranks):
+    """In a new run and in a resumed one."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     code = textwrap.dedent(blocks[1])
     order = {"m": [("bias", False), ("weight", False)]}

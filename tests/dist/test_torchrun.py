@@ -1,4 +1,4 @@
-"""The package as users start it."""
+"""A script under torchrun."""
 
 import os
 import subprocess

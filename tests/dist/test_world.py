@@ -1,4 +1,4 @@
-"""Which process this is."""
+"""Rank, size and device of this process."""
 
 import pytest
 import torch
@@ -19,13 +19,13 @@ def test_a_process_started_by_hand_is_rank_0_of_1():
 
 
 def test_torchruns_variables_are_read():
-    """Torchrun says all four numbers."""
+    """Torchrun sets all four numbers."""
     environ = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
     assert World.from_environment(environ) == World(5, 8, 1, 4, launched=True)
 
 
-def test_torchrun_within_slurm_wins():
-    """SLURM_PROCID counts srun's processes, which torchrun has started more of."""
+def test_torchruns_variables_win_over_slurms():
+    """SLURM_PROCID counts the tasks of srun, in which torchrun starts more processes."""
     environ = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3"}
     environ |= {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0"}
     world = World.from_environment(environ)
@@ -33,7 +33,7 @@ def test_torchrun_within_slurm_wins():
 
 
 def test_sruns_variables_are_read():
-    """Srun alone is a launcher, too; it writes a repeated number as 2(x3)."""
+    """Srun is a launcher, too; it writes a repeated number as 2(x3)."""
     environ = {"SLURM_PROCID": "4", "SLURM_STEP_NUM_TASKS": "6", "SLURM_LOCALID": "0"}
     environ["SLURM_NTASKS_PER_NODE"] = "2(x3)"
     assert World.from_environment(environ) == World(4, 6, 0, 2, launched=True)
@@ -41,7 +41,7 @@ def test_sruns_variables_are_read():
 
 @pytest.mark.parametrize("tasks", [{}, {"SLURM_STEP_NUM_TASKS": "1"}])
 def test_the_shell_of_a_slurm_job_is_one_process(tasks):
-    """A batch script has SLURM_PROCID=0 and the job's SLURM_NTASKS without any sibling."""
+    """A batch script has SLURM_PROCID=0 and the job's SLURM_NTASKS, and no other rank."""
     environ = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", **tasks}
     assert World.from_environment(environ) == World()
 
@@ -59,19 +59,19 @@ def test_jsruns_variables_are_read():
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
-        ({"RANK": "1"}, r"needs WORLD_SIZE beside it, got rank 1 .* start with `torchrun"),
+        ({"RANK": "1"}, r"needs WORLD_SIZE as well, got rank 1 .* start with `torchrun"),
         ({"RANK": "one", "WORLD_SIZE": "2"}, r"got RANK='one'; .*unset RANK"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, r"got rank=2 and world_size=2; start with `torchrun"),
     ],
 )
-def test_an_environment_that_cannot_be_is_refused(environ, message):
-    """The error says which variable is wrong and the line to write."""
+def test_an_inconsistent_environment_is_refused(environ, message):
+    """The error names the variable and the command to write."""
     with pytest.raises(ValueError, match=message):
         World.from_environment(environ)
 
 
 def test_under_torchrun_only_rank_0_is_main_before_the_group_exists(monkeypatch):
-    """SpeechBrain calls every process main there, so that all make the experiment's folder."""
+    """In SpeechBrain every process is main then, and all make the experiment's folder."""
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     assert not brain_dist.if_main_process()
@@ -83,23 +83,23 @@ def test_under_torchrun_only_rank_0_is_main_before_the_group_exists(monkeypatch)
     assert brain_dist.is_local_rank_zero()
 
 
-def _who(rank):
+def _rank_and_main(rank):
     return brain_dist.get_rank(), brain_dist.if_main_process(), brain_dist.is_local_rank_zero()
 
 
 def test_a_group_made_without_rank_has_one_main_process(ranks):
-    """SpeechBrain calls nobody main there."""
-    assert ranks(_who, 2) == [(0, True, True), (1, False, False)]
+    """In SpeechBrain no process is main then."""
+    assert ranks(_rank_and_main, 2) == [(0, True, True), (1, False, False)]
 
 
-def test_the_group_is_asked_before_the_environment(ranks):
-    """A group that somebody numbered otherwise is believed."""
+def test_the_rank_in_the_group_wins_over_the_environment(ranks):
+    """A group may number its ranks otherwise."""
     environ = {"RANK": "7", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
-    assert ranks(_who, 2, environ=environ) == [(0, True, False), (1, False, False)]
+    assert ranks(_rank_and_main, 2, environ=environ) == [(0, True, False), (1, False, False)]
 
 
-def test_the_device_is_the_cpu_where_nothing_else_is(monkeypatch):
-    """No accelerator, no index."""
+def test_the_device_is_the_cpu_without_an_accelerator(monkeypatch):
+    """With MPS it is MPS; neither has an index."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert brain_dist.infer_device() == "cpu"
@@ -108,7 +108,7 @@ def test_the_device_is_the_cpu_where_nothing_else_is(monkeypatch):
 
 
 def test_under_a_launcher_each_process_has_a_gpu_of_its_own(monkeypatch):
-    """The device has the local rank's number under torchrun, and none alone."""
+    """The device has the local rank as its index under torchrun, and none in one process."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert brain_dist.infer_device() == "cuda"
     for name, value in {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1"}.items():
@@ -116,7 +116,7 @@ def test_under_a_launcher_each_process_has_a_gpu_of_its_own(monkeypatch):
     assert brain_dist.infer_device() == "cuda:1"
 
 
-def _twice(rank, folder):
+def _make_two_groups(rank, folder):
     found = []
     for name in ("first", "second"):
         store = distributed.FileStore(f"{folder}/{name}", 2)
@@ -127,13 +127,13 @@ def _twice(rank, folder):
 
 
 def test_a_second_group_has_a_control_group_of_its_own(ranks, tmp_path):
-    """Nothing of the first one is used again."""
+    """The first control group is not used again."""
     expected = [[(name, 0), (name, 1)] for name in ("first", "second")]
-    assert ranks(_twice, 2, str(tmp_path), group=False) == [expected] * 2
+    assert ranks(_make_two_groups, 2, str(tmp_path), group=False) == [expected] * 2
 
 
-def test_a_group_that_is_gone_leaves_one_process(tmp_path):
-    """After destroy_process_group the answers are those of a lone process, and a new one works."""
+def test_after_the_group_is_destroyed_collectives_are_local(tmp_path):
+    """As in one process; a new group works."""
     for name in ("first", "second"):
         store = distributed.FileStore(str(tmp_path / name), 1)
         distributed.init_process_group("gloo", store=store, rank=0, world_size=1)

@@ -1,4 +1,4 @@
-"""The machine that kills runs: it finds nothing where all is well, and what is left out."""
+"""The program that kills runs finds no difference, unless a piece of state is not restored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="watches t
 
 @pytest.fixture
 def chaos(tmp_path):
-    """Run the machine; returns how it ended and where its results are."""
+    """Return a function that runs chaos and returns the finished process."""
 
     def run(*arguments):
         command = [sys.executable, "-m", "chaos", "--results", str(tmp_path), *arguments]
@@ -32,13 +32,13 @@ def chaos(tmp_path):
 
 @pytest.fixture
 def journal(monkeypatch):
-    """Return the module that compares what runs have done."""
+    """Return the module that compares the records of runs."""
     monkeypatch.syspath_prepend(str(ROOT))
     return importlib.import_module("chaos._journal")
 
 
 def test_killed_runs_end_as_the_undisturbed_one(chaos, tmp_path):
-    """Random kills, and in the long run a chain of them; a report says what was counted."""
+    """Random kills, and in the long run a chain of them; the report has the counts."""
     long_run = bool(os.environ.get("BRAIN_CHAOS"))
     ranks = "1,2" if long_run else "1"
     chain = ("--chain", "1") if long_run else ()
@@ -59,12 +59,12 @@ def test_killed_runs_end_as_the_undisturbed_one(chaos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("piece", "said"),
+    ("piece", "message"),
     [
         ("numpy-rng", ": loss is"),
         pytest.param("python-rng", ": loss is", marks=pytest.mark.long),
         pytest.param("torch-rng", ": loss is", marks=pytest.mark.long),
-        # a batch too far is the next one's rows, or no batch where the data has ended
+        # one batch too far: the rows of the next one, or no batch at the end of the data
         pytest.param("position-on", "took samples|in place of", marks=pytest.mark.long),
         pytest.param("position-back", "took samples|in place of", marks=pytest.mark.long),
         pytest.param("optimizer", r"(optimizer\.\S+|weight|bias) is", marks=pytest.mark.long),
@@ -73,42 +73,42 @@ def test_killed_runs_end_as_the_undisturbed_one(chaos, tmp_path):
         pytest.param("newest-checkpoint", "had been acknowledged", marks=pytest.mark.long),
     ],
 )
-def test_a_piece_of_state_that_is_left_out_is_noticed(chaos, piece, said):
-    """The machine can go red, says what differed first, and how to see it again."""
+def test_a_piece_of_state_that_is_not_restored_is_noticed(chaos, piece, message):
+    """The report says what differed first, and how to repeat the case."""
     done = chaos("--without", piece, "--kills", "60", "--failures", "1", "--ranks", "1")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert re.search(said, done.stdout), done.stdout
+    assert re.search(message, done.stdout), done.stdout
     assert "again: nox -s chaos -- --seed" in done.stdout
 
 
-def test_samples_that_are_lost_or_repeated_are_counted(journal):
-    """Each row is taken once an epoch, in whatever order."""
+def test_lost_and_repeated_samples_are_counted(journal):
+    """Each row must be taken once per epoch, in any order."""
     records = [["TRAIN", 1, 1, [0, 2], {}], ["TRAIN", 1, 2, [2], {}], ["VALID", 1, 1, [1], {}]]
     assert journal.lost_and_repeated(records, rows=3, epochs=1) == (1, 1)
     assert journal.lost_and_repeated([["TRAIN", 1, 1, [2, 0, 1], {}]], 3, 1) == (0, 0)
 
 
 @pytest.mark.parametrize(
-    ("record", "said"),
+    ("record", "message"),
     [
         (["TRAIN", 1, 2, [3], {"loss": "0x1.8p+0"}], "loss is 1.5, undisturbed 1.0"),
         (["TRAIN", 1, 2, [4], {"loss": "0x1.0p+0"}], "took samples [4] in place of [3]"),
         (["TRAIN", 1, 3, [3], {}], "TRAIN batch 3 of epoch 1 was done in place of TRAIN batch 2"),
     ],
 )
-def test_the_first_difference_is_named(journal, record, said):
-    """The batch and the number, and both of its values."""
+def test_the_first_difference_is_named(journal, record, message):
+    """The message has the batch, the figure and both values."""
     expected = [["TRAIN", 1, 1, [1], {}], ["TRAIN", 1, 2, [3], {"loss": "0x1.0p+0"}]]
     assert journal.first_difference(expected, expected) is None
-    assert said in journal.first_difference([expected[0], record], expected)
+    assert message in journal.first_difference([expected[0], record], expected)
 
 
-def test_a_line_that_a_kill_has_cut_off_is_not_read(journal, tmp_path):
-    """What came before it counts."""
+def test_a_line_that_a_kill_cut_off_is_not_read(journal, tmp_path):
+    """The lines before it are."""
     path = tmp_path / "journal"
     written = journal.Journal(path)
-    written.took_over("CKPT+1", 7)
-    written.note(["VALID", 1, 1, [], {}])
+    written.resumed("CKPT+1", 7)
+    written.add(["VALID", 1, 1, [], {}])
     with path.open("a") as file:
         file.write('["VALID", 1')
     found = journal.read(path)

@@ -1,4 +1,4 @@
-"""The demo, in a small setting: trained, tested, killed and gone on with."""
+"""The demo with small settings: trained, tested, killed and resumed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL = (
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    """Start the recipe as the README does, in a folder, with one thread."""
+    """Start the recipe as the README does, with one thread."""
     command = [
         sys.executable,
         str(RECIPE / "train.py"),
@@ -40,33 +40,33 @@ def start(folder: Path, *more: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # A shell starts what it runs in the background with SIGINT ignored, and that is inherited.
+        # A shell starts background processes with SIGINT ignored, and they inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    """Wait for a run that ends well; return what it printed."""
+    """Wait until a run ends without an error; return its output."""
     printed, _ = process.communicate(timeout=180)
     assert process.returncode == 0, printed[-3000:]
     return printed
 
 
 def error_rate(printed: str) -> float:
-    """Read the error rate on unseen words, with all the digits that are printed."""
+    """Return the printed error rate on unseen words."""
     return float(re.search(r"Phoneme error rate on 60 unseen words: ([\d.]+) %", printed)[1])
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A run from start to end: its folder and what it printed."""
+    """Return the folder and the output of a run that is not stopped."""
     folder = tmp_path_factory.mktemp("undisturbed")
     printed = finish(start(folder))
     return folder / "results/g2p/1986", printed
 
 
 def stop_in_epoch(epoch: int, number: int, folder: Path) -> str:
-    """Start the recipe, send it a signal once an epoch has a checkpoint; return what it printed."""
+    """Start the recipe, and send a signal once an epoch has a checkpoint; return the output."""
     process = start(folder)
     log, save = (folder / "results/g2p/1986" / name for name in ("train_log.txt", "save"))
     deadline = time.monotonic() + 180
@@ -93,23 +93,23 @@ def stop_in_epoch(epoch: int, number: int, folder: Path) -> str:
     return printed
 
 
-def test_stopped_twice_it_goes_on_and_ends_the_same(tmp_path, undisturbed):
-    """Interrupted, then killed, the same command says where it goes on, and ends no differently."""
+def test_a_run_that_is_stopped_twice_resumes_and_ends_the_same(tmp_path, undisturbed):
+    """After Ctrl-C and SIGKILL, the same command logs where it resumes."""
     printed = stop_in_epoch(2, signal.SIGINT, tmp_path)
-    assert "The same command goes on where this run was." in printed
+    assert "The same command resumes this run." in printed
     printed = stop_in_epoch(3, signal.SIGKILL, tmp_path)
-    assert re.search(r"[Gg]o(es|ing) on|[Rr]esum", printed)
+    assert re.search(r"Resuming from CKPT\+", printed)
     printed = finish(start(tmp_path))
-    assert re.search(r"CKPT\+", printed)
+    assert re.search(r"Resuming from CKPT\+", printed)
     folder, expected = undisturbed
-    ours = tmp_path / "results/g2p/1986"
+    resumed = tmp_path / "results/g2p/1986"
     assert error_rate(printed) == error_rate(expected)
     for name in ("train_log.txt", "unseen_words.txt"):
-        assert (ours / name).read_text() == (folder / name).read_text()
+        assert (resumed / name).read_text() == (folder / name).read_text()
 
 
-def test_a_run_leaves_its_log_picture_table_and_checkpoint(undisturbed):
-    """What the README says is in the folder is there."""
+def test_a_run_writes_its_log_picture_table_and_checkpoint(undisturbed):
+    """The folder has the files that the README lists."""
     folder, printed = undisturbed
     for name in ("train_log.txt", "log.txt", "env.log", "hyperparams.yaml", "train.py", "save"):
         assert (folder / name).exists(), name
@@ -120,7 +120,7 @@ def test_a_run_leaves_its_log_picture_table_and_checkpoint(undisturbed):
 
 
 def test_no_held_out_word_is_trained_on(undisturbed):
-    """The three manifests share no word, so no variant of a test word was seen."""
+    """The three manifests share no word, so training has no variant of a test word."""
     folder, _ = undisturbed
     parts = [
         set(json.loads((folder / f"{p}.json").read_text())) for p in ("train", "valid", "test")
@@ -130,7 +130,7 @@ def test_no_held_out_word_is_trained_on(undisturbed):
 
 
 def test_full_sets_what_is_not_given(tmp_path):
-    """``--full`` is larger; what stands on the command line beside it wins."""
+    """Other options on the command line take precedence over ``--full``."""
     finish(start(tmp_path, "--full", "--test_only", "--output_folder=out"))
     resolved = (tmp_path / "out/hyperparams.yaml").read_text()
     assert re.search(r"^dropout: 0.2$", resolved, flags=re.MULTILINE)

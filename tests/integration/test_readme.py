@@ -1,8 +1,7 @@
-"""Every command and example of README.md is run, or checked against what it names."""
+"""Every command and example of README.md runs, or names what exists."""
 
 from __future__ import annotations
 
-import ast
 import importlib
 import os
 import re
@@ -118,42 +117,42 @@ def run(*words: str, cwd: Path, **more: str) -> str:
     return done.stdout
 
 
-def test_the_example_shown_is_the_file():
-    """What a reader copies is what the tests run; and it is forty lines."""
+def test_the_example_is_the_file():
+    """A reader copies what the tests run: forty lines."""
     (shown,) = blocks("python")
     assert shown == (ROOT / "examples/digits.py").read_text(encoding="utf-8")
     assert len(shown.splitlines()) == 40
 
 
 def test_the_example_prints_and_draws_what_is_shown(tmp_path):
-    """Five lines of the form shown, digits read as well as shown, and a picture."""
+    """It prints five lines like those shown, with a similar accuracy, and draws a picture."""
     assert "python examples/digits.py" in commands()
     printed = run(str(ROOT / "examples/digits.py"), cwd=tmp_path).splitlines()
     form = re.compile(r"epoch (\d): loss (\d\.\d{4}), (\d{3}) of 360 digits right")
     (shown,) = blocks("text")
-    ours, theirs = (
+    found, expected = (
         [form.fullmatch(line).groups() for line in t] for t in (printed, shown.splitlines())
     )
-    assert [row[0] for row in ours] == [row[0] for row in theirs]
-    assert abs(int(ours[-1][2]) - int(theirs[-1][2])) <= 7
+    assert [row[0] for row in found] == [row[0] for row in expected]
+    assert abs(int(found[-1][2]) - int(expected[-1][2])) <= 7
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
     assert (ROOT / re.search(r"!\[.*\]\((.*)\)", README)[1]).exists()
 
 
-def test_the_example_runs_on_two_processes_to_one_loss(tmp_path):
-    """Under torchrun both ranks end with the same losses and weights, with BatchNorm, on gloo."""
+def test_the_example_gives_two_processes_the_same_weights(tmp_path):
+    """Under torchrun both ranks end with the same losses and weights, BatchNorm's included."""
     assert "torchrun --standalone --nproc-per-node 2 examples/digits.py" in commands()
     program = tmp_path / "both.py"
     program.write_text(
         "import runpy, sys, brain_dist\n"
         "made = runpy.run_path(sys.argv[1])\n"
-        "own = {k: v.tolist() for k, v in made['brain'].raw_modules.state_dict().items()}\n"
-        "seen = brain_dist.gather_objects((list(made['losses'].values()), own))\n"
+        "weights = {k: v.tolist() for k, v in made['brain'].raw_modules.state_dict().items()}\n"
+        "of_rank = brain_dist.gather_objects((list(made['losses'].values()), weights))\n"
         "assert brain_dist.get_world_size() == 2\n"
-        "assert seen[0][0] == seen[1][0], 'losses'\n"
-        "assert seen[0][1] == seen[1][1], 'weights'\n"
-        "assert any(key.endswith('running_mean') for key in own)\n"
-        # Leaving right behind a collective, gloo's thread may want the interpreter once more.
+        "assert of_rank[0][0] == of_rank[1][0], 'losses'\n"
+        "assert of_rank[0][1] == of_rank[1][1], 'weights'\n"
+        "assert any(key.endswith('running_mean') for key in weights)\n"
+        # A thread of gloo may need the interpreter once more after the last collective.
         "import torch; torch.distributed.destroy_process_group()\n"
     )
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -162,7 +161,7 @@ def test_the_example_runs_on_two_processes_to_one_loss(tmp_path):
 
 
 def test_the_two_commands_name_sessions_and_ci_runs_the_second():
-    """Each is one line that makes its own environment; what CI runs is what the README says."""
+    """Each is one line that makes its own environment, and CI runs the second."""
     one_line = (
         "python3 -m venv .venv && .venv/bin/python -m pip install nox && .venv/bin/python -m nox"
     )
@@ -173,7 +172,7 @@ def test_the_two_commands_name_sessions_and_ci_runs_the_second():
 
 @pytest.mark.parametrize("start", ["pipx run nox", "uvx nox", ".venv/bin/python -m nox"])
 def test_the_demo_is_a_session_however_nox_is_started(start):
-    """Nox finds the session that the README names."""
+    """Nox lists the session that the README names."""
     pytest.importorskip("nox")
     (line,) = [line for line in commands() if line.endswith(f"{start} -s demo")]
     arguments = line.split(" nox ")[-1].split()
@@ -182,8 +181,8 @@ def test_the_demo_is_a_session_however_nox_is_started(start):
 
 
 @pytest.mark.parametrize("row", rows_after("Packages"), ids=lambda row: row[0])
-def test_installing_one_package_names_all_of_ours_that_it_needs(row):
-    """The command stands alone: each sibling that a named package requires is named too."""
+def test_installing_one_package_names_every_sibling_that_it_requires(row):
+    """The command is complete: it names each sibling that a named package requires."""
     command = row[2].strip("`").split()
     assert command[:2] == ["pip", "install"]
     folders = [ROOT / word for word in command[2:]]
@@ -196,7 +195,7 @@ def test_installing_one_package_names_all_of_ours_that_it_needs(row):
 
 
 def test_the_packages_install_as_shown(tmp_path):
-    """pip takes the row that names all five; only downloading is left out."""
+    """pip installs the row that names all five, here without downloads."""
     pytest.importorskip("hatchling")
     words = rows_after("Packages")[-1][2].strip("`").split()[2:]
     offline = ["--no-index", "--no-deps", "--no-build-isolation", "--target", str(tmp_path)]
@@ -205,7 +204,7 @@ def test_the_packages_install_as_shown(tmp_path):
     assert names >= {"brain_ckpt", "brain_core", "brain_data", "brain_dist"}
 
 
-def test_extras_named_are_offered():
+def test_the_extras_that_are_named_exist():
     """An extra that the README names can be installed."""
     for package, first, others in re.findall(
         r"`(brain-\w+)\[(\w+)\]`((?:[, ]+(?:and )?\s*`\[\w+\]`)*)", README
@@ -215,18 +214,16 @@ def test_extras_named_are_offered():
             assert re.search(rf"^{extra} = \[", text, flags=re.MULTILINE), (package, extra)
 
 
-def test_links_lead_somewhere():
-    """No link into the repository is broken."""
+def test_links_into_the_repository_work():
+    """Each names a file or a folder."""
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_a_speechbrain_recipe_runs_after_the_replacements(tmp_path):
-    """The table, applied as text to a small recipe and its YAML, is all that it takes."""
-    table = [
-        [cell.strip("`") for cell in row] for row in rows_after("A SpeechBrain recipe moves over")
-    ]
+    """The table, applied as text to a small recipe and its YAML, is enough."""
+    table = [[cell.strip("`") for cell in row] for row in rows_after("Moving a SpeechBrain recipe")]
     imports = re.search(r"becomes `(.*?)`", README)[1]
 
     def moved(text: str) -> str:
@@ -244,26 +241,16 @@ def test_a_speechbrain_recipe_runs_after_the_replacements(tmp_path):
     assert len((tmp_path / "out/train_log.txt").read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize(
-    "row", rows_after("A SpeechBrain recipe moves over"), ids=lambda row: row[0]
-)
-def test_where_a_module_went_its_names_are(row):
-    """The right side of the table can be imported."""
+@pytest.mark.parametrize("row", rows_after("Moving a SpeechBrain recipe"), ids=lambda row: row[0])
+def test_the_right_side_of_the_table_can_be_imported(row):
+    """Each is a package, or a name in one."""
     package, _, name = row[1].strip("`").partition(".")
     module = importlib.import_module(package)
     assert not name or hasattr(module, name)
 
 
-def test_rows_of_the_table_do_not_stand_in_each_other_s_way():
-    """Replaced from the first to the last, no row finds its text spoilt by one before it."""
-    old = [row[0].strip("`") for row in rows_after("A SpeechBrain recipe moves over")]
+def test_no_row_of_the_table_changes_the_text_of_a_later_one():
+    """Replacing the rows from the first to the last finds the text of each."""
+    old = [row[0].strip("`") for row in rows_after("Moving a SpeechBrain recipe")]
     for position, text in enumerate(old):
         assert not any(text.startswith(f"{before}.") for before in old[:position]), text
-
-
-def test_what_is_imported_in_the_example_is_public():
-    """The example uses exported names only."""
-    for node in ast.parse(blocks("python")[0]).body:
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("brain_"):
-            exported = importlib.import_module(node.module).__all__
-            assert {alias.name for alias in node.names} <= set(exported)

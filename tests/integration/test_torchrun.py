@@ -1,4 +1,4 @@
-"""A script of a user's under torchrun: restarted by it, and stopped."""
+"""A training script that torchrun restarts, and that is stopped under torchrun and SLURM."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from brain_dist import ddp_init_group, get_rank, if_main_process
 
 folder, what = sys.argv[1:]
 attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-KILLS = {  # by attempt; checkpoints are at every third step: the third attempt begins with 10
+KILLS = {  # steps by attempt; every third step is saved, so the third attempt begins with 10
     "kill once": (4, None),
     "kill thrice": (4, 11, 10, None),
 }
@@ -71,7 +71,7 @@ if if_main_process():
     torch.save(brain.raw_modules.state_dict(), folder + "/weights.pt")
 """
 SLURM = Path(__file__).parents[2] / "examples/slurm.sh"
-# Start so many tasks as SLURM would, note their pids, and end with the highest of their codes.
+# Start the tasks as SLURM does, write their pids, and exit with the highest of their codes.
 SRUN = """#!/bin/bash
 shift 2
 pids=()
@@ -94,7 +94,7 @@ if [[ $1 == show ]]; then echo 127.0.0.1; else echo "$@" >>"$SLURM_FAKE/requeued
 
 
 def start(folder, what, *options):
-    """Start the script on two ranks, as its user would."""
+    """Start the script on two ranks with torchrun."""
     script = folder / "train.py"
     script.write_text(SCRIPT)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -104,14 +104,14 @@ def start(folder, what, *options):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # A shell starts what it runs in the background with SIGINT ignored.
+        # A shell starts background processes with SIGINT ignored, and they inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         start_new_session=True,
     )
 
 
 def finish(process, timeout_s=250):
-    """Wait for its end; return its exit code and what it printed."""
+    """Wait until a process ends; return its exit code and its output."""
     try:
         printed, _ = process.communicate(timeout=timeout_s)
     finally:
@@ -123,49 +123,47 @@ def finish(process, timeout_s=250):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The weights of a run that nothing happens to."""
+    """Return the weights of a run that is not disturbed."""
     folder = tmp_path_factory.mktemp("undisturbed")
     code, printed = finish(start(folder, "nothing"))
     assert code == 0, printed
     return torch.load(folder / "weights.pt", weights_only=True)
 
 
-def same(folder, weights):
-    """Whether the run in a folder has ended with these weights, bit for bit."""
-    ours = torch.load(folder / "weights.pt", weights_only=True)
-    return ours.keys() == weights.keys() and all(torch.equal(ours[k], weights[k]) for k in ours)
+def has_weights(folder, weights):
+    """Return whether the run in a folder ended with these weights, bit for bit."""
+    found = torch.load(folder / "weights.pt", weights_only=True)
+    return found.keys() == weights.keys() and all(torch.equal(found[k], weights[k]) for k in found)
 
 
 @pytest.mark.parametrize("kills", ["once", pytest.param("thrice", marks=pytest.mark.long)])
-def test_a_rank_that_is_killed_is_restarted_and_ends_as_if_nothing_had_been(
-    tmp_path, undisturbed, kills
-):
-    """``--max-restarts 3``: thrice is twice within an epoch, and in the step after a restart."""
+def test_a_killed_run_is_restarted_and_ends_with_the_same_weights(tmp_path, undisturbed, kills):
+    """``--max-restarts 3``; three kills hit two steps of an epoch, and the step after a restart."""
     restarts = ("--max-restarts", "3", "--monitor-interval", "0.2")
     process = start(tmp_path, f"kill {kills}", *restarts)
     code, printed = finish(process)
     assert code == 0, printed[-5000:]
-    assert same(tmp_path, undisturbed)
+    assert has_weights(tmp_path, undisturbed)
 
 
-def test_a_ctrl_c_on_torchrun_saves_and_the_next_start_goes_on(tmp_path, undisturbed):
-    """It reaches the ranks twice, from the terminal and from torchrun, and still is only one."""
+def test_ctrl_c_on_torchrun_saves_and_the_next_start_resumes(tmp_path, undisturbed):
+    """The ranks get it twice, from the terminal and from torchrun, and count it once."""
     process = start(tmp_path, "wait")
     wait_for(tmp_path / "here", process)
     os.killpg(process.pid, signal.SIGINT)
     code, printed = finish(process)
     assert code != 0
     assert not (tmp_path / "weights.pt").exists()
-    assert printed.count("Press Ctrl-C again to leave at once.") == 1
+    assert printed.count("Press Ctrl-C again to ") == 1
     assert "train.py" not in printed, "a rank ended with a traceback"
     assert len(list((tmp_path / "save").glob("CKPT*"))) == 1
     code, printed = finish(start(tmp_path, "nothing"))
     assert code == 0, printed[-5000:]
-    assert same(tmp_path, undisturbed)
+    assert has_weights(tmp_path, undisturbed)
 
 
 def submit(folder, what):
-    """Run the batch script with a fake SLURM of two tasks."""
+    """Run the batch script under a fake SLURM with two tasks."""
     for name, text in {"train.py": SCRIPT, "srun": SRUN, "scontrol": SCONTROL}.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
@@ -183,7 +181,7 @@ def submit(folder, what):
 
 
 def wait_for(file, process):
-    """Wait until a run has come so far that it leaves a file."""
+    """Wait until a run has written a file."""
     deadline = time.monotonic() + 200
     while not file.exists():
         assert process.poll() is None, finish(process)
@@ -191,10 +189,8 @@ def wait_for(file, process):
         time.sleep(0.05)
 
 
-def test_the_batch_script_puts_a_stopped_run_back_into_the_queue_until_it_ends(
-    tmp_path, undisturbed
-):
-    """Stopped by SIGUSR1 it is requeued, and the second start ends it, bit for bit."""
+def test_the_batch_script_requeues_a_stopped_run_until_it_ends(tmp_path, undisturbed):
+    """SIGUSR1 stops it, and the second start ends with the same weights."""
     process = submit(tmp_path, "wait")
     wait_for(tmp_path / "here", process)
     for pid in (tmp_path / "pids").read_text().split():
@@ -206,12 +202,12 @@ def test_the_batch_script_puts_a_stopped_run_back_into_the_queue_until_it_ends(
     code, printed = finish(submit(tmp_path, "nothing"))
     assert code == 0, printed
     assert (tmp_path / "requeued").read_text().count("requeue") == 1
-    assert same(tmp_path, undisturbed)
+    assert has_weights(tmp_path, undisturbed)
 
 
 @pytest.mark.long
-def test_the_batch_script_leaves_a_cancelled_run_out_of_the_queue(tmp_path):
-    """``scancel`` tells the shell, too."""
+def test_the_batch_script_does_not_requeue_a_cancelled_run(tmp_path):
+    """``scancel`` sends SIGTERM to the shell, too."""
     process = submit(tmp_path, "wait")
     wait_for(tmp_path / "here", process)
     for pid in [process.pid, *map(int, (tmp_path / "pids").read_text().split())]:
@@ -220,8 +216,8 @@ def test_the_batch_script_leaves_a_cancelled_run_out_of_the_queue(tmp_path):
     assert (code, (tmp_path / "requeued").exists()) == (75, False), printed
 
 
-def test_the_batch_script_has_no_fault_that_shellcheck_finds():
-    """Where shellcheck is installed."""
+def test_shellcheck_accepts_the_batch_script():
+    """If shellcheck is installed."""
     folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     shellcheck = shutil.which("shellcheck", path=folders)
     if shellcheck is None:

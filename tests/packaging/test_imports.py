@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import json
 import pkgutil
 import subprocess
@@ -58,6 +59,8 @@ print(json.dumps({
     "heavy": sorted(loaded & set(HEAVY)),
 }))
 """
+# Modules that a user imports from, besides the packages themselves.
+OFFERED = {"brain_core.testing"}
 LOADS = {
     "brain_dist": {"brain_dist"},
     "brain_ckpt": {"brain_ckpt", "brain_dist", "yaml", "_yaml"},
@@ -71,7 +74,7 @@ LOADS = {
 
 @functools.cache
 def import_alone(package: str) -> dict[str, Any]:
-    """Import every name of a package in a fresh interpreter: what did that load and change?"""
+    """Return what importing every name of a package loads and changes in a new interpreter."""
     command = [sys.executable, "-c", PROGRAM, package]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -79,38 +82,38 @@ def import_alone(package: str) -> dict[str, Any]:
 
 
 def test_importing_loads_no_module_before_a_name_of_it_is_used(package):
-    """But the one that sees to just that."""
+    """Except the module that loads the names."""
     code = f"import sys, {package} as p; print(*sorted(n for n in sys.modules if 'brain_' in n))"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert set(done.stdout.split()) == {package, "brain_dist", "brain_dist.lazy"}, done.stderr
 
 
-def test_the_names_that_have_a_home_are_the_public_ones(package):
-    """The two lists of each package agree, and `dir` shows them."""
+def test_every_public_name_has_a_module(package):
+    """The two lists of each package agree, and `dir` shows the names."""
     module = importlib.import_module(package)
-    housed = [name for names in module._HOMES.values() for name in names.split()]
-    assert sorted(housed) == sorted(module.__all__)
+    listed = [name for names in module._HOMES.values() for name in names.split()]
+    assert sorted(listed) == sorted(module.__all__)
     assert set(module.__all__) <= set(dir(module))
 
 
 def test_importing_loads_only_what_the_package_declares(package):
-    """A user of one package pays for no other."""
+    """A user of one package loads no other."""
     assert set(import_alone(package)["loaded"]) <= LOADS[package]
 
 
 def test_importing_loads_no_heavy_module(package):
-    """What takes long to load is loaded by the function that needs it."""
+    """Functions load what takes long to load."""
     assert import_alone(package)["heavy"] == []
 
 
 def test_importing_changes_nothing(package):
-    """No torch flag, log handler, hook, filter, random state or class is touched."""
+    """No torch flag, log handler, hook, filter, random state or class changes."""
     assert import_alone(package)["changed"] == {}
 
 
-def test_public_names_are_sorted_and_there(package):
-    """``__all__`` is sorted (constants, classes, functions), and each name can be imported."""
+def test_public_names_are_sorted_and_can_be_imported(package):
+    """``__all__`` lists constants, then classes, then functions."""
     module = importlib.import_module(package)
     order = sorted(set(module.__all__), key=lambda n: (not n.isupper(), not n[0].isupper(), n))
     assert list(module.__all__) == order
@@ -126,16 +129,28 @@ def test_public_names_have_a_docstring(package):
     assert silent == []
 
 
-def test_modules_behind_the_package_are_private(package):
-    """What is not exported is not an address that a user could come to rely on."""
+def test_no_public_name_is_a_module(package):
+    """A module is not an address to rely on, and shadows no public name once it is imported."""
     module = importlib.import_module(package)
-    offered = {"brain_core": {"testing"}, "brain_dist": {"lazy"}}.get(package, set())
-    public = {m.name for m in pkgutil.iter_modules(module.__path__) if not m.name.startswith("_")}
-    assert public <= offered
+    assert [n for n in module.__all__ if inspect.ismodule(getattr(module, n))] == []
+    modules = {each.name for each in pkgutil.iter_modules(module.__path__)}
+    assert modules & set(module.__all__) == set()
+
+
+def test_folders_of_a_package_export_nothing(package):
+    """What is inside them is imported from the package, or is private."""
+    module = importlib.import_module(package)
+    exported = {}
+    for folder in pkgutil.walk_packages(module.__path__, f"{package}."):
+        if folder.ispkg and folder.name not in OFFERED:
+            names = vars(importlib.import_module(folder.name)).items()
+            own = {n for n, value in names if not (n.startswith("_") or inspect.ismodule(value))}
+            exported[folder.name] = own - {"annotations"}
+    assert [name for name, own in exported.items() if own] == []
 
 
 @pytest.mark.parametrize("name", ["hyperpyyaml", "tqdm", "brain_data", "brain_core"])
-def test_brain_ckpt_stands_without(name):
-    """The checkpointer is for people with a loop of their own."""
+def test_brain_ckpt_does_not_load(name):
+    """The checkpointer also serves training loops that are not `Brain`."""
     pytest.importorskip("brain_ckpt")
     assert name not in import_alone("brain_ckpt")["loaded"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import pkgutil
 import re
+import textwrap
 
 import pytest
 
@@ -38,23 +40,59 @@ NAMES = {
 
 
 def test_every_promised_name_is_exported(package):
-    """A recipe's imports need another package's name, and nothing else."""
+    """A recipe needs to change only the package that it imports a name from."""
     exported = set(importlib.import_module(package).__all__)
     assert set(NAMES[package].split()) - exported == set()
 
 
-def test_an_example_in_a_docstring_of_the_package_runs(package, doctest_of):
-    """What a docstring shows is what happens."""
-    assert doctest_of(package).failed == 0
+def test_examples_in_docstrings_run(package, doctest_of):
+    """Those of every folder, and they give what is shown."""
+    results = doctest_of(package)
+    assert results.attempted > 0
+    assert results.failed == 0
 
 
-def test_the_sessions_named_in_contributing_exist(house):
-    """Nobody is told to run what is not there."""
-    text = (house.root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+def test_the_sessions_named_in_contributing_exist(repository):
+    """Every `nox -s` in it names a session."""
+    text = (repository.root / "CONTRIBUTING.md").read_text(encoding="utf-8")
     sessions = re.findall(r'nox -s "?(\w+)', text)
-    noxfile = (house.root / "noxfile.py").read_text(encoding="utf-8")
+    noxfile = (repository.root / "noxfile.py").read_text(encoding="utf-8")
     assert sessions
     assert [name for name in sessions if f"def {name}(session" not in noxfile] == []
+
+
+def test_readmes_and_examples_import_only_public_names(repository):
+    """What a user copies needs no module behind a package."""
+    texts = {path: path.read_text(encoding="utf-8") for path in documents(repository.root)}
+    code = {
+        path: [text]
+        if path.suffix == ".py"
+        else re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        for path, text in texts.items()
+    }
+    imports = [
+        (path.name, node.module, alias.name)
+        for path, blocks in code.items()
+        for block in blocks
+        for node in ast.walk(ast.parse(textwrap.dedent(block)))
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("brain_")
+        for alias in node.names
+    ]
+    assert len({module for _, module, _ in imports}) >= len(NAMES)
+    private = [row for row in imports if not is_public(*row[1:])]
+    assert private == []
+
+
+def documents(root):
+    """Return the READMEs and the examples."""
+    readmes = [root / "README.md", *root.glob("packages/*/README.md")]
+    return [*readmes, *(root / "examples").rglob("*.py")]
+
+
+def is_public(module, name):
+    """Return whether a user may import a name from a module."""
+    offered = module in {*NAMES, "brain_core.testing"}
+    return offered and name in importlib.import_module(module).__all__
 
 
 @pytest.fixture
@@ -64,11 +102,10 @@ def doctest_of(monkeypatch, tmp_path):
 
     def run(package: str) -> doctest.TestResults:
         found = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-        module = importlib.import_module(package)
-        for each in pkgutil.iter_modules(module.__path__):
-            if each.name != "__main__":
-                part = importlib.import_module(f"{package}.{each.name}")
-                for test in doctest.DocTestFinder().find(part):
+        path = importlib.import_module(package).__path__
+        for each in pkgutil.walk_packages(path, f"{package}."):
+            if not each.name.endswith(".__main__"):
+                for test in doctest.DocTestFinder().find(importlib.import_module(each.name)):
                     found.run(test)
         return found.summarize(verbose=False)
 

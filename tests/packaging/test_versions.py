@@ -1,4 +1,4 @@
-"""One version, in lockstep."""
+"""All packages have one version."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import sys
 import pytest
 
 
-def test_every_package_has_the_version_of_brain_all(house, distribution):
-    """A release is one version of all five."""
-    assert house.project(distribution)["version"] == house.project("brain-all")["version"]
+def test_every_package_has_the_version_of_brain_all(repository, distribution):
+    """A release is one version of all five packages."""
+    assert repository.project(distribution)["version"] == repository.project("brain-all")["version"]
 
 
-def test_the_module_says_the_version_of_its_distribution(house, package):
-    """``__version__`` is what pip lists."""
+def test_a_module_has_the_version_of_its_distribution(repository, package):
+    """``__version__`` is the version that pip lists."""
     module = importlib.import_module(package)
-    declared = house.project(package)["version"]
+    declared = repository.project(package)["version"]
     assert module.__version__ == declared == importlib.metadata.version(package)
 
 
-def test_siblings_are_pinned_to_the_same_version(house, distribution):
-    """A package never meets a sibling of another release."""
-    project = house.project(distribution)
+def test_siblings_are_pinned_to_the_same_version(repository, distribution):
+    """A package is never installed with a sibling of another release."""
+    project = repository.project(distribution)
     extras = project.get("optional-dependencies", {}).values()
     lines = [*project["dependencies"], *itertools.chain.from_iterable(extras)]
     siblings = [line for line in lines if line.startswith("brain-")]
@@ -36,28 +36,28 @@ def test_siblings_are_pinned_to_the_same_version(house, distribution):
     assert all(line.endswith(f"=={project['version']}") for line in pinned), pinned
 
 
-def test_brain_all_pins_the_four(house):
-    """The meta-package stands for exactly the four."""
-    names = {line.split("==")[0] for line in house.project("brain-all")["dependencies"]}
+def test_brain_all_pins_the_four(repository):
+    """The meta-package requires exactly the four."""
+    names = {line.split("==")[0] for line in repository.project("brain-all")["dependencies"]}
     assert names == {"brain-ckpt", "brain-core", "brain-data", "brain-dist"}
 
 
-def test_brain_all_offers_every_extra_of_the_four(house):
-    """What a package offers can be had through brain-all."""
-    offered = set(house.project("brain-all")["optional-dependencies"])
+def test_brain_all_offers_every_extra_of_the_four(repository):
+    """Each extra of a package is an extra of brain-all."""
+    offered = set(repository.project("brain-all")["optional-dependencies"])
     parts = ("brain-ckpt", "brain-core", "brain-data", "brain-dist")
-    extras = [set(house.project(part).get("optional-dependencies", {})) for part in parts]
+    extras = [set(repository.project(part).get("optional-dependencies", {})) for part in parts]
     assert offered == set.union(*extras)
 
 
-def test_bump_sets_the_version_everywhere(house, tmp_path):
-    """No place that names the version is forgotten by ``nox -s bump``."""
+def test_bump_sets_the_version_everywhere(repository, tmp_path):
+    """``nox -s bump`` changes every place that names the version."""
     pytest.importorskip("nox")
     for name in ("noxfile.py", "pyproject.toml", "CHANGELOG.md"):
-        shutil.copy(house.root / name, tmp_path)
+        shutil.copy(repository.root / name, tmp_path)
     skipped = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    shutil.copytree(house.root / "packages", tmp_path / "packages", ignore=skipped)
-    old = house.project("brain-all")["version"]
+    shutil.copytree(repository.root / "packages", tmp_path / "packages", ignore=skipped)
+    old = repository.project("brain-all")["version"]
     command = [sys.executable, "-m", "nox", "-f", str(tmp_path / "noxfile.py"), "-s", "bump"]
     subprocess.run([*command, "--", "97.98.99"], check=True, capture_output=True, timeout=60)
     files = [

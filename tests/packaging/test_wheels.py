@@ -5,37 +5,37 @@ from __future__ import annotations
 import tarfile
 
 
-def test_a_wheel_holds_the_licence(house, wheel):
-    """Who gets a wheel gets the terms."""
+def test_a_wheel_holds_the_licence(repository, wheel):
+    """The wheel alone states its terms."""
     (name,) = [n for n in wheel.namelist() if n.endswith("LICENSE")]
-    assert wheel.read(name).decode() == (house.root / "LICENSE").read_text(encoding="utf-8")
+    assert wheel.read(name).decode() == (repository.root / "LICENSE").read_text(encoding="utf-8")
 
 
 def test_a_wheel_of_code_is_typed(wheel, distribution):
-    """A type checker reads the annotations of an installed package."""
+    """Type checkers read the annotations of an installed package."""
     typed = [name for name in wheel.namelist() if name.endswith("py.typed")]
     expected = [] if distribution == "brain-all" else [f"{distribution.replace('-', '_')}/py.typed"]
     assert typed == expected
 
 
 def test_a_wheel_holds_its_own_package_and_nothing_else(wheel, distribution):
-    """No test, example or sibling is packed by mistake."""
+    """No test, example or sibling is packed."""
     tops = {name.partition("/")[0] for name in wheel.namelist()}
     code = {top for top in tops if not top.endswith(".dist-info")}
     assert code == (set() if distribution == "brain-all" else {distribution.replace("-", "_")})
 
 
-def test_a_wheel_carries_its_readme(house, wheel, distribution):
+def test_a_wheel_holds_its_readme(repository, wheel, distribution):
     """The page of a package on an index is its README."""
     (name,) = [n for n in wheel.namelist() if n.endswith(".dist-info/METADATA")]
-    readme = house.root / "packages" / distribution / "README.md"
+    readme = repository.root / "packages" / distribution / "README.md"
     assert readme.read_text(encoding="utf-8").strip() in wheel.read(name).decode()
 
 
-def test_an_sdist_holds_source_licence_and_readme(house, built, distribution):
-    """A package can be built again from its sdist alone."""
+def test_an_sdist_holds_source_licence_and_readme(repository, built, distribution):
+    """The sdist alone is enough to build the package."""
     name = distribution.replace("-", "_")
-    version = house.project(distribution)["version"]
+    version = repository.project(distribution)["version"]
     with tarfile.open(built / f"{name}-{version}.tar.gz") as opened:
         files = {member.split("/", 1)[1] for member in opened.getnames()}
     needed = {"LICENSE", "README.md", "pyproject.toml", "PKG-INFO"}

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 from brain_dist.lazy import load_on_first_use
 
 if TYPE_CHECKING:
+    from brain_core.brain import Brain
+    from brain_core.epochs import EpochCounter, EpochCounterWithStopper
+    from brain_core.loggers.base import TrainLogger
+    from brain_core.loggers.tensorboard import TensorboardLogger
+    from brain_core.loggers.text_file import FileTrainLogger
+    from brain_core.loggers.wandb import WandBLogger
+    from brain_core.options.run_options import RunOptions, parse_arguments
+    from brain_core.options.seed import seed_everything
+    from brain_core.stage import Stage
+    from brain_core.stopping.step_boundary import TrainingStopped
     from brain_data import create_experiment_directory
-
-    from ._borders import TrainingStopped
-    from ._brain import Brain
-    from ._epochs import EpochCounter, EpochCounterWithStopper
-    from ._options import RunOptions, parse_arguments
-    from ._seed import seed_everything
-    from ._stage import Stage
-    from ._train_logger import FileTrainLogger, TensorboardLogger, TrainLogger, WandBLogger
 
 __all__ = [
     "Brain",
@@ -35,15 +37,18 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# Where each public name is; a module is imported when a name of it is first used.
+# The module of each public name, which is imported when the name is first used.
 _HOMES = {
-    "._borders": "TrainingStopped",
-    "._brain": "Brain",
-    "._epochs": "EpochCounter EpochCounterWithStopper",
-    "._options": "RunOptions parse_arguments",
-    "._seed": "seed_everything",
-    "._stage": "Stage",
-    "._train_logger": "FileTrainLogger TensorboardLogger TrainLogger WandBLogger",
+    ".brain": "Brain",
+    ".epochs": "EpochCounter EpochCounterWithStopper",
+    ".loggers.base": "TrainLogger",
+    ".loggers.tensorboard": "TensorboardLogger",
+    ".loggers.text_file": "FileTrainLogger",
+    ".loggers.wandb": "WandBLogger",
+    ".options.run_options": "RunOptions parse_arguments",
+    ".options.seed": "seed_everything",
+    ".stage": "Stage",
+    ".stopping.step_boundary": "TrainingStopped",
     "brain_data": "create_experiment_directory",
 }
 __getattr__, __dir__ = load_on_first_use(__name__, _HOMES)

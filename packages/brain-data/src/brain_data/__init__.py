@@ -7,15 +7,27 @@ from typing import TYPE_CHECKING
 from brain_dist.lazy import load_on_first_use
 
 if TYPE_CHECKING:
-    from brain_data._batch import BatchsizeGuesser, PaddedBatch, PaddedData
-    from brain_data._collate import batch_pad_right, undo_padding
-    from brain_data._dataset import (
+    from brain_data.batch.batch_size import BatchsizeGuesser
+    from brain_data.batch.collate import batch_pad_right, undo_padding
+    from brain_data.batch.padded_batch import PaddedBatch, PaddedData
+    from brain_data.dataset.cached_item import CachedDynamicItem
+    from brain_data.dataset.dynamic_item_dataset import (
         DynamicItemDataset,
         FilteredSortedDynamicItemDataset,
         add_dynamic_item,
         set_output_keys,
     )
-    from brain_data._dataset_errors import (
+    from brain_data.dataset.items import (
+        DynamicItem,
+        GeneratorDynamicItem,
+        StaticItem,
+        provides,
+        takes,
+    )
+    from brain_data.dataset.manifest_csv import load_data_csv
+    from brain_data.dataset.manifest_json import load_data_json
+    from brain_data.dataset.pipeline import DataPipeline
+    from brain_data.errors import (
         CircularDependencyError,
         DataItemError,
         ManifestError,
@@ -23,30 +35,20 @@ if TYPE_CHECKING:
         PaddingError,
         UnknownKeyError,
     )
-    from brain_data._environment import get_environment_description
-    from brain_data._experiment import ExperimentDirectory, create_experiment_directory
-    from brain_data._experiment_logging import TqdmCompatibleStreamHandler
-    from brain_data._items import (
-        CachedDynamicItem,
-        DynamicItem,
-        GeneratorDynamicItem,
-        StaticItem,
-        provides,
-        takes,
-    )
-    from brain_data._loader import SaveableDataLoader
-    from brain_data._loader_looped import LoopedLoader
-    from brain_data._loader_make import distributed_loader_specifics, make_dataloader
-    from brain_data._manifest import load_data_csv, load_data_json
-    from brain_data._pipeline import DataPipeline
-    from brain_data._samplers import (
+    from brain_data.experiment.directory import ExperimentDirectory, create_experiment_directory
+    from brain_data.experiment.environment import get_environment_description
+    from brain_data.experiment.logging import TqdmCompatibleStreamHandler
+    from brain_data.loader.loader import SaveableDataLoader
+    from brain_data.loader.looped import LoopedLoader
+    from brain_data.loader.make import distributed_loader_specifics, make_dataloader
+    from brain_data.order.concatenation import ConcatDatasetBatchSampler
+    from brain_data.order.distributed import DistributedSamplerWrapper
+    from brain_data.order.dynamic_batches import DynamicBatchSampler
+    from brain_data.order.samplers import (
         BalancingDataSampler,
-        ConcatDatasetBatchSampler,
         ReproducibleRandomSampler,
         ReproducibleWeightedRandomSampler,
     )
-    from brain_data._samplers_distributed import DistributedSamplerWrapper
-    from brain_data._samplers_dynamic import DynamicBatchSampler
 
 __all__ = [
     "BalancingDataSampler",
@@ -91,26 +93,30 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# Where each public name is; a module is imported when a name of it is first used.
+# The module of each public name; a module is imported when a name of it is first used.
 _HOMES = {
-    "._batch": "BatchsizeGuesser PaddedBatch PaddedData",
-    "._collate": "batch_pad_right undo_padding",
-    "._dataset": "DynamicItemDataset FilteredSortedDynamicItemDataset add_dynamic_item "
-    "set_output_keys",
-    "._dataset_errors": "CircularDependencyError DataItemError ManifestError ManifestKeyError "
-    "PaddingError UnknownKeyError",
-    "._environment": "get_environment_description",
-    "._experiment": "ExperimentDirectory create_experiment_directory",
-    "._experiment_logging": "TqdmCompatibleStreamHandler",
-    "._items": "CachedDynamicItem DynamicItem GeneratorDynamicItem StaticItem provides takes",
-    "._loader": "SaveableDataLoader",
-    "._loader_looped": "LoopedLoader",
-    "._loader_make": "distributed_loader_specifics make_dataloader",
-    "._manifest": "load_data_csv load_data_json",
-    "._pipeline": "DataPipeline",
-    "._samplers": "BalancingDataSampler ConcatDatasetBatchSampler ReproducibleRandomSampler "
+    ".batch.batch_size": "BatchsizeGuesser",
+    ".batch.collate": "batch_pad_right undo_padding",
+    ".batch.padded_batch": "PaddedBatch PaddedData",
+    ".dataset.cached_item": "CachedDynamicItem",
+    ".dataset.dynamic_item_dataset": "DynamicItemDataset FilteredSortedDynamicItemDataset "
+    "add_dynamic_item set_output_keys",
+    ".dataset.items": "DynamicItem GeneratorDynamicItem StaticItem provides takes",
+    ".dataset.manifest_csv": "load_data_csv",
+    ".dataset.manifest_json": "load_data_json",
+    ".dataset.pipeline": "DataPipeline",
+    ".errors": "CircularDependencyError DataItemError ManifestError "
+    "ManifestKeyError PaddingError UnknownKeyError",
+    ".experiment.directory": "ExperimentDirectory create_experiment_directory",
+    ".experiment.environment": "get_environment_description",
+    ".experiment.logging": "TqdmCompatibleStreamHandler",
+    ".loader.loader": "SaveableDataLoader",
+    ".loader.looped": "LoopedLoader",
+    ".loader.make": "distributed_loader_specifics make_dataloader",
+    ".order.concatenation": "ConcatDatasetBatchSampler",
+    ".order.distributed": "DistributedSamplerWrapper",
+    ".order.dynamic_batches": "DynamicBatchSampler",
+    ".order.samplers": "BalancingDataSampler ReproducibleRandomSampler "
     "ReproducibleWeightedRandomSampler",
-    "._samplers_distributed": "DistributedSamplerWrapper",
-    "._samplers_dynamic": "DynamicBatchSampler",
 }
 __getattr__, __dir__ = load_on_first_use(__name__, _HOMES)

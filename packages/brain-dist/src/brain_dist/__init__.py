@@ -7,40 +7,46 @@ from typing import TYPE_CHECKING
 from brain_dist.lazy import load_on_first_use
 
 if TYPE_CHECKING:
-    from brain_dist._agree import check_same_modules
-    from brain_dist._collectives import (
+    from brain_dist.collectives import (
         ddp_all_reduce,
         ddp_barrier,
         ddp_broadcast,
         gather_objects,
-        raise_together,
+        raise_on_all_ranks,
         sum_over_ranks,
     )
-    from brain_dist._control import set_control_timeout
-    from brain_dist._errors import RanksLostError, RemoteError
-    from brain_dist._evaluate import ExactMean, deal, gather_dealt, local_forward
-    from brain_dist._failing import failing_together
-    from brain_dist._gradient_order import GradientOrder
-    from brain_dist._group import ddp_init_group
-    from brain_dist._kinds import unwrap_module
-    from brain_dist._main import main_process_only, once_per_node, run_on_main, run_once_per_node
-    from brain_dist._precision import (
+    from brain_dist.control_group import set_control_timeout
+    from brain_dist.errors import RanksLostError, RemoteError
+    from brain_dist.evaluation import ExactMean, gather_sharded, local_forward, shard_items
+    from brain_dist.group import ddp_init_group
+    from brain_dist.main_process import (
+        main_process_only,
+        once_per_node,
+        run_on_main,
+        run_once_per_node,
+    )
+    from brain_dist.parallel.bucket_order import BucketOrder
+    from brain_dist.parallel.consistency import check_same_modules
+    from brain_dist.parallel.full_state_dict import (
+        full_state_dict,
+        is_sharded,
+        load_full_state_dict,
+    )
+    from brain_dist.parallel.no_sync import no_sync
+    from brain_dist.parallel.warm_up import warm_up_step
+    from brain_dist.parallel.weighted_gradients import WeightedGradients
+    from brain_dist.parallel.wrap import wrap_modules
+    from brain_dist.parallel.wrapped_modules import unwrap_module
+    from brain_dist.precision import (
         AMPConfig,
         TorchAutocast,
         fwd_default_precision,
         make_grad_scaler,
     )
-    from brain_dist._rehearse import rehearse
-    from brain_dist._signals import (
-        EXIT_TRY_AGAIN,
-        StepVote,
-        StopSignal,
-        outlive_stop_signals,
-    )
-    from brain_dist._sync import no_sync
-    from brain_dist._weighted import WeightedGradients
-    from brain_dist._whole import full_state_dict, is_sharded, load_full_state_dict
-    from brain_dist._world import (
+    from brain_dist.stopping.failures import propagate_failures
+    from brain_dist.stopping.signals import EXIT_REQUEUE, StopSignal, shield_from_stop_signals
+    from brain_dist.stopping.vote import StepVote
+    from brain_dist.world import (
         World,
         get_local_rank,
         get_rank,
@@ -50,13 +56,12 @@ if TYPE_CHECKING:
         is_distributed_initialized,
         is_local_rank_zero,
     )
-    from brain_dist._wrap import wrap_modules
 
 __all__ = [
-    "EXIT_TRY_AGAIN",
+    "EXIT_REQUEUE",
     "AMPConfig",
+    "BucketOrder",
     "ExactMean",
-    "GradientOrder",
     "RanksLostError",
     "RemoteError",
     "StepVote",
@@ -69,12 +74,10 @@ __all__ = [
     "ddp_barrier",
     "ddp_broadcast",
     "ddp_init_group",
-    "deal",
-    "failing_together",
     "full_state_dict",
     "fwd_default_precision",
-    "gather_dealt",
     "gather_objects",
+    "gather_sharded",
     "get_local_rank",
     "get_rank",
     "get_world_size",
@@ -89,40 +92,43 @@ __all__ = [
     "make_grad_scaler",
     "no_sync",
     "once_per_node",
-    "outlive_stop_signals",
-    "raise_together",
-    "rehearse",
+    "propagate_failures",
+    "raise_on_all_ranks",
     "run_on_main",
     "run_once_per_node",
     "set_control_timeout",
+    "shard_items",
+    "shield_from_stop_signals",
     "sum_over_ranks",
     "unwrap_module",
+    "warm_up_step",
     "wrap_modules",
 ]
 
 __version__ = "0.1.0"
 
-# Where each public name is; a module is imported when a name of it is first used.
+# The public names by module; a module is imported at the first use of one of its names.
 _HOMES = {
-    "._agree": "check_same_modules",
-    "._collectives": "ddp_all_reduce ddp_barrier ddp_broadcast gather_objects raise_together "
+    ".parallel.consistency": "check_same_modules",
+    ".collectives": "ddp_all_reduce ddp_barrier ddp_broadcast gather_objects raise_on_all_ranks "
     "sum_over_ranks",
-    "._control": "set_control_timeout",
-    "._errors": "RanksLostError RemoteError",
-    "._evaluate": "ExactMean deal gather_dealt local_forward",
-    "._failing": "failing_together",
-    "._gradient_order": "GradientOrder",
-    "._group": "ddp_init_group",
-    "._kinds": "unwrap_module",
-    "._main": "main_process_only once_per_node run_on_main run_once_per_node",
-    "._precision": "AMPConfig TorchAutocast fwd_default_precision make_grad_scaler",
-    "._rehearse": "rehearse",
-    "._signals": "EXIT_TRY_AGAIN StepVote StopSignal outlive_stop_signals",
-    "._sync": "no_sync",
-    "._weighted": "WeightedGradients",
-    "._whole": "full_state_dict is_sharded load_full_state_dict",
-    "._world": "World get_local_rank get_rank get_world_size if_main_process infer_device "
+    ".control_group": "set_control_timeout",
+    ".errors": "RanksLostError RemoteError",
+    ".evaluation": "ExactMean shard_items gather_sharded local_forward",
+    ".stopping.failures": "propagate_failures",
+    ".parallel.bucket_order": "BucketOrder",
+    ".group": "ddp_init_group",
+    ".parallel.wrapped_modules": "unwrap_module",
+    ".main_process": "main_process_only once_per_node run_on_main run_once_per_node",
+    ".precision": "AMPConfig TorchAutocast fwd_default_precision make_grad_scaler",
+    ".parallel.warm_up": "warm_up_step",
+    ".stopping.signals": "EXIT_REQUEUE StopSignal shield_from_stop_signals",
+    ".stopping.vote": "StepVote",
+    ".parallel.no_sync": "no_sync",
+    ".parallel.weighted_gradients": "WeightedGradients",
+    ".parallel.full_state_dict": "full_state_dict is_sharded load_full_state_dict",
+    ".world": "World get_local_rank get_rank get_world_size if_main_process infer_device "
     "is_distributed_initialized is_local_rank_zero",
-    "._wrap": "wrap_modules",
+    ".parallel.wrap": "wrap_modules",
 }
 __getattr__, __dir__ = load_on_first_use(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""Public names of a package whose modules are loaded when a name of theirs is first used."""
+"""Public names of a package whose modules are imported at the first use of a name."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ __all__ = ["load_on_first_use"]
 def load_on_first_use(
     package: str, homes: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Make a package's ``__getattr__`` and ``__dir__`` (PEP 562).
+    """Return ``__getattr__`` and ``__dir__`` for a package (PEP 562).
 
     ::
 
-        __getattr__, __dir__ = load_on_first_use(__name__, {"._wrap": "wrap_modules"})
+        __getattr__, __dir__ = load_on_first_use(__name__, {".parallel.wrap": "wrap_modules"})
 
     Parameters
     ----------
     package : str
         Its ``__name__``.
     homes : mapping of str to str
-        By module, of the package where it begins with a dot, the names to be found there, with
-        blanks between them.
+        By module (relative to the package if it begins with a dot), the names that it defines,
+        separated by spaces.
 
     Returns
     -------
     tuple of two functions
-        The first raises AttributeError for a name that is nowhere.
+        The first raises AttributeError for any other name.
     """
     home = {name: module for module, names in homes.items() for name in names.split()}
 
@@ -40,7 +40,7 @@ def load_on_first_use(
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(import_module(home[name], package), name)
-        setattr(sys.modules[package], name, value)  # the next use finds it there
+        setattr(sys.modules[package], name, value)  # found without this function from then on
         return value
 
     def names() -> list[str]:

@@ -16,7 +16,7 @@ from brain_ckpt.ranks.agreement import gather_results, run_on_first_rank
 from brain_ckpt.retention.checkpoint import Checkpoint
 from brain_ckpt.storage.listing import Listing
 from brain_ckpt.storage.verify import verify
-from brain_dist import get_rank, raise_together
+from brain_dist import get_rank, raise_on_all_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,7 +134,7 @@ class Reader:
                     step.apply()
             except BaseException as caught:  # noqa: BLE001 - raised on all ranks
                 error = caught
-            raise_together(error)
+            raise_on_all_ranks(error)
         logger.info("Loaded checkpoint %s", checkpoint.path)
 
     def _matching(self, query: CheckpointQuery) -> Listing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from brain_dist import gather_objects, main_process_only, raise_together
+from brain_dist import gather_objects, main_process_only, raise_on_all_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,7 @@ def run_on_all_ranks(action: Callable[[], object]) -> None:
         action()
     except BaseException as caught:  # noqa: BLE001 - the other ranks wait for it
         error = caught
-    raise_together(error)
+    raise_on_all_ranks(error)
 
 
 def run_on_first_rank(action: Callable[[], T]) -> T:

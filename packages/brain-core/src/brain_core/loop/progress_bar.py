@@ -1,0 +1,89 @@
+"""The progress bar, which reads its figures when it is drawn, not at every step."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sized
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["ProgressBar", "should_show"]
+
+_SECONDS_BETWEEN_UPDATES = 0.2
+
+
+class ProgressBar:
+    """A tqdm bar over one pass, or nothing at all.
+
+    Parameters
+    ----------
+    enable : bool
+        Whether to draw a bar.
+    batches : object
+        What is iterated over; its length, if it has one, is the total.
+    initial : int
+        Batches already done.
+    colour : str
+        A colour of tqdm's; empty for the terminal's own.
+    figures : callable
+        Returns the figures beside the bar, by name. Called when the bar is drawn.
+    """
+
+    def __init__(
+        self,
+        *,
+        enable: bool,
+        batches: Any,
+        colour: str,
+        figures: Callable[[], dict[str, Any]],
+        initial: int = 0,
+    ) -> None:
+        self._bar = _make_bar(batches, initial, colour) if enable else None
+        self._figures = figures
+        self._waiting = 0
+        self._due = 0.0
+
+    def __enter__(self) -> Self:
+        """Return the bar itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Draw the bar a last time and close it, whatever ended the pass."""
+        if self._bar is not None:
+            if exception[0] is None:
+                self._draw()
+            self._bar.close()
+
+    def step(self) -> None:
+        """Count one batch."""
+        if self._bar is None:
+            return
+        self._waiting += 1
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + _SECONDS_BETWEEN_UPDATES
+            self._draw()
+
+    def _draw(self) -> None:
+        self._bar.set_postfix(self._figures(), refresh=False)  # type: ignore[union-attr]  # asked before
+        self._bar.update(self._waiting)  # type: ignore[union-attr]
+        self._waiting = 0
+
+
+def should_show(progressbar: bool | None, *, forbidden: bool) -> bool:
+    """Return whether to draw bars: as given, by default on a terminal or in a notebook."""
+    if progressbar is not None:
+        return progressbar
+    return not forbidden and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+
+
+def _make_bar(batches: Any, initial: int, colour: str) -> Any:
+    from tqdm.auto import tqdm  # a run without a bar need not load it
+
+    total = len(batches) if isinstance(batches, Sized) else None
+    return tqdm(
+        total=total, initial=initial, dynamic_ncols=True, colour=colour or None, mininterval=0
+    )

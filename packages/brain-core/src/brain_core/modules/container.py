@@ -1,0 +1,85 @@
+"""The containers of a recipe's modules and hyperparameters."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from brain_core.options.suggestion import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["HParams", "Modules", "as_modules", "describe_parameters"]
+
+
+class HParams(SimpleNamespace):
+    """The hyperparameters as attributes; an error names a missing one and the nearest known."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Raise an AttributeError that names what is missing."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise AttributeError(
+            f"hparams must hold {name!r} because the recipe reads it, but only "
+            f"{', '.join(vars(self)) or 'nothing'} was given.{nearest(name, vars(self))}"
+        )
+
+
+class Modules(torch.nn.ModuleDict):
+    """The modules as attributes and keys; an error names a missing one and the nearest known."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a module, or raise an AttributeError that lists the modules."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise AttributeError(
+                f"modules must hold {name!r} because the recipe reads it, but only "
+                f"{', '.join(self.keys()) or 'nothing'} was given.{nearest(name, self.keys())}"
+            ) from None
+
+
+def describe_parameters(name: str, modules: torch.nn.Module) -> str:
+    """Return a sentence with the number of parameters and how many of them are trainable."""
+    sizes = [(p.numel(), p.requires_grad) for p in modules.parameters()]
+    total = sum(size for size, _ in sizes)
+    trainable = sum(size for size, trained in sizes if trained)
+    share = 100 * trainable / total if total else 0.0
+    return (
+        f"{name} has {_with_unit(total)} parameters, {_with_unit(trainable)} of them trainable "
+        f"({share:.2f}%)."
+    )
+
+
+def as_modules(modules: Mapping[str, torch.nn.Module] | None, device: str) -> Modules:
+    """Move modules to the device, and return them in a container.
+
+    Raises
+    ------
+    TypeError
+        For a value that is no module.
+    """
+    for name, module in (modules or {}).items():
+        if not isinstance(module, torch.nn.Module):
+            raise TypeError(
+                f"modules must hold torch.nn.Module objects, got {module!r} as {name!r}. "
+                "Put anything else into hparams."
+            )
+    return Modules(modules).to(device)
+
+
+def _with_unit(number: float) -> str:
+    """Return a count in a short form.
+
+    Examples
+    --------
+    >>> _with_unit(950), _with_unit(1_234_567)
+    ('950', '1.2M')
+    """
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)

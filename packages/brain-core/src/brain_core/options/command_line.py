@@ -1,0 +1,148 @@
+"""The command line: run options, and overrides of hyperparameters."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import MISSING, Field, fields
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+
+from brain_core.options.suggestion import nearest
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["read_command_line"]
+
+Options = TypeVar("Options")
+
+_NOT_ON_THE_COMMAND_LINE = {
+    "data_parallel_count",
+    "distributed_launch",
+    "overridden_args",
+    "param_file",
+    "tqdm_barcolor",
+}
+_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def read_command_line(
+    cls: type[Options], arg_list: list[str] | None = None
+) -> tuple[str, Options, str]:
+    """Parse a command line into options of a class; see `brain_core.parse_arguments`.
+
+    Parameters
+    ----------
+    cls : type
+        A dataclass with a field for each option, each described in its docstring.
+    arg_list : list of str, optional
+        As in `brain_core.parse_arguments`, as is the return value.
+    """
+    parser = _make_parser(cls)
+    words = sys.argv[1:] if arg_list is None else list(arg_list)
+    flags = {f"--{f.name}" for f in _fields(cls) if f.default in (True, False) and f.type == "bool"}
+    parsed, rest = parser.parse_known_args([_spell_flag(word, flags) for word in words])
+    given = vars(parsed)
+    overrides = _overrides_as_yaml(rest, parser, [f.name for f in _fields(cls)])
+    try:
+        return given["param_file"], cls(**given), overrides
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _fields(cls: type) -> tuple[Field[Any], ...]:
+    return fields(cls)
+
+
+def _make_parser(cls: type) -> argparse.ArgumentParser:
+    import argparse  # only a command line needs it
+
+    parser = argparse.ArgumentParser(
+        description="Run an experiment.",
+        epilog="Any other --name=value overrides a hyperparameter of the file.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("param_file", help="the hyperparameters, a HyperPyYAML file")
+    hints = get_type_hints(cls)
+    texts = _help_texts(cls)
+    for option in _fields(cls):
+        if option.name not in _NOT_ON_THE_COMMAND_LINE:
+            parser.add_argument(
+                f"--{option.name}", **_kind(option, hints[option.name]), help=texts.get(option.name)
+            )
+    return parser
+
+
+def _kind(option: Field[Any], hint: Any) -> dict[str, Any]:
+    """Return the arguments of argparse's ``add_argument`` for an option."""
+    import argparse  # as above
+
+    choices = [a for a in get_args(hint) if a is not type(None)]
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if bool in choices:
+        return {"type": _flag_or_names, "metavar": "true|false|NAME,..."}
+    if choices and isinstance(choices[0], str):
+        return {"choices": choices}
+    if choices and choices[0] not in (int, str):
+        return {"nargs": "*", "metavar": "KEY"}
+    kind = choices[0] if choices else hint
+    default = option.default
+    shown = "" if default in (None, MISSING) else f"={default}"
+    return {"type": kind, "metavar": f"{kind.__name__.upper()}{shown}"}
+
+
+def _flag_or_names(value: str) -> bool | list[str]:
+    """Return ``true`` and ``false`` as a flag, anything else as names between commas."""
+    return _WORDS.get(value.lower(), value.split(","))
+
+
+def _help_texts(cls: type) -> dict[str, str]:
+    """Return each option's description, from the docstring of its class."""
+    texts = {}
+    section = (cls.__doc__ or "").split("Attributes\n    ----------\n")[-1]
+    for names, text in re.findall(
+        r"^    (\w[^\n]*)\n((?:        [^\n]+\n)+)", section, re.MULTILINE
+    ):
+        for name in names.split(" : ")[0].split(", "):
+            texts[name] = " ".join(text.split()).replace("%", "%%")
+    return texts
+
+
+def _spell_flag(word: str, flags: set[str]) -> str:
+    """Rewrite ``--debug=false`` as ``--no-debug``, which argparse understands."""
+    name, _, value = word.partition("=")
+    if name in flags and value.lower() in _WORDS:
+        return name if _WORDS[value.lower()] else f"--no-{name[2:]}"
+    return word
+
+
+def _overrides_as_yaml(rest: list[str], parser: argparse.ArgumentParser, known: list[str]) -> str:
+    lines = []
+    words = iter(rest)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name.startswith("--") or len(name) == len("--"):
+            parser.error(f"an override is written --name=value, got {word!r}.")
+        key = name.removeprefix("--")
+        if not equals:
+            value = next(words, None)  # type: ignore[assignment]  # None is dealt with at once
+            if value is None or value.startswith("--"):
+                hint = nearest(key.replace("-", "_"), known)
+                parser.error(f"{word!r} is no run option, so it needs a value: {word}=value.{hint}")
+        lines.append(f"{key}: {_as_yaml(value)}")
+    return "\n".join(lines)
+
+
+def _as_yaml(value: str) -> str:
+    """Quote a value that would not be valid YAML after a key; return any other as it is."""
+    import yaml  # only a command line needs it
+
+    try:
+        node = yaml.compose(f"key: {value}")
+    except yaml.YAMLError:
+        return json.dumps(value)
+    is_one_value = isinstance(node, yaml.MappingNode) and len(node.value) == 1
+    return value if is_one_value and value else json.dumps(value)

@@ -1,0 +1,382 @@
+"""The progress of a run, as far as no module or optimizer holds it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from brain_ckpt import RNGState, mark_as_loader, mark_as_saver, register_checkpoint_hooks
+from brain_core.loop.running_mean import LossMean
+from brain_core.loop.train_step import TrainStep
+from brain_core.resume.attributes import AttributeState
+from brain_core.resume.environment import differences
+from brain_dist import get_world_size, if_main_process, sum_over_ranks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from brain_core.loop.epoch_pass import EpochPass
+    from brain_core.options.run_options import RunOptions
+    from brain_core.resume.elastic import StepSize
+
+__all__ = ["Progress", "RankState", "RunState"]
+
+logger = logging.getLogger(__name__)
+
+_FITS_REMEMBERED = 64  # about 10 kB each
+
+StartsFrom = Literal["checkpoint", "memory", "evaluated modules"]
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a training has come, counted by consumed batches, not by prefetched ones.
+
+    Attributes
+    ----------
+    step : int
+        Batches of the current epoch.
+    optimizer_step : int
+        Accumulation windows since training began.
+    epoch : int, optional
+        The current epoch, or the last one.
+    world_size : int
+        Ranks that each processed ``step`` batches.
+    loss_total, loss_count : float, int
+        Sum and number of the epoch's finite losses, over all ranks.
+    nonfinite_count : int
+        Batches of the epoch with a non-finite loss or gradient.
+    avg_train_loss : float
+        Mean of rank 0's losses. SpeechBrain reads this one.
+    micro_batches_per_step : int, optional
+        Batches of all ranks to an optimizer step; None where the checkpoint does not say.
+    grad_accumulation_factor : int, optional
+        The option that the run was started with.
+    window_batches : int
+        Batches of an incomplete accumulation window; their gradients are not saved.
+    fit : int
+        Which call of `Brain.fit` this is, counted from 1.
+    epochs_begun : int, optional
+        Epochs that this call has begun; None where the checkpoint does not say.
+    """
+
+    step: int = 0
+    optimizer_step: int = 0
+    epoch: int | None = None
+    world_size: int = 1
+    loss_total: float = 0.0
+    loss_count: int = 0
+    nonfinite_count: int = 0
+    avg_train_loss: float = 0.0
+    micro_batches_per_step: int | None = None
+    grad_accumulation_factor: int | None = None
+    window_batches: int = 0
+    fit: int = 1
+    epochs_begun: int | None = None
+
+    def to_yaml(self) -> str:
+        """Return SpeechBrain's format, with additional keys that it ignores."""
+        import yaml  # where a checkpoint is written or read, not where this is imported
+
+        return yaml.safe_dump(asdict(self))
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Progress:
+        """Read what `to_yaml` or SpeechBrain wrote."""
+        import yaml  # as above
+
+        saved: dict[str, Any] = yaml.safe_load(text)
+        saved.setdefault("optimizer_step", saved["step"])  # SpeechBrain before 1.0 had none
+        if "loss_count" not in saved:
+            saved["loss_count"] = saved["step"]
+            saved["loss_total"] = saved["avg_train_loss"] * saved["step"]
+        known = {f.name for f in fields(cls)}
+        return cls(**{key: value for key, value in saved.items() if key in known})
+
+
+class RankState:
+    """The state that each rank has for itself: its generators and its losses of the epoch.
+
+    Generators are restored not when a state is loaded but when `restore_rng` is called. Making a
+    loader's iterator draws from torch's generator. Within an epoch the state is saved after that
+    draw, so it is restored after the draw as well.
+
+    Parameters
+    ----------
+    losses : callable
+        Returns the epoch's `LossMean` on this rank.
+    environment : callable
+        Returns the software and hardware of this rank, by name.
+    rng_after_fits : dict, optional
+        The generators' states at the end of each call of `Brain.fit`, by its number. A script may
+        draw from the generators between two calls.
+    attributes : AttributeState, optional
+        What the recipe keeps in attributes.
+
+    Attributes
+    ----------
+    attributes : AttributeState
+        What the recipe keeps in attributes.
+    saved_environment : dict or None
+        The software and hardware that the loaded state was saved on; None where it is not known.
+    """
+
+    def __init__(
+        self,
+        losses: Callable[[], LossMean],
+        environment: Callable[[], dict[str, Any]] = dict,
+        rng_after_fits: dict[int, dict[str, Any]] | None = None,
+        attributes: AttributeState | None = None,
+    ) -> None:
+        self._losses = losses
+        self.attributes = attributes or AttributeState()
+        self._rng_after_fits = {} if rng_after_fits is None else rng_after_fits
+        self._environment = environment
+        self.saved_environment: dict[str, Any] | None = None
+        self._rng: dict[str, Any] | None = None
+        self._saved_losses: LossMean | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the present state."""
+        losses = self._losses()
+        return {
+            "world_size": get_world_size(),
+            "loss_total": losses.total,
+            "loss_count": losses.count,
+            "rng": RNGState().state_dict(),
+            "environment": self._environment(),
+            "rng_after_fits": dict(self._rng_after_fits),
+            "attributes": self.attributes.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep a state for later; losses of another number of ranks are not kept."""
+        self._rng = state["rng"]
+        self.saved_environment = state.get("environment")
+        self._rng_after_fits.clear()
+        self._rng_after_fits.update(state.get("rng_after_fits", {}))
+        self.attributes.load_state_dict(state.get("attributes", {"values": {}, "left_out": []}))
+        if state["world_size"] == get_world_size():
+            self._saved_losses = LossMean(state["loss_total"], state["loss_count"])
+
+    @property
+    def holds_rng(self) -> bool:
+        """Whether generator states were loaded and not restored yet."""
+        return self._rng is not None
+
+    def changed_environment(self) -> list[str]:
+        """Return what differs between this rank and the one that saved the loaded state."""
+        saved = self.saved_environment
+        return [] if saved is None else differences(saved, self._environment())
+
+    def restore_rng(self) -> None:
+        """Restore the generators from the state that was loaded last, once."""
+        if self._rng is not None:
+            RNGState().load_state_dict(self._rng)
+        self._rng = None
+
+    def fit_ended(self, fit: int) -> None:
+        """Remember the generators' states at the end of a call of `Brain.fit`."""
+        self.restore_rng()  # nothing was left to train
+        self._rng_after_fits[fit] = RNGState().state_dict()
+        while len(self._rng_after_fits) > _FITS_REMEMBERED:
+            del self._rng_after_fits[min(self._rng_after_fits)]
+
+    def restore_rng_after(self, fit: int) -> None:
+        """Restore the generators as they were at the end of a call of `Brain.fit`, if known."""
+        self._rng = self._rng_after_fits.get(fit)
+        self.restore_rng()
+
+    def pop_losses(self) -> LossMean | None:
+        """Return the losses that were loaded last, once."""
+        losses, self._saved_losses = self._saved_losses, None
+        return losses
+
+
+@register_checkpoint_hooks
+class RunState:
+    """The progress of `Brain.fit`: the recoverable ``brain`` of a checkpoint.
+
+    Parameters
+    ----------
+    step_size : StepSize
+        Keeps the micro-batches of an optimizer step on another number of ranks.
+    options : RunOptions
+        Of the run.
+    environment : callable
+        Returns the software and hardware of this rank, by name.
+
+    Attributes
+    ----------
+    step, optimizer_step, nonfinite_count : int
+        As in `Brain`.
+    grad_accumulation_factor : int
+        Batches of this rank to an optimizer step.
+    fit : int
+        Which call of `Brain.fit` this is, counted from 1. One that an exception ended is not over:
+        the next call has the same number.
+    starts_from : str
+        What the next call starts from: a checkpoint, the state in memory, or that state with other
+        modules than the trained ones, which an evaluation has loaded.
+    is_skipped : bool
+        Whether this call was completed before the checkpoint was saved.
+    epoch : int or None
+        The current epoch.
+    epochs_begun : int or None
+        Epochs that this call has begun, those of the checkpoint included.
+    resumes_epoch : bool
+        Whether the next epoch continues at a position inside it.
+    unfinished_window : int
+        Batches of a window whose gradients the loaded checkpoint did not hold.
+    keeps_average : bool
+        Whether the recipe computes the average loss itself, so that its value is restored.
+    mean : LossMean
+        The epoch's mean loss on this rank.
+    rank_state : RankState
+        What each rank saves for itself.
+    train_step : TrainStep
+        The accumulation window.
+    epoch_pass : EpochPass or None
+        The training pass, while one runs.
+    """
+
+    def __init__(
+        self,
+        step_size: StepSize,
+        options: RunOptions,
+        environment: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        self._step_size = step_size
+        self._options = options
+        self.step = self.optimizer_step = self.nonfinite_count = 0
+        self.grad_accumulation_factor = options.grad_accumulation_factor
+        self.keeps_average = False
+        self.train_step = TrainStep()
+        self.epoch_pass: EpochPass | None = None
+        self.fit = 1
+        self.starts_from: StartsFrom = "checkpoint"
+        self.has_seeded_ranks = False
+        self.batches_trained = self.batches_saved = 0
+        self._rng_after_fits: dict[int, dict[str, Any]] = {}
+        self._sums_of_all_ranks: list[float] = [0.0, 0.0]
+        self._environment = environment
+        self.begin_fit()
+
+    def begin_fit(self) -> None:
+        """Forget what an earlier call of fit has loaded."""
+        self.is_skipped = False
+        self.epoch: int | None = None
+        self.epochs_begun: int | None = 0
+        self.resumes_epoch = False
+        self.unfinished_window = 0
+        self.mean = LossMean()
+        self.rank_state = RankState(
+            lambda: self.mean,
+            self._environment,
+            self._rng_after_fits,
+            AttributeState(self._options.recover_attributes),
+        )
+
+    def end_fit(self) -> None:
+        """Count a call of fit that no exception has ended."""
+        if self.is_skipped:
+            self.rank_state.restore_rng_after(self.fit)
+        else:
+            self.rank_state.fit_ended(self.fit)
+            self.starts_from = "memory"
+        self.fit += 1
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether a checkpoint was saved or loaded since the last batch."""
+        return self.batches_saved == self.batches_trained
+
+    def nested(self) -> RunState:
+        """Return the state of a fit that a hook of this one calls."""
+        state = RunState(self._step_size, self._options)
+        state.optimizer_step = self.optimizer_step
+        state.grad_accumulation_factor = self.grad_accumulation_factor
+        state.keeps_average = self.keeps_average
+        return state
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Enter an epoch, at its first batch or where the checkpoint left off."""
+        self.epoch = epoch
+        if not self.resumes_epoch and self.epochs_begun is not None:
+            self.epochs_begun += 1
+        self.train_step.reset()  # an error may have left something there
+        losses = self.rank_state.pop_losses()
+        if not self.resumes_epoch:
+            self.step = self.nonfinite_count = 0
+            self.mean = LossMean()
+        elif losses is not None:
+            self.mean = LossMean(losses.total, losses.count, self.mean.assigned)
+        self.resumes_epoch = False
+
+    def end_epoch(self) -> None:
+        """Begin the counts of the next epoch."""
+        self.step = 0
+        self.mean = LossMean()
+
+    def sum_losses(self) -> None:
+        """Sum the epoch's losses over all ranks for the next save; every rank calls it."""
+        self._sums_of_all_ranks = sum_over_ranks([self.mean.total, self.mean.count])
+
+    @mark_as_saver
+    def save(self, path: str | Path) -> None:
+        """Write the progress in SpeechBrain's format."""
+        alone = get_world_size() == 1
+        total, count = (self.mean.total, self.mean.count) if alone else self._sums_of_all_ranks
+        inside = (
+            self.train_step.batches % self.grad_accumulation_factor
+        )  # more: a step of the recipe's own
+        if inside:
+            logger.warning(
+                "A checkpoint is saved inside an accumulation window: it does not hold the "
+                "gradients of the window's first %d batches. Save where should_step is true.",
+                inside,
+            )
+        progress = Progress(
+            step=self.step,
+            optimizer_step=self.optimizer_step,
+            epoch=self.epoch,
+            world_size=get_world_size(),
+            loss_total=total,
+            loss_count=int(count),
+            nonfinite_count=self.nonfinite_count,
+            avg_train_loss=float(self.mean.mean()),
+            micro_batches_per_step=self._step_size.to_save(self.grad_accumulation_factor),
+            grad_accumulation_factor=self._options.grad_accumulation_factor,
+            window_batches=inside,
+            fit=self.fit,
+            epochs_begun=self.epochs_begun,
+        )
+        self.batches_saved = self.batches_trained
+        Path(path).write_text(progress.to_yaml(), encoding="utf-8")
+
+    @mark_as_loader
+    def recover(self, path: str | Path, end_of_epoch: bool) -> None:
+        """Continue from the progress that a checkpoint holds."""
+        progress = Progress.from_yaml(Path(path).read_text(encoding="utf-8"))
+        factor = self._step_size.recover(progress, elastic=self._options.elastic)
+        if factor is not None:
+            self.grad_accumulation_factor = factor
+        self.optimizer_step = progress.optimizer_step
+        self.batches_saved = self.batches_trained
+        if progress.fit < self.fit:
+            return  # this call begins after the one that was saved
+        self.epoch = progress.epoch
+        self.epochs_begun = progress.epochs_begun
+        self.resumes_epoch = not end_of_epoch
+        self.unfinished_window = progress.window_batches
+        self.end_epoch()
+        if end_of_epoch:
+            return
+        self.step = self._step_size.batches_done(progress, self.grad_accumulation_factor)
+        self.nonfinite_count = progress.nonfinite_count
+        if if_main_process():  # on as many ranks as before, each has its own in its RankState
+            self.mean = LossMean(progress.loss_total, progress.loss_count)
+        if self.keeps_average:
+            self.mean.assign(progress.avg_train_loss)

@@ -1,0 +1,254 @@
+"""What `Brain` makes ready: optimizers, loaders, wrapped modules, the checkpoint to start from."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from brain_core.epochs import epochs_left
+from brain_core.loop.gradients import split_vectors
+from brain_core.loop.padding_batches import pad_last_round
+from brain_core.loop.stage_loader import is_loader, make_stage_loader
+from brain_core.modules.compiling import compile_modules
+from brain_core.modules.container import Modules, describe_parameters
+from brain_core.modules.wrapping import wrap_for_ranks
+from brain_core.options.seed import seed_per_rank
+from brain_core.resume.attributes import attribute_owners
+from brain_core.resume.evaluation_epoch import is_of_the_model
+from brain_core.resume.recoverables import add_missing_modules, named_objects
+from brain_core.resume.recovery import Recovery
+from brain_core.stage import Stage
+from brain_dist import get_rank, unwrap_module
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    import torch
+
+    from brain_ckpt import Checkpointer
+    from brain_core.fit_state import FitState
+    from brain_core.options.run_options import RunOptions
+    from brain_core.resume.evaluation_epoch import EvaluationEpoch
+    from brain_core.resume.run_state import RunState
+    from brain_dist import BucketOrder
+
+__all__ = ["SetupMethods"]
+
+logger = logging.getLogger(__name__)
+
+
+class SetupMethods:
+    """The methods of `Brain` that run before the first batch; a subclass may replace any."""
+
+    if TYPE_CHECKING:  # set by Brain
+        modules: Modules
+        opt_class: Any
+        optimizer: torch.optim.Optimizer
+        optimizers_dict: dict[str, torch.optim.Optimizer] | None
+        checkpointer: Checkpointer | None
+        run_options: RunOptions
+        test_only: bool
+        debug: bool
+        debug_batches: int
+        debug_epochs: int
+        deterministic: bool
+        noprogressbar: bool
+        optimizer_step_limit: int | None
+        ckpt_interval_minutes: float
+        ckpt_interval_steps: int
+        stop_after_minutes: float
+        tqdm_colored_bar: bool
+        tqdm_barcolor: dict[str, str]
+        device: str
+        shard_evaluation: bool
+        train_sampler: Any
+        hparams: Any
+        _run: RunState
+        _fit_state: FitState
+        _overrides: frozenset[str]
+        _private: frozenset[str]
+        _evaluation_epoch: EvaluationEpoch
+
+    _bucket_order: BucketOrder | None = None  # of DDP; None before modules are wrapped
+
+    def on_fit_start(self) -> None:
+        """Compile, wrap for several ranks, make optimizers, and recover the newest checkpoint.
+
+        Called by `fit` on every rank. What an override adds to the checkpointer before it calls
+        this is recovered here, too.
+        """
+        if self._bucket_order is None:
+            compile_modules(self.modules, self.run_options)
+            self._bucket_order = wrap_for_ranks(
+                self.modules, self.run_options, self.device, self.checkpointer
+            )
+        self.init_optimizers()
+        self._recover_newest()
+
+    def init_optimizers(self) -> None:
+        """Make the optimizers, once modules are compiled and wrapped.
+
+        Makes one over all parameters with ``opt_class``, and adds it to the checkpointer. An
+        override for several of them fills ``self.optimizers_dict``.
+
+        Raises
+        ------
+        ValueError
+            If there is an ``opt_class`` and nothing to optimize.
+        """
+        if self.opt_class is None:
+            logger.info("No opt_class was given: there is no optimizer unless the recipe makes it.")
+            return
+        if not any(p.requires_grad for p in self.modules.parameters()):
+            raise ValueError(
+                "An optimizer needs at least one trainable parameter, got modules "
+                f"{list(self.modules)} with none. Put the model into modules, or give no opt_class."
+            )
+        split = self.run_options.remove_vector_weight_decay
+        parameters = split_vectors(self.modules) if split else list(self.modules.parameters())
+        self.optimizer = self.opt_class(parameters)
+        self.optimizers_dict = {"opt_class": self.optimizer}
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("optimizer", self.optimizer)
+
+    def on_evaluate_start(self, max_key: str | None = None, min_key: str | None = None) -> None:
+        """Load the model of the best checkpoint, or of the newest without a key.
+
+        Nothing else is loaded, but until `evaluate` ends an `EpochCounter` in the checkpointer
+        shows the epoch of that checkpoint.
+
+        Parameters
+        ----------
+        max_key, min_key : str, optional
+            The metric that was highest, or lowest.
+        """
+        if self.checkpointer is not None:
+            add_missing_modules(self.checkpointer, dict(self.modules))
+            checkpoint = self.checkpointer.recover_if_possible(
+                max_key=max_key, min_key=min_key, only=lambda _, obj: is_of_the_model(obj)
+            )
+            self._evaluation_epoch.show(self.checkpointer, checkpoint)
+            if checkpoint is not None and self._run.starts_from == "memory":
+                self._run.starts_from = "evaluated modules"
+
+    def make_dataloader(
+        self,
+        dataset: Any,
+        stage: Stage,
+        ckpt_prefix: str | None = "dataloader-",
+        **loader_kwargs: Any,
+    ) -> Any:
+        """Make a loader of a Dataset, as `fit` and `evaluate` do when they get one.
+
+        In `Stage.TRAIN`, ``shuffle=True`` gives an order that depends on the seed and the epoch
+        alone, and on several ranks batches are sharded. Other stages see all data on each rank.
+
+        Parameters
+        ----------
+        dataset : Dataset
+            For a `DynamicItemDataset`, batches are `PaddedBatch` unless ``collate_fn`` is given.
+        stage : Stage
+            What the loader is for.
+        ckpt_prefix : str or None
+            The loader's position is saved under this and the stage's name; None: it is not saved.
+        **loader_kwargs
+            ``batch_size``, ``num_workers``, ``shuffle``, ``drop_last`` and all that torch's
+            DataLoader takes.
+
+        Returns
+        -------
+        DataLoader
+            A loader whose position a checkpoint can hold.
+
+        Raises
+        ------
+        ValueError
+            If both ``shuffle`` and a sampler are given.
+        """
+        training = stage is Stage.TRAIN
+        loader, sampler = make_stage_loader(
+            dataset,
+            loader_kwargs,
+            for_training=training,
+            shard_evaluation=self.shard_evaluation,
+        )
+        if training:
+            self.train_sampler = sampler
+            samplers = loader_kwargs.get("sampler"), loader_kwargs.get("batch_sampler")
+            self._fit_state.has_user_sampler = samplers != (None, None)
+        if (
+            self.checkpointer is not None
+            and not self._fit_state.is_nested
+            and ckpt_prefix is not None
+            and hasattr(loader, "state_dict")
+        ):
+            self.checkpointer.add_recoverable(ckpt_prefix + stage.name, loader, optional_load=True)
+        return loader
+
+    @property
+    def raw_modules(self) -> Modules:
+        """The modules without their wrappers for several ranks."""
+        return Modules({name: unwrap_module(module) for name, module in self.modules.items()})
+
+    def print_trainable_parameters(self) -> None:
+        """Log the number of parameters and how many of them are trainable."""
+        logger.info(describe_parameters(type(self).__name__, self.modules))
+
+    def _as_loader(self, data: Any, stage: Stage, kwargs: Mapping[str, Any]) -> Any:
+        """Return a loader as it is, and a Dataset as a loader."""
+        loader = data if is_loader(data) else self.make_dataloader(data, stage, **kwargs)
+        if stage is Stage.TRAIN:
+            # A recipe's own fit_batch cannot be told that a batch has zero weight.
+            pad = "fit_batch" not in self._overrides
+            pad_last_round(loader, pad=pad, elastic=self.run_options.elastic)
+        return loader
+
+    def _begin_fit(self, train_set: Any, epochs: Iterable[int]) -> None:
+        self._run.keeps_average = "update_average" in self._overrides
+        fit_state = self._fit_state
+        if not fit_state.is_nested:
+            self._run.begin_fit()
+            if self.checkpointer is not None:
+                fit_state.recovery = Recovery(self.checkpointer)
+                fit_state.recovery.add_objects_of_fit(self._run.rank_state, train_set, epochs)
+        self.on_fit_start()
+        if self._bucket_order is not None:
+            self._bucket_order.apply()
+        if not fit_state.is_nested and self.checkpointer is not None:
+            owners = attribute_owners(self, self._private)
+            self._run.rank_state.attributes.restore(owners)
+            self._run.rank_state.attributes.begin(owners, self.checkpointer.recoverables.values())
+        if not fit_state.is_nested and not self._run.has_seeded_ranks:
+            self._run.has_seeded_ranks = True
+            if not self._run.rank_state.holds_rng:
+                seed_per_rank(get_rank())  # until here all drew the same, to build the same model
+
+    def _begin_epoch(self, train_set: Any, epoch: int) -> None:
+        if self._run.resumes_epoch:  # on_stage_start has set them anew
+            self._run.rank_state.attributes.restore(attribute_owners(self, self._private))
+        self._run.begin_epoch(epoch)
+        if self._fit_state.is_nested and self._fit_state.has_user_sampler:
+            return  # its sampler counts the outer epochs; these are others
+        for part in (train_set, self.train_sampler):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+
+    def _epochs_left(self, epochs: Iterable[int]) -> Iterator[int]:
+        """Return the epochs to train: a counter that was recovered knows them by itself."""
+        recovery, run = self._fit_state.recovery, self._run
+        if run.is_skipped:
+            return iter(())
+        is_recovered = recovery is not None and recovery.restores(epochs)
+        return epochs_left(
+            epochs,
+            None if is_recovered else run.epoch,
+            begun=run.epochs_begun,
+            repeats_last=run.resumes_epoch,
+            at_most=self.debug_epochs if self.debug and self.debug_epochs > 0 else None,
+        )
+
+    def _recover_newest(self) -> None:
+        recovery = self._fit_state.recovery
+        if recovery is not None:
+            places = named_objects(vars(self), self.optimizers_dict or {}, vars(self.hparams))
+            recovery.recover(self._run, dict(self.modules), places)

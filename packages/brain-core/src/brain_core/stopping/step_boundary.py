@@ -1,0 +1,209 @@
+"""Step boundaries, the ends of accumulation windows: where a run saves, and where it stops."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from brain_dist import EXIT_REQUEUE, StepVote, StopSignal, gather_objects, if_main_process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["SaveSchedule", "StepBoundary", "TrainingStopped"]
+
+logger = logging.getLogger(__name__)
+
+# The code of a process that Ctrl-C ended, by the shells' convention: do not requeue.
+EXIT_INTERRUPTED = 130
+
+_SAVE, _STOP = 1, 2
+_INTERRUPT = "SIGINT"
+
+
+class TrainingStopped(BaseException):
+    """Training stopped on request; it was saved and can be resumed.
+
+    In a script it is a `SystemExit` as well, which ends the process without a traceback and with
+    ``code``. At an interactive prompt or in a notebook it is not, so that the session continues.
+    After Ctrl-C it is a `KeyboardInterrupt` as well.
+
+    Parameters
+    ----------
+    reason : str
+        Who requested it.
+    code : int
+        The exit code of a script: 75, so that a wrapper can tell it from a failure and start the
+        run again, or 130 after Ctrl-C, so that it does not.
+    """
+
+    code: str | int | None  # as SystemExit declares it
+
+    def __init__(self, reason: str, code: int = EXIT_REQUEUE) -> None:
+        super().__init__(reason, code)
+        self.reason = reason
+        self.code = code  # where it is a SystemExit, the interpreter reads this
+
+    def __str__(self) -> str:
+        """Return the reason."""
+        return f"training stopped: {self.reason}"
+
+
+class _ScriptStopped(TrainingStopped, SystemExit):
+    pass
+
+
+class _Interrupted(TrainingStopped, KeyboardInterrupt):
+    pass
+
+
+class _ScriptInterrupted(TrainingStopped, SystemExit, KeyboardInterrupt):
+    pass
+
+
+class SaveSchedule:
+    """When a checkpoint within an epoch is due: at an interval in minutes or in batches.
+
+    Parameters
+    ----------
+    minutes, steps : float, int
+        The interval; zero or less means never.
+    """
+
+    def __init__(self, minutes: float = 0, steps: int = 0) -> None:
+        self.is_on = minutes > 0 or steps > 0
+        self._seconds = minutes * 60
+        self._steps = steps
+        self.reset()
+
+    def reset(self) -> None:
+        """Start the interval anew."""
+        self._since = time.monotonic()
+        self.steps_done = 0
+
+    def is_due_by_count(self) -> bool:
+        """Return whether enough batches were done; the same on all ranks."""
+        return 0 < self._steps <= self.steps_done
+
+    def is_due_by_clock(self) -> bool:
+        """Return whether enough time has passed on rank 0's clock; False on other ranks."""
+        return 0 < self._seconds < time.monotonic() - self._since and if_main_process()
+
+
+class StepBoundary:
+    """Saves a checkpoint or stops training on all ranks after the same batch.
+
+    Parameters
+    ----------
+    schedule : SaveSchedule
+        When checkpoints are due.
+    stop : StopSignal
+        Whether this process was requested to stop.
+    save : callable
+        Saves the checkpoint.
+    poll : callable
+        Publishes a checkpoint that was written in the background.
+    """
+
+    def __init__(
+        self,
+        schedule: SaveSchedule,
+        stop: StopSignal,
+        save: Callable[[], None],
+        poll: Callable[[], None],
+    ) -> None:
+        self.schedule = schedule
+        self._stop_signal = stop
+        self._save = save
+        self._poll = poll
+        self._vote = StepVote()
+        self._save_requested = False  # and not saved yet
+
+    def reached(self) -> None:
+        """Save or stop if a checkpoint is due or any rank requested it.
+
+        Raises
+        ------
+        TrainingStopped
+            On every rank, after saving, if a stop was requested on any of them.
+        """
+        self._poll()
+        requests = self._vote.vote(self._requests())
+        if requests or self.schedule.is_due_by_count():
+            self.save()
+        if requests & _STOP:
+            self._stop()
+
+    def data_ended(self) -> None:
+        """Save or stop at the end of the epoch's data.
+
+        With an interval, save in any case: a run that is killed before the next save, for instance
+        during the validation, then need not train the epoch again.
+
+        Raises
+        ------
+        TrainingStopped
+            As from `reached`; here every rank waits for the others' requests.
+        """
+        requests = self._vote.settle(self._requests())
+        if self.schedule.steps_done and (requests or self.schedule.is_on):
+            self.save()
+        if requests & _STOP:
+            self._stop()
+
+    def reached_in_evaluation(self) -> None:
+        """Stop an evaluation if any rank requested it; every rank calls it after each batch.
+
+        A checkpoint that is written in the background is published as soon as it is complete: an
+        evaluation that is killed must not lose the checkpoint from before it.
+
+        Raises
+        ------
+        TrainingStopped
+            On every rank, if a stop was requested on any of them.
+        """
+        self._poll()
+        if self._vote.vote(self._requests()) & _STOP:
+            self._stop()
+
+    def save(self) -> None:
+        """Save a checkpoint and start the interval anew."""
+        self._save()
+        self._save_requested = False
+        self.schedule.reset()
+
+    def close(self) -> None:
+        """Stop taking part in votes."""
+        self._vote.close()
+
+    def _requests(self) -> int:
+        """Return this rank's requests, a save only once since the answer may come later."""
+        requests = _STOP if self._stop_signal.requested else 0
+        if self.schedule.is_due_by_clock() and not self._save_requested:
+            self._save_requested = True
+            requests |= _SAVE
+        return requests
+
+    def _stop(self) -> None:
+        """Raise on every rank with the same reason and the same exit code."""
+        reason_of_rank = gather_objects(self._stop_signal.reason)
+        self._stop_signal.clear()  # whoever catches this can train or evaluate again
+        first_rank = {
+            reason: rank for rank, reason in reversed(list(enumerate(reason_of_rank))) if reason
+        }
+        reason = next(reason for reason in reason_of_rank if reason)
+        ranks = len(reason_of_rank)
+        where = f" (on rank {first_rank[reason]} of {ranks})" if ranks > 1 else ""
+        if if_main_process():
+            logger.info("Stopping: %s%s. The run is saved.", reason, where)
+        raise _stopped(f"{reason}{where}", interrupted=_INTERRUPT in first_rank)
+
+
+def _stopped(reason: str, *, interrupted: bool) -> TrainingStopped:
+    interactive = hasattr(sys, "ps1")
+    if interrupted:
+        kind = _Interrupted if interactive else _ScriptInterrupted
+        return kind(reason, EXIT_INTERRUPTED)
+    return (TrainingStopped if interactive else _ScriptStopped)(reason)

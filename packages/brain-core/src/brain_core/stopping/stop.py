@@ -1,0 +1,135 @@
+"""Stop requests during a fit or an evaluation, and the step boundaries that act on them."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+from brain_core.stage import Stage
+from brain_core.stopping.step_boundary import SaveSchedule, StepBoundary, TrainingStopped
+from brain_dist import StopSignal, propagate_failures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from brain_ckpt import Checkpointer
+
+__all__ = ["StopControl"]
+
+_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
+
+
+class StopControl:
+    """Stops a fit or an evaluation on request, on all ranks after the same batch.
+
+    Signals are handled where a checkpointer has saved, or can save, what was done; `request` always
+    works. An exception that ends a fit or an evaluation on one rank ends it on all.
+    """
+
+    def __init__(self) -> None:
+        self._signal = StopSignal()
+        self._boundary: StepBoundary | None = None  # of the fit under way
+        self._test_boundary: StepBoundary | None = None
+
+    def request(self, reason: str) -> None:
+        """Request a stop at the next step boundary."""
+        self._signal.request(reason)
+
+    @contextmanager
+    def during_fit(
+        self,
+        checkpointer: Checkpointer | None,
+        schedule: SaveSchedule,
+        save: Callable[[], None],
+        *,
+        stop_after_minutes: float,
+    ) -> Iterator[StepBoundary]:
+        """Yield the step boundary of a fit; publish a pending save when the fit ends.
+
+        Parameters
+        ----------
+        checkpointer : Checkpointer, optional
+            Where ``save`` saves.
+        schedule : SaveSchedule
+            When checkpoints are due.
+        save : callable
+            Saves a checkpoint; every rank calls it.
+        stop_after_minutes : float
+            Stop after this time; zero or less means never.
+
+        Raises
+        ------
+        ValueError
+            If there is a time limit and no checkpointer.
+        """
+        limit_s = stop_after_minutes * 60 if stop_after_minutes > 0 else None
+        if limit_s is not None and checkpointer is None:
+            raise ValueError(
+                f"stop_after_minutes needs a checkpointer to save with, got "
+                f"{stop_after_minutes!r} and none. Give the Brain one, or leave it out."
+            )
+        self._renew(limit_s, interrupts=True, reason=self._signal.reason)
+        poll, close = _no_save, _no_save
+        if checkpointer is not None:
+            poll, close = checkpointer.poll, checkpointer.close
+        boundary = self._boundary = StepBoundary(schedule, self._signal, save, poll)
+        try:
+            with self._listening(checkpointer), propagate_failures(TrainingStopped):
+                yield boundary
+                close()
+        except TrainingStopped:
+            close()
+            raise
+        finally:
+            self._boundary = None
+            boundary.close()
+
+    @contextmanager
+    def during_evaluation(
+        self, checkpointer: Checkpointer | None, *, nested: bool
+    ) -> Iterator[None]:
+        """Stop an evaluation on request; inside a fit, the fit's own step boundary does.
+
+        A signal that came too late for `fit` stops the evaluation. A Ctrl-C ends it at once.
+
+        Parameters
+        ----------
+        checkpointer : Checkpointer, optional
+            Without one, signals keep their usual effect.
+        nested : bool
+            Whether a hook of `fit` called the evaluation.
+        """
+        if nested or checkpointer is None:
+            with propagate_failures(TrainingStopped):
+                yield
+            return
+        reason = self._signal.reason
+        self._renew(None, interrupts=False, reason=reason if reason in _SIGNALS else None)
+        boundary = StepBoundary(SaveSchedule(), self._signal, save=_no_save, poll=_no_save)
+        self._test_boundary = boundary
+        try:
+            with self._listening(checkpointer), propagate_failures(TrainingStopped):
+                yield
+        finally:
+            self._test_boundary = None
+            boundary.close()
+
+    def boundary_of_evaluation(self, stage: Stage) -> StepBoundary | None:
+        """Return where an evaluation may stop: where everything is saved already."""
+        if stage is Stage.TEST:
+            return self._test_boundary
+        boundary = self._boundary
+        return boundary if boundary is not None and boundary.schedule.is_on else None
+
+    def _renew(self, time_limit_s: float | None, *, interrupts: bool, reason: str | None) -> None:
+        self._signal = StopSignal(time_limit_s=time_limit_s, interrupts=interrupts)
+        if reason is not None:
+            self._signal.request(reason)
+
+    def _listening(self, checkpointer: Checkpointer | None) -> AbstractContextManager[object]:
+        return nullcontext() if checkpointer is None else self._signal
+
+
+def _no_save() -> None:
+    pass

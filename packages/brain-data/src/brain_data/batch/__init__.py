@@ -1,0 +1,1 @@
+"""Batches of rows: padding, stacking and moving to a device."""

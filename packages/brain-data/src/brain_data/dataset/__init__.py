@@ -1,0 +1,1 @@
+"""Datasets whose items are computed from the rows of a manifest."""

@@ -1,0 +1,1 @@
+"""The directory of an experiment, its log and its environment."""

@@ -1,0 +1,1 @@
+"""Data loaders whose position can be saved and restored."""

@@ -1,0 +1,346 @@
+"""A DataLoader whose position can be saved, and restored by its index."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from brain_data.batch.device import prefetch_to_device
+from brain_data.loader.iteration import CountingIterator, EpochPass
+from brain_data.loader.position import (
+    FORMAT,
+    Position,
+    check_format,
+    check_unchanged,
+    check_world_size,
+    data_fingerprint,
+    mark,
+    read_position,
+    write_position,
+)
+from brain_data.loader.sampler_chain import SamplerChain
+from brain_data.loader.streams import StreamFetcher, StreamPass, StreamPosition
+from brain_data.loader.worker import (
+    BatchFetcher,
+    RequestSampler,
+    WorkerInit,
+    WorkerProgress,
+    draws_no_random_numbers,
+    identity,
+)
+from brain_data.order.seeding import global_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from brain_data.loader.worker import FetchRequest
+    from brain_data.order.sharding import LastRound
+
+logger = logging.getLogger(__name__)
+
+_FORWARDED_OPTIONS = (
+    "num_workers",
+    "pin_memory",
+    "pin_memory_device",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "generator",
+    "prefetch_factor",
+    "persistent_workers",
+)
+
+
+class SaveableDataLoader(DataLoader[Any]):
+    """A `torch.utils.data.DataLoader` whose position can be saved and restored without replay.
+
+    The position counts the batches that were yielded, not those that workers have prefetched. It
+    is an index into the epoch's plan, so resuming reads no batch again; ``num_workers``,
+    ``prefetch_factor`` and ``persistent_workers`` may differ after a restart. What a dataset or a
+    collate function draws from torch, numpy or random is seeded by (seed, epoch, position). It is
+    the same for any number of workers, 0 included; the main process's generators are restored.
+
+    Call `set_epoch` before each epoch, as for the samplers. An unfinished pass that is started
+    again begins at its first batch; only a loaded state resumes in the middle.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As for `torch.utils.data.DataLoader`; ``in_order=False`` is refused. On several ranks pass
+        a sampler or a batch sampler in a `DistributedSamplerWrapper`.
+    seed
+        The seed of random draws while rows are fetched; default: SB_GLOBAL_SEED, or SpeechBrain's.
+    device
+        Copy each batch to this device before it is yielded. On CUDA the next batch is copied on a
+        side stream during the computation of the current one.
+    elastic
+        If no round begins at the saved position on the present number of ranks, shard the remaining
+        micro-batches in other groups instead of raising.
+    last_round
+        How a round with fewer micro-batches than ranks is completed. ``"split"``: the remaining
+        rows are split again, and none is repeated. Fewer rows than ranks are merged into the
+        preceding round; an epoch with fewer rows than ranks is an error. ``"pad"``: micro-batches
+        stay whole, and each rank without one of its own gets a copy of another rank's, a padding
+        batch. `is_padding` is true for it, and its loss must be given zero weight. Only then is the
+        grouping into steps always independent of the number of ranks. It may be set later; it
+        applies from the next ``iter()`` on.
+
+    Raises
+    ------
+    ValueError
+        If arguments exclude each other, or a loaded state belongs to other data or another plan.
+
+    Examples
+    --------
+    >>> loader = SaveableDataLoader(range(10), batch_size=2)
+    >>> batches = iter(loader)
+    >>> next(batches), next(batches)
+    (tensor([0, 1]), tensor([2, 3]))
+    >>> resumed = SaveableDataLoader(range(10), batch_size=2)
+    >>> resumed.load_state_dict(loader.state_dict())
+    >>> next(iter(resumed))
+    tensor([4, 5])
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        seed: int | None = None,
+        device: torch.device | str | None = None,
+        elastic: bool = False,
+        last_round: LastRound = "split",
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.get("in_order") is False:
+            raise ValueError(
+                "in_order must be True for a position to be defined, got False: "
+                "use torch.utils.data.DataLoader for batches in any order"
+            )
+        super().__init__(*args, **kwargs)
+        self.seed = global_seed() if seed is None else int(seed)
+        self.device = None if device is None else torch.device(device)
+        self.elastic = elastic
+        self.last_round = last_round
+        self._epoch = 0
+        self._resume: Position | StreamPosition | None = None
+        self._pass: EpochPass | StreamPass | None = None
+        self._inner: DataLoader[Any] | None = None
+        self._progress: WorkerProgress | None = None
+        self._fingerprint: dict[str, Any] = {}
+
+    @property
+    def last_round(self) -> LastRound:
+        """How a round with fewer micro-batches than ranks is completed."""
+        return self._samplers.last_round
+
+    @last_round.setter
+    def last_round(self, last_round: LastRound) -> None:
+        self._samplers = SamplerChain(
+            self.sampler if self.batch_sampler is None else self.batch_sampler,
+            batched=self.batch_sampler is not None,
+            drop_last=bool(self.drop_last),
+            last_round=last_round,
+        )
+
+    @property
+    def is_padding(self) -> bool:
+        """Whether the batch yielded last is a padding batch; see ``last_round="pad"``."""
+        return isinstance(self._pass, EpochPass) and self._pass.is_padding
+
+    @property
+    def padding_batches(self) -> int:
+        """How many ranks, this one or others, got a padding batch as their latest batch."""
+        return self._pass.padding_batches if isinstance(self._pass, EpochPass) else 0
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next pass: the sampler's, if it has one."""
+        epoch = self._samplers.epoch
+        return self._epoch if epoch is None else epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next pass, which decides its order and its random draws.
+
+        A loaded position is kept if its epoch is this one, and dropped if it is another.
+        """
+        self._epoch = epoch
+        self._samplers.set_epoch(epoch)
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its private class
+        """Begin a pass, at the loaded position or at the first batch."""
+        resume, self._resume = self._pending(), None
+        if isinstance(self.dataset, IterableDataset):
+            assert not isinstance(resume, Position)  # checked by load_state_dict
+            return self._iterate_stream(resume)
+        assert not isinstance(resume, StreamPosition)
+        is_seeded = not draws_no_random_numbers(self.dataset, self.collate_fn)
+        self._pass = epoch_pass = EpochPass(
+            self._samplers,
+            self.epoch,
+            resume,
+            seed=self.seed if is_seeded else None,
+            elastic=self.elastic,
+        )
+        if self._samplers.order_is_known:
+            epoch_pass.prepare()  # an unreachable position raises before workers start
+        batches = self._prefetched(iter(self._request_loader()))
+        # Otherwise after torch's own draw from the global generator, as in torch's loader.
+        epoch_pass.prepare()
+        return CountingIterator(epoch_pass, batches, self._progress)
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch, on this rank."""
+        return super().__len__() if self._samplers.wrapper is None else self._samplers.num_rounds()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position: plain JSON below 1 kB, the same on all ranks.
+
+        It counts the batches yielded so far in the present pass, and holds fingerprints of the data
+        and of the plan. The state of an IterableDataset, if it has one, is added to it.
+        """
+        state: dict[str, Any] = {"format": FORMAT, "seed": self.seed}
+        resume, epoch_pass = self._pending(), self._pass
+        if isinstance(self.dataset, IterableDataset):
+            position: Position | StreamPosition = StreamPosition(self.epoch, self.num_workers)
+        else:
+            position = Position(self.epoch)
+            state["world_size"] = self._samplers.world_size
+            state["data"] = self._data_fingerprint()
+            state["plan"] = self._samplers.settings()
+        if resume is not None:
+            position = resume
+        elif epoch_pass is not None and epoch_pass.epoch == self.epoch:
+            position = epoch_pass.position()
+        return state | position.fields()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from a saved position at the next ``iter()``.
+
+        Parameters
+        ----------
+        state
+            What `state_dict` returned, here or on another number of ranks or workers.
+
+        Raises
+        ------
+        ValueError
+            If the data or the plan has changed, naming what changed; or if no round of the present
+            number of ranks begins at the position, listing the numbers that are possible.
+        """
+        check_format(state)
+        check_unchanged("seed", {"seed": state["seed"]}, {"seed": self.seed})
+        if isinstance(self.dataset, IterableDataset):
+            resume: Position | StreamPosition = StreamPosition.checked(
+                state, self.dataset, self.num_workers
+            )
+        else:
+            resume = self._checked(state)
+        self._pass = None
+        self.set_epoch(state["epoch"])
+        self._resume = resume
+
+    @mark("_speechbrain_saver")
+    def _speechbrain_save(self, path: Any) -> None:
+        """Write SpeechBrain's number of batches, and the whole state to its JSON file."""
+        yielded = None if self._pass is None else self._pass.num_yielded
+        write_position(path, yielded, self.state_dict())
+
+    @mark("_speechbrain_loader")
+    def _speechbrain_load(self, path: Any, end_of_epoch: bool) -> None:
+        """Read a position of this class or of SpeechBrain's, for the next ``iter()``.
+
+        At the end of an epoch there is none: the next pass begins at its first batch. A loader that
+        was iterated before takes the position too; SpeechBrain's ignores it silently.
+        """
+        self._pass = self._resume = None
+        if end_of_epoch:
+            return
+        state = read_position(path)
+        if isinstance(state, dict):
+            self.load_state_dict(state)
+        elif isinstance(state, int):
+            logger.info("Resuming from SpeechBrain's position, batch %d; data not verified", state)
+            if isinstance(self.dataset, IterableDataset):
+                self._resume = StreamPosition.from_batch_count(state, self.num_workers)
+            else:
+                self._resume = Position(None, state * self._samplers.world_size)
+
+    def _data_fingerprint(self) -> dict[str, Any]:
+        """Return the data's fingerprint, computed once: it takes a while for millions of ids."""
+        if self._fingerprint.get("rows") != len(self.dataset):  # type: ignore[arg-type]  # Sized
+            self._fingerprint = data_fingerprint(self.dataset)
+        return self._fingerprint
+
+    def _pending(self) -> Position | StreamPosition | None:
+        """Return the loaded position, unless it is of another epoch."""
+        resume = self._resume
+        return None if resume is None or resume.epoch not in {None, self.epoch} else resume
+
+    def _checked(self, state: dict[str, Any]) -> Position:
+        """Return a saved position; raise ValueError if this loader cannot resume from it."""
+        if "data" not in state:
+            raise ValueError(
+                "the state of a map-style dataset is required, got that of an IterableDataset: "
+                "give the loader the dataset that it was saved with"
+            )
+        check_unchanged("dataset", state["data"], self._data_fingerprint())
+        check_unchanged("plan", state["plan"], self._samplers.settings())
+        if not (state["finished"] or self.elastic):
+            check_world_size(
+                state["position"], state["start"], state["world_size"], self._samplers.world_size
+            )
+        return Position.from_fields(state)
+
+    def _iterate_stream(self, resume: StreamPosition | None) -> Iterator[Any]:
+        self._pass = stream_pass = StreamPass(resume, self.epoch, self.num_workers)
+        stream_pass.log_resumption(self.dataset)
+        # Persistent workers keep their position; only new ones can be given another.
+        if self._inner is None or resume is not None or not self.persistent_workers:
+            self._inner = self._inner_loader(
+                StreamFetcher(
+                    self.dataset,
+                    self.collate_fn,
+                    self.batch_size,
+                    drop_last=bool(self.drop_last),
+                    seed=self.seed,
+                    resume=resume,
+                )
+            )
+        assert isinstance(self._inner.dataset, StreamFetcher)
+        self._inner.dataset.set_epoch_of_next_pass(self.epoch)
+        return stream_pass.count(self._prefetched(stream_pass.unwrap(iter(self._inner))))
+
+    def _request_loader(self) -> DataLoader[Any]:
+        if self._inner is not None and self.persistent_workers:
+            return self._inner
+        self._progress = WorkerProgress(self.num_workers) if self.num_workers else None
+        fetcher = BatchFetcher(
+            self.dataset, self.collate_fn, batched=self._samplers.batched, progress=self._progress
+        )
+        sampler = RequestSampler(self._begin_requests, self.__len__)
+        self._inner = self._inner_loader(fetcher, sampler=sampler)
+        return self._inner
+
+    def _begin_requests(self) -> Iterator[FetchRequest]:
+        assert isinstance(self._pass, EpochPass)  # made before the inner loader is iterated
+        return self._pass.requests()
+
+    def _inner_loader(self, dataset: Any, **kwargs: Any) -> DataLoader[Any]:
+        """Return a loader of torch's, which knows nothing of positions."""
+        options = {name: getattr(self, name) for name in _FORWARDED_OPTIONS if hasattr(self, name)}
+        if not options.get("pin_memory_device"):
+            options.pop("pin_memory_device", None)  # torch warns if it is given
+        if self.num_workers:
+            context = self.multiprocessing_context or multiprocessing
+            is_child = context.get_start_method() != "forkserver"
+            options["worker_init_fn"] = WorkerInit(self.worker_init_fn, is_child=is_child)
+        return DataLoader(dataset, batch_size=None, collate_fn=identity, **kwargs, **options)
+
+    def _prefetched(self, batches: Iterator[Any]) -> Iterator[Any]:
+        return batches if self.device is None else prefetch_to_device(batches, self.device)

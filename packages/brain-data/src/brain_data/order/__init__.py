@@ -1,0 +1,1 @@
+"""The order of an epoch: samplers, plans and their sharding among ranks."""

@@ -1,0 +1,242 @@
+"""Collectives that return their argument in one process."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import distributed
+
+from brain_dist.control_group import (
+    collectives_are_local,
+    control_group,
+    from_bytes,
+    to_bytes,
+)
+from brain_dist.errors import ErrorReport, RemoteError, report_error, with_rank_numbers
+from brain_dist.process_exit import wait_for_workers_at_exit
+from brain_dist.world import get_rank, get_world_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+T = TypeVar("T")
+
+
+def ddp_barrier() -> None:
+    """Wait until every rank has called it.
+
+    Raises
+    ------
+    RanksLostError
+        If a rank does not call it within the timeout.
+    """
+    if not collectives_are_local():
+        control_group().all_gather_bytes(b"", "ddp_barrier")
+
+
+def ddp_broadcast(communication_object: T, src: int = 0) -> T:
+    """Send an object of one rank to all ranks.
+
+    Parameters
+    ----------
+    communication_object : object
+        What rank `src` sends; it has to be picklable.  Ignored on the other ranks.
+    src : int
+        The rank that sends.
+
+    Returns
+    -------
+    object
+        The object of rank `src`; on that rank the same object, not a copy.
+
+    Raises
+    ------
+    Exception
+        On every rank, if the object cannot be pickled.
+    RanksLostError
+        If a rank does not call it within the timeout.
+    """
+    if collectives_are_local():
+        return communication_object
+    received: T = _broadcast(src, communication_object, None)
+    return received
+
+
+def ddp_all_reduce(
+    communication_object: torch.Tensor, reduce_op: distributed.ReduceOp.RedOpType
+) -> torch.Tensor:
+    """Reduce a tensor over the ranks, in place.
+
+    Parameters
+    ----------
+    communication_object : torch.Tensor
+        Of the same shape and dtype on every rank.
+    reduce_op : torch.distributed.ReduceOp
+        SUM, AVG, MAX and so on; AVG works on gloo too.
+
+    Returns
+    -------
+    torch.Tensor
+        The tensor that was passed.
+    """
+    if collectives_are_local():
+        return communication_object
+    wait_for_workers_at_exit()
+    gloo = distributed.get_backend() == "gloo"
+    on_cpu = communication_object.device.type == "cpu"
+    group = control_group().group if on_cpu and not gloo else None
+    average = reduce_op == distributed.ReduceOp.AVG and (gloo or on_cpu)
+    if average:
+        reduce_op = distributed.ReduceOp.SUM
+    distributed.all_reduce(communication_object, op=reduce_op, group=group)
+    if average:
+        communication_object /= get_world_size()
+    return communication_object
+
+
+def gather_objects(obj: T) -> list[T]:
+    """Return the objects of all ranks, on every rank.
+
+    Parameters
+    ----------
+    obj : object
+        Has to be picklable; move tensors to the CPU first.
+
+    Returns
+    -------
+    list
+        In rank order; ``[obj]`` in one process.
+
+    Raises
+    ------
+    Exception
+        On every rank, if the object of any rank cannot be pickled.
+    RanksLostError
+        If a rank does not call it within the timeout.
+    """
+    if collectives_are_local():
+        return [obj]
+    message, error = _encode(obj, None)
+    messages = control_group().all_gather_bytes(message, "gather_objects")
+    reports = [from_bytes(part[1:]) if part[:1] == b"e" else None for part in messages]
+    _raise_reported(reports, error)
+    rank = get_rank()
+    return [obj if i == rank else from_bytes(part[1:]) for i, part in enumerate(messages)]
+
+
+def raise_on_all_ranks(error: BaseException | None) -> None:
+    """Raise on every rank if any rank has an error; every rank has to call it.
+
+    Use it where code that can raise stands between two collectives::
+
+        error = None
+        try:
+            write_shard()
+        except OSError as caught:
+            error = caught
+        raise_on_all_ranks(error)
+
+    Parameters
+    ----------
+    error : BaseException or None
+        The error of this rank.
+
+    Raises
+    ------
+    BaseException
+        On every rank an exception of the type that the lowest failing rank has, its text
+        followed by the numbers of all failing ranks (unless the exception's arguments are
+        not one string); its cause holds the tracebacks.  In one process `error` itself.
+    RanksLostError
+        If a rank does not call it within the timeout.
+    """
+    if collectives_are_local():
+        if error is not None:
+            raise error
+        return
+    message = b"" if error is None else to_bytes(report_error(error))
+    messages = control_group().all_gather_bytes(message, "raise_on_all_ranks")
+    _raise_reported([from_bytes(part) if part else None for part in messages], error)
+
+
+def sum_over_ranks(values: Sequence[float]) -> list[float]:
+    """Return the sums of the ranks' values, each rounded once and the same on every rank.
+
+    Parameters
+    ----------
+    values : sequence of float
+        Of the same length on every rank.
+
+    Returns
+    -------
+    list of float
+        The sums; ``list(values)`` in one process.
+
+    Raises
+    ------
+    ValueError
+        On every rank, if the lengths differ.
+    """
+    if collectives_are_local():
+        return [float(value) for value in values]
+    rows = gather_objects([float(value) for value in values])
+    lengths = [len(row) for row in rows]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"every rank passes equally many values, got {lengths!r} in rank order; "
+            f"pass a zero for each value that a rank does not have"
+        )
+    return [math.fsum(column) for column in zip(*rows, strict=True)]
+
+
+def broadcast_outcome(src: int, value: Any, error: BaseException | None) -> Any:
+    """Return on every rank what a function returned on rank `src`, or raise its exception."""
+    if collectives_are_local():
+        if error is not None:
+            raise error
+        return value
+    return _broadcast(src, value, error)
+
+
+def _broadcast(src: int, value: Any, error: BaseException | None) -> Any:
+    if get_rank() != src:
+        return _decode(control_group().broadcast_bytes(None, src, "ddp_broadcast"), src)
+    message, error = _encode(value, error)
+    control_group().broadcast_bytes(message, src, "ddp_broadcast")
+    if error is not None:
+        raise error
+    return value
+
+
+def _encode(value: Any, error: BaseException | None) -> tuple[bytes, BaseException | None]:
+    """Return a message, and the error that it carries: the other ranks wait, so they get it."""
+    if error is None:
+        try:
+            return b"v" + to_bytes(value), None
+        except Exception as caught:  # noqa: BLE001 - whatever a class of the user's raises
+            error = caught
+    return b"e" + to_bytes(report_error(error)), error
+
+
+def _decode(message: bytes, src: int) -> Any:
+    content = from_bytes(message[1:])
+    if message[:1] == b"e":
+        raise content.rebuild() from RemoteError(f"raised on rank {src}:\n{content.trace}")
+    return content
+
+
+def _raise_reported(
+    reports: Sequence[ErrorReport | None], local_error: BaseException | None
+) -> None:
+    failed = {rank: report for rank, report in enumerate(reports) if report is not None}
+    if not failed:
+        return
+    ranks = list(failed)
+    is_local = ranks[0] == get_rank() and local_error is not None
+    error = local_error if is_local else failed[ranks[0]].rebuild()
+    assert error is not None
+    named = with_rank_numbers(error, ranks, len(reports))
+    traces = "\n".join(f"on rank {rank}:\n{report.trace}" for rank, report in failed.items())
+    raise named from RemoteError(f"raised on rank(s) {ranks}\n{traces}")

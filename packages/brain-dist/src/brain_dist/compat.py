@@ -1,0 +1,70 @@
+"""Differences between the supported versions of torch."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import distributed
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from torch import nn
+    from torch.distributed import ProcessGroup
+    from torch.distributed.distributed_c10d import Store
+    from torch.distributed.fsdp import FSDPModule
+
+
+def default_store() -> Store:
+    """Return the key-value store of the default group."""
+    # Private in every version so far, and the only access to a store that somebody else chose.
+    return distributed.distributed_c10d._get_default_store()  # noqa: SLF001
+
+
+def default_group() -> ProcessGroup:
+    """Return the default group as an object that lives exactly as long as the group."""
+    group = distributed.group.WORLD
+    assert group is not None
+    return group
+
+
+def new_gloo_group(timeout: timedelta) -> ProcessGroup:
+    """Make a gloo group of all ranks; every rank has to call it."""
+    return cast("ProcessGroup", distributed.new_group(backend="gloo", timeout=timeout))  # type: ignore[no-untyped-call,unused-ignore]  # untyped in torch
+
+
+def gloo_worker_names() -> frozenset[str]:
+    """Return the names that worker threads of gloo have in ``/proc``."""
+    names = {"pt_gloo_runloop"}
+    if torch.__version__ < "2.9":
+        # torch began to name them between 2.6 and 2.9; before, they have the process's name.
+        with open("/proc/self/comm", encoding="utf-8") as file:
+            names.add(file.read().rstrip("\n"))
+    return frozenset(names)
+
+
+def fsdp_supports_cpu() -> bool:
+    """Return whether FSDP2 of this torch runs on the CPU; that of torch 2.6 does not."""
+    return hasattr(torch.cpu.Stream, "record_event")
+
+
+def reset_forward_order(root: FSDPModule) -> None:
+    """Make FSDP2 forget the order in which its submodules ran without a backward.
+
+    FSDP2 gathers parameters in that order in the next backward.  If some ranks have run more
+    forwards than others, the ranks would wait for each other for ever.
+    """
+    if hasattr(root, "reset_iter_state"):  # torch 2.13
+        # If no forward has run, there is nothing to reset, and torch raises AttributeError.
+        with contextlib.suppress(AttributeError):
+            root.reset_iter_state()
+        return
+    for part in cast("nn.Module", root).modules():
+        if hasattr(part, "_get_fsdp_state"):
+            state = cast("Any", part)._get_fsdp_state()  # noqa: SLF001 - no public way before 2.13
+            state._comm_ctx.post_forward_order.clear()  # noqa: SLF001
+            group = state._fsdp_param_group  # noqa: SLF001
+            if group is not None:
+                group._post_forward_indices.clear()  # noqa: SLF001

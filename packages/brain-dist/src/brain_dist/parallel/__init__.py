@@ -1,0 +1,1 @@
+"""Wrapping modules for several ranks, and what follows from it."""

@@ -1,0 +1,1 @@
+"""Stopping on all ranks: signals, votes and failures."""
