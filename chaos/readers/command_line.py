@@ -20,6 +20,7 @@ import torch.distributed.device_mesh
 import torch.distributed.tensor  # importing these in each fork would take a second
 
 from chaos._report import aligned
+from chaos.readers.mutant import remove_protection
 from chaos.readers.session import Result, run
 from chaos.readers.writers import WRITERS
 
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 if every read saw one save, otherwise 1.
     """
     options = _parser().parse_args(arguments)
+    if options.unprotected:
+        remove_protection()
     torch.set_num_threads(1)
     logging.disable(logging.ERROR)
     gc.collect()
@@ -74,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument(
         "--writers", choices=WRITERS, action="append", help="only this kind; can be repeated"
+    )
+    parser.add_argument(
+        "--unprotected", action="store_true", help="read by path: this must find mixed saves"
     )
     parser.add_argument("--no-kills", action="store_true", help="kill neither writers nor readers")
     parser.add_argument("--results", type=Path, default=Path("results/chaos"))

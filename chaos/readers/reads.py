@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from brain_ckpt import Checkpoint, Pretrainer, average_checkpoints
+from brain_ckpt import Checkpoint, CheckpointGoneError, Pretrainer, average_checkpoints
 from brain_ckpt.cli.main import main as brain_ckpt
 from chaos.readers.subject import Subject, loss_of
 
@@ -50,8 +50,9 @@ def _newest(directory: Path, draw: random.Random) -> int:
 @_read("recover the best")
 def _best(directory: Path, draw: random.Random) -> int:
     subject = Subject(directory)
-    key = {"min_key": "loss"} if draw.random() < 0.5 else {"max_key": "loss"}  # noqa: PLR2004 - half
-    return _number(subject, subject.checkpointer.recover_if_possible(**key))
+    min_key, max_key = draw.choice([("loss", None), (None, "loss")])
+    found = subject.checkpointer.recover_if_possible(min_key=min_key, max_key=max_key)
+    return _number(subject, found)
 
 
 @_read("recover by a predicate")
@@ -94,14 +95,22 @@ def _pretrained(directory: Path, draw: random.Random) -> int:
     found = subject.checkpointer.find_checkpoint()
     if found is None:
         raise NoneError("find_checkpoint returned None")
-    subject.set(0)
+    subject.fill(0)
     pretrainer = Pretrainer(
         loadables={"model": subject.model}, paths={"model": str(found.paramfiles["model"])}
     )
-    pretrainer.collect_files()
-    pretrainer.load_collected()
-    numbers = {int(value) for value in subject.model.weight.unique().tolist()}
-    numbers |= {int(value) for value in subject.model.bias.unique().tolist()}
+    try:
+        pretrainer.collect_files()
+        pretrainer.load_collected()
+    except FileNotFoundError as error:
+        if found.path.name == "CKPT+best":  # this path is that of a newer save
+            raise
+        raise CheckpointGoneError(str(error)) from error
+    numbers = {
+        int(value)
+        for tensor in subject.model.state_dict().values()
+        for value in torch.unique(tensor).tolist()
+    }
     # The path of a named checkpoint can be that of a newer save by now.
     if len(numbers) != 1 or min(numbers) < found.meta["number"]:
         raise MixedError(f"meta {found.meta['number']}, parameters {sorted(numbers)}")

@@ -73,7 +73,7 @@ def run(kind: str, folder: Path, seconds: float, seed: int, *, kills: bool) -> R
     writer, result = WRITERS[kind], Result()
     directory = folder / "save"
     first = Subject(directory, **writer.options)
-    first.checkpointer.save_checkpoint(first.set(1), name=writer.name)
+    first.checkpointer.save_checkpoint(first.fill(1), name=writer.name)
     first.checkpointer.close()
     starts = 0
 

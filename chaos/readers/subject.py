@@ -65,7 +65,7 @@ class Subject:
             **options,
         )
 
-    def set(self, number: int) -> dict[str, Any]:
+    def fill(self, number: int) -> dict[str, Any]:
         """Set all states to a number, and return the meta of its save."""
         self.counter.number = number
         with torch.no_grad():

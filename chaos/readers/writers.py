@@ -81,7 +81,7 @@ def write(writer: Writer, directory: Path, rank: int, store: Path, pause_s: floa
     draw = random.Random(number)  # the same on all ranks
     while True:
         number += 1
-        meta = subject.set(number)
+        meta = subject.fill(number)
         if writer.delete_every:
             subject.checkpointer.save_checkpoint(meta, verbosity=0)
             if number % writer.delete_every == 0:
@@ -103,7 +103,7 @@ def _join(store: Path, rank: int, ranks: int) -> None:
 
     distributed.init_process_group(
         "gloo",
-        store=distributed.FileStore(str(store), ranks),
+        store=distributed.FileStore(str(store), ranks),  # type: ignore[attr-defined]  # not in __all__
         rank=rank,
         world_size=ranks,
         timeout=timedelta(seconds=_GROUP_TIMEOUT_S),
