@@ -9,6 +9,11 @@ import sys
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 
-from chaos._command_line import main  # noqa: E402 - torch reads the environment when it is imported
+if sys.argv[1:2] == ["readers"]:  # torch reads the environment when it is imported
+    from chaos.readers.command_line import main as readers
+
+    sys.exit(readers(sys.argv[2:]))
+
+from chaos._command_line import main  # noqa: E402 - as above
 
 sys.exit(main())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from chaos._run import Kill, Outcome
 
-__all__ = ["Session"]
+__all__ = ["Session", "aligned"]
 
 _MAX_FAILURES_SHOWN = 10
 _MEANING = {
@@ -116,7 +116,7 @@ class Session:
 
     def text(self) -> str:
         """Return the report for a terminal."""
-        parts = [_aligned([["", ""], *map(list, self.rows())]), _aligned(self.table_of_kills())]
+        parts = [aligned([["", ""], *map(list, self.rows())]), aligned(self.table_of_kills())]
         return "\n".join([*parts, *self.failures()])
 
     def markdown(self) -> str:
@@ -162,7 +162,8 @@ def _ranks(number: int) -> str:
     return f"{number} rank" + ("s" if number > 1 else "")
 
 
-def _aligned(table: Iterable[list[str]]) -> str:
+def aligned(table: Iterable[list[str]]) -> str:
+    """Return a table as text, the first column aligned to the left and the others to the right."""
     rows = list(table)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []

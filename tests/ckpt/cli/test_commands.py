@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -136,7 +137,10 @@ def test_verify_checks_every_file(save, run_json):
     assert problems["CKPT.yaml"] is problems["MANIFEST.json"] is problems["notes.txt"] is None
     assert "crc32 of chunk 1 of 1" in problems["model.ckpt"]
     assert "cannot be read: No such file" in problems["optimizer.ckpt"]
-    assert "is not in the manifest" in problems["extra.ckpt"]
+    assert problems["extra.ckpt"] is None
+    notes = {file["name"]: file["note"] for file in found["checkpoints"]["CKPT+three"]}
+    assert notes["extra.ckpt"] == notes["notes.txt"] == "not part of the checkpoint"
+    assert notes["model.ckpt"] is None
 
 
 def test_verify_finds_damage_without_a_manifest(tmp_path, speechbrain_run, run):
@@ -170,14 +174,16 @@ def test_a_checkpoint_of_a_killed_speechbrain_run_is_not_intact(tmp_path, speech
     assert sorted(path.name[-2:] for path in save.glob("CKPT*")) == ["00", "01"]
 
 
-def test_verify_refuses_a_link_in_a_checkpoint(save, tmp_path, run):
-    """A link in place of a file, and a link that is not in the manifest, are damage."""
+def test_verify_refuses_a_link_in_place_of_a_file(save, tmp_path, run):
+    """A link that is not in the manifest is not part of the checkpoint, and is not followed."""
     (tmp_path / "elsewhere").mkdir()
     (save / "CKPT+one" / "ranks").symlink_to(tmp_path / "elsewhere")
     model = save / "CKPT+two" / "model.ckpt"
     model.rename(tmp_path / "model.ckpt")
     model.symlink_to(tmp_path / "model.ckpt")
-    assert run("verify", save / "CKPT+one")[0] == 1
+    code, said, _ = run("verify", save / "CKPT+one")
+    assert code == 0
+    assert re.search("ranks .* not part of the checkpoint", said)
     assert run("verify", save / "CKPT+two")[0] == 1
 
 

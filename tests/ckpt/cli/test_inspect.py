@@ -8,7 +8,7 @@ import torch
 from brain_ckpt import Checkpointer
 from brain_ckpt.cli.diff import compare, distance
 from brain_ckpt.cli.file_checks import check_files
-from brain_ckpt.cli.inspect import open_checkpoint, read_directory, step_of
+from brain_ckpt.cli.inspect import checkpoint_path, read_directory, step_of
 from brain_ckpt.cli.output import (
     format_age,
     format_meta_value,
@@ -19,6 +19,8 @@ from brain_ckpt.cli.output import (
 from brain_ckpt.errors import UsageError
 from brain_ckpt.loading.contents import entries
 from brain_ckpt.storage.checksum import CHUNK_BYTES
+from brain_ckpt.storage.listing import read_checkpoint
+from brain_ckpt.storage.opened import open_checkpoint
 from brain_ckpt.storage.verify import verify_file
 
 
@@ -46,6 +48,24 @@ def saved(tmp_path):
         return checkpoint
 
     return saves
+
+
+def compared(first, second):
+    """Compare two checkpoints."""
+    with open_checkpoint(first.path) as left, open_checkpoint(second.path) as right:
+        return compare(left, right)
+
+
+def checked(checkpoint, *arguments):
+    """Return what was found in each file of a checkpoint."""
+    with open_checkpoint(checkpoint.path) as opened:
+        return list(check_files(opened, *arguments))
+
+
+def step(path):
+    """Return the step of a checkpoint."""
+    with open_checkpoint(path) as opened:
+        return step_of(opened)
 
 
 def changes(comparison):
@@ -89,9 +109,9 @@ def test_a_distance_is_the_largest_change_and_its_relative_norm(before, after, e
 def test_a_nan_equals_itself_and_no_number(saved):
     """Values are compared by their bits."""
     nan = torch.tensor([1.0, math.nan])
-    same = compare(saved({"w": nan}), saved({"w": nan.clone()}, "two"))
+    same = compared(saved({"w": nan}), saved({"w": nan.clone()}, "two"))
     assert (same.differences, same.equal) == ([], 1)
-    found = changes(compare(saved({"w": nan}), saved({"w": torch.ones(2)}, "two")))
+    found = changes(compared(saved({"w": nan}), saved({"w": torch.ones(2)}, "two")))
     assert math.isnan(found["w"][1])
 
 
@@ -102,7 +122,7 @@ def test_missing_values_and_other_shapes_have_no_distance(saved):
         {"new": 1, "shape": torch.ones(3), "dtype": torch.ones(2).half(), "lr": 0.25, "t": "b"},
         "two",
     )
-    assert changes(compare(before, after)) == {
+    assert changes(compared(before, after)) == {
         "gone": ("only in A", None, None),
         "new": ("only in B", None, None),
         "shape": ("changed", None, None),
@@ -116,7 +136,7 @@ def test_a_missing_recoverable_is_one_difference(saved, tmp_path):
     """The difference is named by the file."""
     before = saved({"w": 1})
     other = Checkpointer(tmp_path / "other", {"state": State({"w": 1}), "lm": State({"x": 1})})
-    found = compare(before, other.save_checkpoint())
+    found = compared(before, other.save_checkpoint())
     assert [(one.file, one.key, one.change) for one in found.differences] == [
         ("lm.ckpt", "", "only in B")
     ]
@@ -130,7 +150,7 @@ def test_damage_is_located_by_chunk(saved):
         content.seek(CHUNK_BYTES + 5)
         content.write(b"\xff")
     read = []
-    problems = [check.problem for check in check_files(checkpoint, read.append) if check.problem]
+    problems = [check.problem for check in checked(checkpoint, read.append) if check.problem]
     assert problems == ["state.ckpt is damaged: the crc32 of chunk 2 of 2 is wrong"]
     assert sum(read) >= file.stat().st_size
 
@@ -140,7 +160,7 @@ def test_a_damaged_manifest_is_reported_alone(saved):
     checkpoint = saved({"w": 1})
     manifest = checkpoint.path / "MANIFEST.json"
     manifest.write_bytes(manifest.read_bytes().replace(b'"seq": 1', b'"seq": 2'))
-    (check,) = check_files(checkpoint)
+    (check,) = checked(checkpoint)
     assert "does not match its own checksum" in check.problem
 
 
@@ -158,20 +178,20 @@ def test_a_single_file_is_compared_with_the_manifest_of_its_directory(saved):
 
 def test_the_step_comes_from_the_manifest_the_meta_or_the_brain(saved, speechbrain_run):
     """The Brain of SpeechBrain writes its step as YAML."""
-    assert step_of(saved({"w": 1})) is None
-    assert step_of(saved({"w": 1}, step=7)) == 7
+    assert step(saved({"w": 1}).path) is None
+    assert step(saved({"w": 1}, step=7).path) == 7
     newest = next((speechbrain_run / "stopped").glob("*+00"))
-    assert step_of(open_checkpoint(newest)) == 72
+    assert step(newest) == 72
 
 
 def test_a_renamed_checkpoint_is_found_by_its_path(saved, tmp_path):
     """A renamed or copied directory is recognized as a checkpoint."""
     checkpoint = saved({"w": 1})
     kept = checkpoint.path.rename(tmp_path / "best")
-    assert open_checkpoint(kept).meta == checkpoint.meta
+    assert read_checkpoint(checkpoint_path(kept)).meta == checkpoint.meta
     assert [one.path for one in read_directory(kept).checkpoints] == [kept]
     with pytest.raises(UsageError, match=r"a directory without CKPT\.yaml"):
-        open_checkpoint(tmp_path)
+        checkpoint_path(tmp_path)
     with pytest.raises(UsageError, match="which is a file"):
         read_directory(kept / "CKPT.yaml")
 

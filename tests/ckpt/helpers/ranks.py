@@ -14,7 +14,7 @@ from torch import distributed
 
 from brain_ckpt import Checkpointer
 from brain_ckpt.storage import filesystem
-from brain_dist import set_control_timeout
+from brain_dist import gather_objects, set_control_timeout
 
 # The file operation of the first rank in each phase of a save.
 PHASES = {"begin": "mkdir", "write": "write", "publish": "rename", "retention": "unlink"}
@@ -146,6 +146,22 @@ def elastic_main(directory, rank, world, number, report):
         saved = checkpointer.save_checkpoint(meta={"number": number})
         assert (saved is None) == (rank != 0)
     distributed.barrier()
+
+
+def reading_main(directory, rank, world, reads, report):
+    """Recover again and again beside a writer; report whether all ranks had the same save."""
+    join(directory, rank, world)
+    model = torch.nn.Linear(2, 2)
+    checkpointer = Checkpointer(directory / "save", {"model": model})
+    last = 0
+    for _ in range(reads):
+        found = checkpointer.recover_if_possible()
+        numbers = gather_objects((found.meta["number"], *model.weight.unique().tolist()))
+        number = found.meta["number"]
+        assert set(numbers) == {(number, float(number))}, numbers
+        assert number >= last
+        last = number
+    report(min(last, 200))
 
 
 def sharded_objects(world, directory, **options):

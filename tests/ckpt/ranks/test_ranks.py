@@ -128,6 +128,35 @@ def test_each_rank_restores_its_own_state(processes, rank_programs, fast_dir):
         assert [child.reports[0] for child in children] == expected
 
 
+def test_all_ranks_load_the_same_save_beside_a_writer(processes, rank_programs, fast_dir):
+    """Meta and states are those of one save on both ranks."""
+    model = torch.nn.Linear(2, 2)
+
+    def save(checkpointer, number):
+        torch.nn.init.constant_(model.weight, float(number))
+        checkpointer.save_and_keep_only({"number": number}, name="best")
+
+    def write(report):
+        checkpointer = Checkpointer(fast_dir / "save", {"model": model})
+        number = 1
+        while True:
+            number += 1
+            save(checkpointer, number)
+
+    first = Checkpointer(fast_dir / "save", {"model": model})
+    save(first, 1)
+    first.close()
+    writer = processes.Child(write)
+    readers = launch(processes, fast_dir, rank_programs.reading_main, 2, 60)
+    try:
+        assert [reader.wait(90) for reader in readers] == [processes.FINISHED] * 2
+    finally:
+        writer.kill()
+        writer.wait()
+    assert readers[0].reports == readers[1].reports
+    assert readers[0].reports[0] > 1
+
+
 def commits_of(directory):
     from brain_ckpt.storage.store import Store
 

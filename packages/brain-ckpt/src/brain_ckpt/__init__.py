@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         CheckpointDamagedError,
         CheckpointDeleteError,
         CheckpointError,
+        CheckpointGoneError,
         CheckpointLockedError,
         CheckpointMismatchError,
         CheckpointSaveError,
@@ -50,6 +51,7 @@ __all__ = [
     "CheckpointDamagedError",
     "CheckpointDeleteError",
     "CheckpointError",
+    "CheckpointGoneError",
     "CheckpointLockedError",
     "CheckpointMismatchError",
     "CheckpointSaveError",
@@ -85,7 +87,7 @@ __version__ = "0.1.0"
 _HOMES = {
     ".checkpointer": "Checkpointer",
     ".errors": "CheckpointDamagedError CheckpointDeleteError CheckpointError "
-    "CheckpointLockedError CheckpointMismatchError CheckpointSaveError "
+    "CheckpointGoneError CheckpointLockedError CheckpointMismatchError CheckpointSaveError "
     "NoIntactCheckpointError UnsafeCheckpointError",
     ".recoverables.hooks": "HookRegistry torch_recovery torch_save",
     ".recoverables.marks": "mark_as_loader mark_as_saver mark_as_transfer "

@@ -27,6 +27,10 @@ class CheckpointDamagedError(CheckpointError):
     """A file of a checkpoint differs from what was written; the text names the file."""
 
 
+class CheckpointGoneError(CheckpointError):
+    """A checkpoint was deleted or replaced while it was read, or since it was listed."""
+
+
 class NoIntactCheckpointError(CheckpointDamagedError):
     """There are checkpoints, and none of them is intact."""
 

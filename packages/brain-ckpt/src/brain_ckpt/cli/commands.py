@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from brain_ckpt.cli.diff import Difference, compare, is_equal
 from brain_ckpt.cli.file_checks import FileCheck, check_files, problems
 from brain_ckpt.cli.inspect import (
+    DirectoryContents,
+    checkpoint_path,
     find_incomplete,
     metrics,
-    open_checkpoint,
     read_directory,
     step_of,
     total_bytes,
@@ -32,31 +34,25 @@ from brain_ckpt.cli.output import (
 )
 from brain_ckpt.errors import CheckpointDamagedError, UsageError
 from brain_ckpt.loading.contents import Entry, choose_file, entries, read_file, state_files
-from brain_ckpt.retention.checkpoint import Checkpoint, ckpt_recency
+from brain_ckpt.loading.state_file import retry_if_gone
+from brain_ckpt.retention.checkpoint import ckpt_recency
+from brain_ckpt.storage.listing import read_checkpoint
+from brain_ckpt.storage.opened import gone_error, open_checkpoint
 from brain_ckpt.transfer.average import average_checkpoints
 from brain_ckpt.transfer.export import export_safetensors, write_torch
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
+
+    from brain_ckpt.storage.opened import OpenedCheckpoint
 
 OK, DAMAGE_OR_DIFFERENCE = 0, 1
 
 
 def ls(options: argparse.Namespace) -> int:
     """List a directory, the newest checkpoint first."""
-    contents = read_directory(options.directory)
-    rows = []
-    incomplete = find_incomplete(contents.checkpoints)
-    with ProgressBar(sum(map(total_bytes, contents.checkpoints))) as progress:
-        for one in contents.checkpoints:
-            wrong = [incomplete[one.path]] if one.path in incomplete else []
-            wrong += [] if options.quick else problems(one, progress)
-            intact = None if options.quick and not wrong else not wrong
-            rows.append(_row(one, intact, wrong))
-    rows += [
-        {"name": path.name, "intact": False, "problems": [reason]}
-        for path, reason in contents.unreadable.items()
-    ]
+    contents, rows = retry_if_gone(lambda: _list(options.directory, quick=options.quick))
     if options.json:
         write_json({"checkpoints": rows, "unfinished": contents.unfinished})
     elif rows:
@@ -70,20 +66,7 @@ def ls(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """Compare every file with what was written."""
-    contents = read_directory(options.path)
-    if not contents.checkpoints and not contents.unreadable:
-        raise UsageError(
-            f"verify needs a checkpoint, got none in {options.path!r}; name a directory "
-            f"that holds CKPT+... directories"
-        )
-    checks: dict[str, list[FileCheck]] = {}
-    with ProgressBar(sum(map(total_bytes, contents.checkpoints))) as progress:
-        for one in contents.checkpoints:
-            checks[one.path.name] = list(check_files(one, progress))
-    for path, reason in find_incomplete(contents.checkpoints).items():
-        checks[path.name].append(FileCheck(reason.partition(" is missing")[0], 0, "", reason))
-    for path, reason in contents.unreadable.items():
-        checks[path.name] = [FileCheck("CKPT.yaml", 0, "nothing", reason)]
+    checks = retry_if_gone(lambda: _check(options.path))
     damaged = [name for name, files in checks.items() if any(file.problem for file in files)]
     if options.json:
         content = {name: [asdict(file) for file in files] for name, files in checks.items()}
@@ -92,7 +75,7 @@ def verify(options: argparse.Namespace) -> int:
     for name, files in checks.items():
         write_line(name)
         rows = [
-            (f"  {file.name}", format_size(file.size_bytes), file.checked_by, file.problem or "ok")
+            (f"  {file.name}", format_size(file.size_bytes), file.checked_by, _verdict(file))
             for file in files
         ]
         write_table(("  file", "size", "checked by", ""), rows, "lr")
@@ -104,31 +87,22 @@ def show(options: argparse.Namespace) -> int:
     """Show the values in a checkpoint; only tensors that are shown are read."""
     path = Path(options.checkpoint)
     if path.is_file() and options.file is None:
-        files = {path.name: path}
-    else:
-        checkpoint = open_checkpoint(path)
-        files = state_files(checkpoint)
-        if options.file is not None:
-            files = dict([choose_file(checkpoint, options.file)])
-    contents = {name: entries(read_file(file, file.stem)) for name, file in files.items()}
-    if options.json:
-        content: dict[str, Any] = {
-            name: [_to_json(entry) for entry in values] for name, values in contents.items()
-        }
-        write_json({"meta": {} if path.is_file() else checkpoint.meta, "files": content})
+        _show({}, {path.name: entries(read_file(path, path.stem))}, as_json=options.json)
         return OK
-    if not path.is_file():
-        for key, value in sorted(checkpoint.meta.items()):
-            write_line(printable(f"{key}: {format_meta_value(key, value)}"))
-    for name, values in contents.items():
-        _write_values(name, values)
+    with open_checkpoint(checkpoint_path(path)) as opened, opened.reading():
+        files = state_files(opened)
+        if options.file is not None:
+            files = dict([choose_file(opened, options.file)])
+        contents = {name: entries(read_file(file, file.stem)) for name, file in files.items()}
+        _show(opened.checkpoint.meta, contents, as_json=options.json)
     return OK
 
 
 def diff(options: argparse.Namespace) -> int:
     """Show what differs between two checkpoints, and by how much."""
-    first, second = (_intact(path) for path in (options.first, options.second))
-    comparison = compare(first, second)
+    with _intact(options.first) as left, _intact(options.second) as right:
+        first, second = left.checkpoint, right.checkpoint
+        comparison = compare(left, right)
     metas = {
         key: [first.meta.get(key), second.meta.get(key)]
         for key in sorted({*first.meta, *second.meta})
@@ -163,7 +137,7 @@ def diff(options: argparse.Namespace) -> int:
 
 def average(options: argparse.Namespace) -> int:
     """Average one recoverable over checkpoints, into a file for torch.load."""
-    checkpoints = [open_checkpoint(path) for path in options.checkpoints]
+    checkpoints = [read_checkpoint(checkpoint_path(path)) for path in options.checkpoints]
     state = average_checkpoints(checkpoints, options.recoverable)  # verifies the files
     if not any(Entry(str(key), value).shape is not None for key, value in state.items()):
         raise UsageError(
@@ -181,8 +155,9 @@ def average(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """Write the tensors of one recoverable as a safetensors file."""
-    checkpoint = _intact(options.checkpoint)
-    skipped = export_safetensors(checkpoint, options.recoverable, options.output)
+    with _intact(options.checkpoint) as opened:
+        checkpoint = opened.checkpoint
+        skipped = export_safetensors(opened, options.recoverable, options.output)
     if options.json:
         write_json({"output": options.output, "skipped": skipped})
     else:
@@ -193,29 +168,89 @@ def export(options: argparse.Namespace) -> int:
     return OK
 
 
-def _intact(path: str) -> Checkpoint:
-    checkpoint = open_checkpoint(path)
-    with ProgressBar(total_bytes(checkpoint)) as progress:
-        damage = problems(checkpoint, progress)
-    if damage:
-        raise CheckpointDamagedError(
-            f"{path} must be intact, got damage: {damage[0]}; use another checkpoint"
-        )
-    return checkpoint
+@contextlib.contextmanager
+def _intact(path: str) -> Iterator[OpenedCheckpoint]:
+    """Open a checkpoint and verify it."""
+    with open_checkpoint(checkpoint_path(path)) as opened, opened.reading():
+        with ProgressBar(total_bytes(opened.directory)) as progress:
+            damage = problems(opened, progress)
+        if damage:
+            raise CheckpointDamagedError(
+                f"{path} must be intact, got damage: {damage[0]}; use another checkpoint"
+            )
+        yield opened
 
 
-def _row(one: Checkpoint, intact: bool | None, wrong: list[str]) -> dict[str, Any]:
+def _list(directory: str, *, quick: bool) -> tuple[DirectoryContents, list[dict[str, Any]]]:
+    contents = read_directory(directory)
+    incomplete = find_incomplete(contents.checkpoints)
+    rows = []
+    with ProgressBar(sum(total_bytes(one.path) for one in contents.checkpoints)) as progress:
+        for one in contents.checkpoints:
+            with open_checkpoint(one.path) as opened:
+                opened.check_same(one)
+                damage = [incomplete[one.path]] if one.path in incomplete else []
+                damage += [] if quick else problems(opened, progress)
+                rows.append(_row(opened, None if quick and not damage else not damage, damage))
+    rows += [
+        {"name": path.name, "intact": False, "problems": [reason]}
+        for path, reason in contents.unreadable.items()
+    ]
+    return contents, rows
+
+
+def _row(opened: OpenedCheckpoint, intact: bool | None, damage: list[str]) -> dict[str, Any]:
+    one = opened.checkpoint
     return {
         "name": one.path.name,
         "unixtime": ckpt_recency(one),
         "age_s": time.time() - ckpt_recency(one),
         "end_of_epoch": bool(one.meta.get("end-of-epoch", True)),
-        "step": step_of(one),
+        "step": step_of(opened),
         "metrics": metrics(one),
-        "size_bytes": total_bytes(one),
+        "size_bytes": total_bytes(opened.directory),
         "intact": intact,
-        "problems": wrong,
+        "problems": damage,
     }
+
+
+def _check(path: str) -> dict[str, list[FileCheck]]:
+    """Return what was found in each file, by the names of the checkpoints."""
+    contents = read_directory(path)
+    if not contents.checkpoints and not contents.unreadable:
+        raise UsageError(
+            f"verify needs a checkpoint, got none in {path!r}; name a directory that holds "
+            f"CKPT+... directories"
+        )
+    checks: dict[str, list[FileCheck]] = {}
+    with ProgressBar(sum(total_bytes(one.path) for one in contents.checkpoints)) as progress:
+        for one in contents.checkpoints:
+            with open_checkpoint(one.path) as opened:
+                opened.check_same(one)
+                checks[one.path.name] = list(check_files(opened, progress))
+                if any(file.problem for file in checks[one.path.name]) and not opened.is_current():
+                    raise gone_error(one.path)
+    for incomplete, reason in find_incomplete(contents.checkpoints).items():
+        file = reason.partition(" is missing")[0]
+        checks[incomplete.name].append(FileCheck(file, 0, "", reason))
+    for unreadable, reason in contents.unreadable.items():
+        checks[unreadable.name] = [FileCheck("CKPT.yaml", 0, "nothing", reason)]
+    return checks
+
+
+def _verdict(file: FileCheck) -> str:
+    return file.problem or file.note or "ok"
+
+
+def _show(meta: dict[str, Any], contents: dict[str, list[Entry]], *, as_json: bool) -> None:
+    if as_json:
+        files = {name: [_to_json(entry) for entry in values] for name, values in contents.items()}
+        write_json({"meta": meta, "files": files})
+        return
+    for key, value in sorted(meta.items()):
+        write_line(printable(f"{key}: {format_meta_value(key, value)}"))
+    for name, values in contents.items():
+        _write_values(name, values)
 
 
 def _write_rows(rows: list[dict[str, Any]]) -> None:

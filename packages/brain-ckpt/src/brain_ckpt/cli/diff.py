@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from brain_ckpt.retention.checkpoint import Checkpoint
+    from brain_ckpt.storage.opened import OpenedCheckpoint
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Comparison:
     equal: int
 
 
-def compare(first: Checkpoint, second: Checkpoint) -> Comparison:
+def compare(first: OpenedCheckpoint, second: OpenedCheckpoint) -> Comparison:
     """Compare the states in two checkpoints, not their metas.
 
     Raises

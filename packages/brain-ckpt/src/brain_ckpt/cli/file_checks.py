@@ -6,20 +6,19 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from brain_ckpt.errors import CheckpointError
 from brain_ckpt.storage import filesystem
 from brain_ckpt.storage.checksum import Digester, FileDigest
 from brain_ckpt.storage.file_format import file_format, find_damage
 from brain_ckpt.storage.layout import META_NAME, PARAMFILE_EXT
-from brain_ckpt.storage.listing import read_manifest
 from brain_ckpt.storage.manifest import MANIFEST_NAME, Manifest
+from brain_ckpt.storage.opened import gone_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from brain_ckpt.retention.checkpoint import Checkpoint
     from brain_ckpt.storage.checksum import Algorithm
+    from brain_ckpt.storage.opened import OpenedCheckpoint
 
 _READ_BYTES = 2**20
 
@@ -38,22 +37,25 @@ class FileCheck:
         "crc32" or "sha256" for the manifest, "zip crc32", or "nothing".
     problem : str or None
         The damage, if there is any.
+    note : str or None
+        That the file is not part of the checkpoint.
     """
 
     name: str
     size_bytes: int
     checked_by: str
     problem: str | None = None
+    note: str | None = None
 
 
 def check_files(
-    checkpoint: Checkpoint, progress: Callable[[int], object] = lambda _: None
+    opened: OpenedCheckpoint, progress: Callable[[int], object] = lambda _: None
 ) -> Iterator[FileCheck]:
     """Compare every file of a checkpoint with what was written, also after damage.
 
     Parameters
     ----------
-    checkpoint : Checkpoint
+    opened : OpenedCheckpoint
         The checkpoint.
     progress : callable
         Called with the number of bytes read since the last call.
@@ -63,11 +65,10 @@ def check_files(
     FileCheck
         One for each file, including the manifest.
     """
-    path = checkpoint.path
-    try:
-        manifest = read_manifest(path)
-    except CheckpointError as error:
-        yield FileCheck(MANIFEST_NAME, file_size(path / MANIFEST_NAME), "crc32", str(error))
+    path, manifest = opened.directory, opened.manifest
+    if opened.problem is not None:
+        size_bytes = file_size(path / MANIFEST_NAME)
+        yield FileCheck(MANIFEST_NAME, size_bytes, "crc32", str(opened.problem))
         return
     existing = [name for name, directory in filesystem.walk(path) if not directory]
     if manifest is None:
@@ -80,10 +81,19 @@ def check_files(
 
 
 def problems(
-    checkpoint: Checkpoint, progress: Callable[[int], object] = lambda _: None
+    opened: OpenedCheckpoint, progress: Callable[[int], object] = lambda _: None
 ) -> list[str]:
-    """Return the damage of a checkpoint; nothing if it is intact."""
-    return [check.problem for check in check_files(checkpoint, progress) if check.problem]
+    """Return the damage of a checkpoint; nothing if it is intact.
+
+    Raises
+    ------
+    CheckpointGoneError
+        If the damage is that of a checkpoint that was deleted meanwhile.
+    """
+    found = [check.problem for check in check_files(opened, progress) if check.problem]
+    if found and not opened.is_current():
+        raise gone_error(opened.checkpoint.path)
+    return found
 
 
 def file_size(file: Path) -> int:
@@ -106,10 +116,7 @@ def _check_by_manifest(
     if name == MANIFEST_NAME:
         missing = None if META_NAME in manifest.files else f"{META_NAME} is not in the manifest"
         return FileCheck(name, file_size(file), "crc32", missing)
-    # A text file is harmless; a file that would be loaded, or a link, is not.
-    harmful = name.endswith(PARAMFILE_EXT) or file.is_symlink()
-    problem = f"{name} is not in the manifest" if harmful else None
-    return FileCheck(name, file_size(file), "nothing", problem)
+    return FileCheck(name, file_size(file), "nothing", note="not part of the checkpoint")
 
 
 def _check_without_manifest(path: Path, name: str) -> FileCheck:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brain_ckpt.cli.file_checks import file_size
-from brain_ckpt.errors import CheckpointError, UsageError
+from brain_ckpt.errors import CheckpointError, CheckpointGoneError, UsageError
 from brain_ckpt.recoverables.serialization import read_state
 from brain_ckpt.storage import filesystem
 from brain_ckpt.storage.layout import META_NAME, PARAMFILE_EXT, parse_leftover
@@ -16,7 +16,6 @@ from brain_ckpt.storage.listing import (
     list_published,
     looks_like_checkpoint,
     read_checkpoint,
-    read_manifest,
 )
 from brain_ckpt.storage.manifest import MANIFEST_NAME
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from brain_ckpt.retention.checkpoint import Checkpoint
+    from brain_ckpt.storage.opened import OpenedCheckpoint
 
 _ALWAYS_IN_META = ("unixtime", "end-of-epoch", "brain_intra_epoch_ckpt", "step")
 
@@ -65,6 +65,8 @@ def read_directory(directory: str | Path) -> DirectoryContents:
     if looks_like_checkpoint(path):
         try:
             return DirectoryContents([read_checkpoint(path)], {}, [])
+        except CheckpointGoneError:
+            raise
         except (CheckpointError, OSError) as error:
             return DirectoryContents([], {path: str(error)}, [])
     listing = list_published(path)
@@ -72,19 +74,17 @@ def read_directory(directory: str | Path) -> DirectoryContents:
     return DirectoryContents(listing.checkpoints[::-1], listing.unreadable, unfinished)
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Read the meta of one checkpoint; its files are not verified.
+def checkpoint_path(path: str | Path) -> Path:
+    """Return the path of one checkpoint.
 
     Raises
     ------
     UsageError
         If the path is not that of a checkpoint.
-    CheckpointError
-        If its CKPT.yaml is damaged.
     """
     directory = Path(path)
     if directory.is_dir() and looks_like_checkpoint(directory):
-        return read_checkpoint(directory)
+        return directory
     if not directory.is_dir():
         got = "a file" if directory.exists() else "missing"
         advice = "name a CKPT+... directory; brain-ckpt ls DIR lists them"
@@ -118,16 +118,15 @@ def find_incomplete(checkpoints: Sequence[Checkpoint]) -> dict[Path, str]:
     incomplete = {}
     for one in reversed(checkpoints):
         missing = known - one.paramfiles.keys()
-        if missing and not (one.path / MANIFEST_NAME).exists():
+        if missing and one.commit_id is None and not (one.path / MANIFEST_NAME).exists():
             names = ", ".join(sorted(name + PARAMFILE_EXT for name in missing))
             incomplete[one.path] = f"{names} is missing, which older checkpoints have"
         known |= one.paramfiles.keys()
     return incomplete
 
 
-def total_bytes(checkpoint: Checkpoint) -> int:
-    """Return the total size of a checkpoint's files in bytes."""
-    path = checkpoint.path
+def total_bytes(path: Path) -> int:
+    """Return the total size of the files below a directory in bytes."""
     return sum(file_size(path / name) for name, directory in filesystem.walk(path) if not directory)
 
 
@@ -136,17 +135,14 @@ def metrics(checkpoint: Checkpoint) -> dict[str, Any]:
     return {key: value for key, value in checkpoint.meta.items() if key not in _ALWAYS_IN_META}
 
 
-def step_of(checkpoint: Checkpoint) -> int | None:
+def step_of(opened: OpenedCheckpoint) -> int | None:
     """Return the optimizer step of a checkpoint, from its manifest, its meta or its Brain."""
-    try:
-        manifest = read_manifest(checkpoint.path)
-    except CheckpointError:
-        manifest = None
+    checkpoint, manifest = opened.checkpoint, opened.manifest
     if manifest is not None and manifest.step is not None:
         return manifest.step
     if "brain" in checkpoint.paramfiles and "step" not in checkpoint.meta:
         try:
-            state = read_state(checkpoint.paramfiles["brain"])
+            state = read_state(opened.file(checkpoint.paramfiles["brain"]))
         except (CheckpointError, OSError):
             return None
         step = state.get("optimizer_step") if isinstance(state, dict) else None

@@ -10,6 +10,7 @@ from brain_ckpt.cli.file_checks import problems
 from brain_ckpt.cli.inspect import DirectoryContents, find_incomplete, metrics, read_directory
 from brain_ckpt.cli.output import write_json, write_line
 from brain_ckpt.errors import UsageError
+from brain_ckpt.loading.state_file import retry_if_gone
 from brain_ckpt.ranks.shared_directory import SharedDirectory
 from brain_ckpt.retention.policies import (
     DAY_S,
@@ -23,6 +24,7 @@ from brain_ckpt.retention.policies import (
     any_of,
 )
 from brain_ckpt.storage.listing import looks_like_checkpoint
+from brain_ckpt.storage.opened import open_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,14 +78,14 @@ def prune(options: argparse.Namespace) -> int:
     """Delete the checkpoints that no policy keeps, or show them."""
     policies = _policies(options)
     path = Path(options.directory)
-    contents = read_directory(path)
+    read_directory(path)
     if looks_like_checkpoint(path):
         raise UsageError(
             f"DIR must be a directory of checkpoints, got {options.directory!r}, which is a "
             f"checkpoint; name {str(path.parent)!r}"
         )
     if options.dry_run:
-        chosen = _choose(contents, policies)
+        chosen = retry_if_gone(lambda: _choose(read_directory(path), policies))
     else:
         directory = SharedDirectory(path, renames=not options.no_atomic_rename)
         directory.lock()
@@ -127,7 +129,7 @@ def _choose(contents: DirectoryContents, policies: Sequence[Policy]) -> _Choice:
         kept = [one for one, keep in zip(candidates, flags, strict=True) if keep]
         newly_damaged = {}
         for one in kept:
-            if one.path not in intact and (found := problems(one)):
+            if one.path not in intact and (found := _problems(one)):
                 newly_damaged[one.path] = found[0]
             intact.add(one.path)
         if not newly_damaged:
@@ -135,6 +137,12 @@ def _choose(contents: DirectoryContents, policies: Sequence[Policy]) -> _Choice:
             return _Choice(kept, deleted, damaged)
         damaged |= {path.name: reason for path, reason in newly_damaged.items()}
         candidates = [one for one in candidates if one.path not in newly_damaged]
+
+
+def _problems(checkpoint: Checkpoint) -> list[str]:
+    with open_checkpoint(checkpoint.path) as opened:
+        opened.check_same(checkpoint)
+        return problems(opened)
 
 
 def _check_metrics(checkpoints: Sequence[Checkpoint], policies: Sequence[Policy]) -> None:

@@ -17,7 +17,7 @@ from brain_ckpt.storage.file_format import file_format
 from brain_ckpt.storage.layout import PARAMFILE_EXT, SHARDS_DIRECTORY
 
 if TYPE_CHECKING:
-    from brain_ckpt.retention.checkpoint import Checkpoint
+    from brain_ckpt.storage.opened import OpenedCheckpoint
 
 _STATE_SUFFIXES = (PARAMFILE_EXT, ".pt", ".pth")
 _TEXT_SUFFIXES = (".json", ".yaml", ".yml", ".txt")
@@ -65,10 +65,11 @@ class Entry:
         return self.value.item() if self.value.numel() == 1 else None
 
 
-def state_files(checkpoint: Checkpoint) -> dict[str, Path]:
+def state_files(opened: OpenedCheckpoint) -> dict[str, Path]:
     """Return the files with states, by their names below the directory."""
-    path = checkpoint.path
-    names = (name for name, directory in filesystem.walk(path) if not directory)
+    path, manifest = opened.directory, opened.manifest
+    existing = (name for name, directory in filesystem.walk(path) if not directory)
+    names = existing if manifest is None else manifest.files
     return {
         name: path / name
         for name in names
@@ -77,7 +78,7 @@ def state_files(checkpoint: Checkpoint) -> dict[str, Path]:
     }
 
 
-def choose_file(checkpoint: Checkpoint, requested: str) -> tuple[str, Path]:
+def choose_file(opened: OpenedCheckpoint, requested: str) -> tuple[str, Path]:
     """Return the file of a recoverable, or of a file name.
 
     Raises
@@ -85,12 +86,12 @@ def choose_file(checkpoint: Checkpoint, requested: str) -> tuple[str, Path]:
     UsageError
         If there is none.
     """
-    files = state_files(checkpoint)
+    files = state_files(opened)
     for name in (requested, requested + PARAMFILE_EXT):
         if name in files:
             return name, files[name]
     raise UsageError(
-        f"FILE must be in {checkpoint.path.name}, got {requested!r}; it holds "
+        f"FILE must be in {opened.checkpoint.path.name}, got {requested!r}; it holds "
         f"{', '.join(files) or 'none'}"
     )
 

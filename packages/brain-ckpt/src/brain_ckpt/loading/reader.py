@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
-from brain_ckpt.errors import CheckpointDamagedError, CheckpointError, NoIntactCheckpointError
+from brain_ckpt.errors import (
+    CheckpointDamagedError,
+    CheckpointError,
+    CheckpointGoneError,
+    NoIntactCheckpointError,
+)
 from brain_ckpt.loading.restore import (
     RestoreStep,
     prepare_restore,
     read_checked_states,
     required_names,
 )
-from brain_ckpt.ranks.agreement import gather_results, run_on_first_rank
+from brain_ckpt.ranks.agreement import gather_results, run_on_all_ranks, run_on_first_rank
 from brain_ckpt.retention.checkpoint import Checkpoint
 from brain_ckpt.storage.listing import Listing
-from brain_ckpt.storage.verify import verify
-from brain_dist import get_rank, raise_on_all_ranks
+from brain_ckpt.storage.opened import OpenedCheckpoint, open_checkpoint
+from brain_ckpt.storage.verify import verify_opened
+from brain_dist import get_rank
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # How often to list again after a running training has deleted the chosen checkpoint.
-_MAX_ATTEMPTS = 5
+_MAX_ATTEMPTS = 50
 
 
 class Reader:
@@ -91,7 +98,9 @@ class Reader:
             for candidate in listing.checkpoints:
                 try:
                     self.load(candidate, recoverables, partial=partial, trusted=trusted)
-                except (CheckpointDamagedError, FileNotFoundError) as error:  # noqa: PERF203 - few
+                except CheckpointGoneError:  # noqa: PERF203 - few
+                    break
+                except (CheckpointDamagedError, FileNotFoundError) as error:
                     if self._is_gone(candidate):
                         break
                     if not query.is_by_time or isinstance(error, FileNotFoundError):
@@ -121,20 +130,18 @@ class Reader:
         trusted: bool,
     ) -> None:
         """Verify and read a checkpoint completely, then restore it; every rank calls it."""
-        steps = self._prepare(checkpoint, recoverables, partial=partial, trusted=trusted)
-
-        # One object at a time on all ranks: a hook can contain a collective, and would wait for a
-        # rank that failed in an earlier step.
-        by_name = {step.name: step for step in steps}
-        for one in recoverables:
-            step = by_name.get(one.name)
-            error: BaseException | None = None
-            try:
-                if step is not None:
-                    step.apply()
-            except BaseException as caught:  # noqa: BLE001 - raised on all ranks
-                error = caught
-            raise_on_all_ranks(error)
+        with contextlib.ExitStack() as stack:
+            opened, steps = self._prepare(
+                checkpoint, recoverables, stack, partial=partial, trusted=trusted
+            )
+            # One object at a time on all ranks: a hook can contain a collective, and would wait
+            # for a rank that failed in an earlier step.
+            for one in recoverables:
+                step = steps.get(one.name, _NOTHING)
+                if one.loader is None:
+                    run_on_all_ranks(step.apply)
+                elif any(gather_results(lambda step=step: _call_hook(step, opened))):  # type: ignore[misc]  # default arguments of a lambda
+                    run_on_all_ranks(lambda step=step: _repeat_hook(step, opened))  # type: ignore[misc]  # as above
         logger.info("Loaded checkpoint %s", checkpoint.path)
 
     def _matching(self, query: CheckpointQuery) -> Listing:
@@ -152,37 +159,52 @@ class Reader:
         return run_on_first_rank(list_matching)
 
     def _is_gone(self, checkpoint: Checkpoint) -> bool:
-        # A running training deleted it during the read; objects restored so far are restored again.
-        return run_on_first_rank(lambda: not checkpoint.path.is_dir())
+        # Deleted or replaced while another rank read it.
+        def is_gone() -> bool:
+            try:
+                with open_checkpoint(checkpoint.path) as opened:
+                    opened.check_same(checkpoint)
+            except CheckpointGoneError:
+                return True
+            except (CheckpointError, OSError):
+                return False
+            return False
+
+        return run_on_first_rank(is_gone)
 
     def _on_this_node(self, checkpoint: Checkpoint) -> Checkpoint:
         path = self._root / checkpoint.path.name
         if self._directory.nodes().shared or not path.is_dir():
             return checkpoint
         files = {name: path / file.name for name, file in checkpoint.paramfiles.items()}
-        return Checkpoint(path, checkpoint.meta, files)
+        return Checkpoint(path, checkpoint.meta, files, commit_id=checkpoint.commit_id)
 
     def _prepare(
         self,
         checkpoint: Checkpoint,
         recoverables: Sequence[Recoverable],
+        stack: contextlib.ExitStack,
         *,
         partial: bool,
         trusted: bool,
-    ) -> list[RestoreStep]:
+    ) -> tuple[OpenedCheckpoint, dict[str, RestoreStep]]:
+        """Open the checkpoint until `stack` is closed, and read the states of this rank."""
         checkpoint = self._on_this_node(checkpoint)
-        steps: list[RestoreStep] = []
+        prepared: list[tuple[OpenedCheckpoint, dict[str, RestoreStep]]] = []
 
         def verify_and_read() -> str | None:
-            required = [] if partial else required_names(recoverables)
-            states = read_checked_states(checkpoint, recoverables)
-            manifest = verify(checkpoint, required, trusted=trusted, checked=states)
-            steps.extend(
-                prepare_restore(
-                    checkpoint, recoverables, get_rank(), states, partial=partial, trusted=trusted
+            opened = stack.enter_context(open_checkpoint(checkpoint.path))
+            opened.check_same(checkpoint)
+            with opened.reading():
+                required = [] if partial else required_names(recoverables)
+                states = read_checked_states(opened, recoverables)
+                verify_opened(opened, required, trusted=trusted, checked=states)
+                steps = prepare_restore(
+                    opened, recoverables, get_rank(), states, partial=partial, trusted=trusted
                 )
-            )
-            return None if manifest is None else manifest.commit_id
+                opened.check_unchanged()
+            prepared.append((opened, steps))
+            return opened.checkpoint.commit_id
 
         commit_ids = gather_results(verify_and_read)
         if len(set(commit_ids)) > 1:
@@ -190,4 +212,28 @@ class Reader:
                 f"every rank must load the same checkpoint, got {commit_ids!r} from "
                 f"{checkpoint.path} in rank order; use a file system that all nodes share"
             )
-        return steps
+        return prepared[0]
+
+
+def _call_hook(step: RestoreStep, opened: OpenedCheckpoint) -> bool:
+    """Call a hook; return whether the checkpoint at the path was replaced meanwhile."""
+    try:
+        step.apply()
+    except Exception:
+        if opened.is_current():
+            raise
+        return True
+    return not opened.is_current()
+
+
+def _repeat_hook(step: RestoreStep, opened: OpenedCheckpoint) -> None:
+    with opened.reading():
+        step.repeat()
+        opened.check_unchanged()
+
+
+def _do_nothing() -> None:
+    pass
+
+
+_NOTHING = RestoreStep(_do_nothing, _do_nothing)

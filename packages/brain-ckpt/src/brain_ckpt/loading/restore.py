@@ -1,4 +1,4 @@
-"""Read the states of one checkpoint completely before the first object is changed."""
+"""Read the states of an opened checkpoint completely before the first object is changed."""
 
 from __future__ import annotations
 
@@ -14,23 +14,30 @@ from brain_ckpt.recoverables.encoding import decode_state
 from brain_ckpt.recoverables.serialization import read_state, rename_old_keys
 from brain_ckpt.recoverables.states import check_state, set_state
 from brain_ckpt.storage.layout import RANKS_DIRECTORY, SHARDS_DIRECTORY
-from brain_ckpt.storage.listing import read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from brain_ckpt.recoverables.registry import Recoverable
-    from brain_ckpt.retention.checkpoint import Checkpoint
+    from brain_ckpt.storage.opened import OpenedCheckpoint
 
 logger = logging.getLogger(__name__)
 
 
 class RestoreStep(NamedTuple):
-    """Restores one object."""
+    """Restores one object.
 
-    name: str
+    Parameters
+    ----------
+    apply : callable
+        Restores it; a hook gets the path that users know.
+    repeat : callable
+        Calls the hook again with a path that still refers to a replaced checkpoint.
+    """
+
     apply: Callable[[], Any]
+    repeat: Callable[[], Any]
 
 
 def required_names(recoverables: Sequence[Recoverable]) -> list[str]:
@@ -39,7 +46,7 @@ def required_names(recoverables: Sequence[Recoverable]) -> list[str]:
 
 
 def read_checked_states(
-    checkpoint: Checkpoint, recoverables: Sequence[Recoverable]
+    opened: OpenedCheckpoint, recoverables: Sequence[Recoverable]
 ) -> dict[str, Any]:
     """Read large states whose tensors are kept, and compare each file while it is read.
 
@@ -49,19 +56,19 @@ def read_checked_states(
         States by file name.  Damaged files are not included, nor are states of modules: a module
         copies its state, so mapping the file is faster.
     """
-    manifest = read_manifest(checkpoint.path)
+    manifest = opened.manifest
     states: dict[str, Any] = {}
     if manifest is None:
         return states
     for one in recoverables:
-        file = checkpoint.paramfiles.get(one.name)
+        file = opened.checkpoint.paramfiles.get(one.name)
         if file is None or one.loader is not None or isinstance(one.obj, torch.nn.Module):
             continue
         digest = manifest.files.get(file.name)
         if digest is None or digest.size < MIN_BYTES:
             continue
         with one.safe_globals.during_load():
-            read = read_checked(file, digest, manifest.algorithm)
+            read = read_checked(opened.file(file), digest, manifest.algorithm)
         if read is not None:
             state = decode_state(read[0], str(file), one.safe_globals)
             states[file.name] = rename_old_keys(state)
@@ -69,19 +76,19 @@ def read_checked_states(
 
 
 def prepare_restore(
-    checkpoint: Checkpoint,
+    opened: OpenedCheckpoint,
     recoverables: Sequence[Recoverable],
     rank: int,
     checked_states: Mapping[str, Any],
     *,
     partial: bool,
     trusted: bool,
-) -> list[RestoreStep]:
+) -> dict[str, RestoreStep]:
     """Read the states to restore, and check that they fit.
 
     Parameters
     ----------
-    checkpoint : Checkpoint
+    opened : OpenedCheckpoint
         A verified checkpoint.
     recoverables : sequence of Recoverable
         The objects to restore.
@@ -94,11 +101,17 @@ def prepare_restore(
     trusted : bool
         Whether files may run code.
 
+    Returns
+    -------
+    dict of str to RestoreStep
+        By recoverable.
+
     Raises
     ------
     CheckpointMismatchError
         If a file is missing or a state does not fit.
     """
+    checkpoint = opened.checkpoint
     missing = [
         name
         for name in ([] if partial else required_names(recoverables))
@@ -112,20 +125,22 @@ def prepare_restore(
             f"only=..., or add what may be missing with add_recoverable(..., optional_load=True)"
         )
     end_of_epoch = bool(checkpoint.meta.get("end-of-epoch", True))
-    steps = []
+    steps = {}
     for one in recoverables:
-        path = _file_of(one, checkpoint, rank)
-        if path is not None:
-            steps.append(_step(one, path, end_of_epoch, checked_states, trusted=trusted))
+        path = _file_of(one, opened, rank)
+        if path is not None and one.loader is not None:
+            steps[one.name] = _hook_step(one.loader.call, path, opened.file(path), end_of_epoch)
+        elif path is not None:
+            steps[one.name] = _state_step(one, opened.file(path), checked_states, trusted=trusted)
     return steps
 
 
-def _file_of(recoverable: Recoverable, checkpoint: Checkpoint, rank: int) -> Path | None:
-    name = recoverable.name
+def _file_of(recoverable: Recoverable, opened: OpenedCheckpoint, rank: int) -> Path | None:
+    name, checkpoint = recoverable.name, opened.checkpoint
     if recoverable.per_rank:
-        path = checkpoint.path / RANKS_DIRECTORY / str(rank) / f"{name}.pt"
-        if path.is_file():
-            return path
+        rank_file = f"{RANKS_DIRECTORY}/{rank}/{name}.pt"
+        if opened.has_file(rank_file):
+            return checkpoint.path / rank_file
         logger.info("%s has no %r of rank %d, which keeps its state", checkpoint.path, name, rank)
         return None
     file = checkpoint.paramfiles.get(name)
@@ -134,28 +149,28 @@ def _file_of(recoverable: Recoverable, checkpoint: Checkpoint, rank: int) -> Pat
     return file
 
 
-def _step(
-    recoverable: Recoverable,
-    path: Path,
-    end_of_epoch: bool,
-    checked_states: Mapping[str, Any],
-    *,
-    trusted: bool,
+def _hook_step(call: Callable[..., Any], path: Path, file: Path, end_of_epoch: bool) -> RestoreStep:
+    return RestoreStep(lambda: call(path, end_of_epoch), lambda: call(file, end_of_epoch))
+
+
+def _state_step(
+    recoverable: Recoverable, file: Path, checked_states: Mapping[str, Any], *, trusted: bool
 ) -> RestoreStep:
     name, obj = recoverable.name, recoverable.obj
-    if recoverable.loader is not None:
-        call = recoverable.loader.call
-        return RestoreStep(name, lambda: call(path, end_of_epoch))
-    if not recoverable.per_rank and path.name in checked_states:
-        state = checked_states[path.name]
+    if not recoverable.per_rank and file.name in checked_states:
+        state = checked_states[file.name]
     else:
         # A module copies its state; an object that keeps its state must not keep a mapped file.
         state = read_state(
-            path,
+            file,
             trusted=trusted,
             mmap=isinstance(obj, torch.nn.Module),
             safe_globals=recoverable.safe_globals,
         )
-    state = assemble(obj, state, path.parent / SHARDS_DIRECTORY, name)
+    state = assemble(obj, state, file.parent / SHARDS_DIRECTORY, name)
     check_state(obj, state, name)
-    return RestoreStep(name, lambda: set_state(obj, state, name))
+
+    def apply() -> None:
+        set_state(obj, state, name)
+
+    return RestoreStep(apply, apply)

@@ -11,8 +11,14 @@ if TYPE_CHECKING:
 Key = Callable[["Checkpoint"], Any]
 
 
-class Checkpoint(NamedTuple):
-    """One saved checkpoint.
+class _Fields(NamedTuple):
+    path: Path
+    meta: dict[str, Any]
+    paramfiles: dict[str, Path]
+
+
+class Checkpoint(_Fields):
+    """One saved checkpoint; a named tuple of path, meta and paramfiles.
 
     Parameters
     ----------
@@ -22,11 +28,24 @@ class Checkpoint(NamedTuple):
         The content of CKPT.yaml: "unixtime", "end-of-epoch" and the meta given to the save.
     paramfiles : dict of str to Path
         The file of each recoverable, by the recoverable's name.
+    commit_id : str, optional
+        The identity of the save, by which a replaced checkpoint is recognized.
     """
 
-    path: Path
-    meta: dict[str, Any]
-    paramfiles: dict[str, Path]
+    commit_id: str | None = None
+
+    def __new__(  # noqa: PYI034 - Self needs Python 3.11
+        cls,
+        path: Path,
+        meta: dict[str, Any],
+        paramfiles: dict[str, Path],
+        *,
+        commit_id: str | None = None,
+    ) -> Checkpoint:
+        """Make a checkpoint."""
+        made = super().__new__(cls, path, meta, paramfiles)
+        made.commit_id = commit_id
+        return made
 
     def __eq__(self, other: object) -> bool:
         """Compare all fields, also if meta holds tensors."""

@@ -136,7 +136,7 @@ def planned_checkpoint(plan: SavePlan, recoverables: Sequence[Recoverable]) -> C
         for recoverable in recoverables
         if not recoverable.per_rank
     }
-    return Checkpoint(plan.final, plan.meta, files)
+    return Checkpoint(plan.final, plan.meta, files, commit_id=plan.commit_id)
 
 
 def save_error(error: BaseException, final: Path) -> CheckpointSaveError:

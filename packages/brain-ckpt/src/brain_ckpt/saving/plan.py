@@ -78,6 +78,7 @@ class SavePlan(NamedTuple):
     seq: int
     commit_id: str
     world_size: int
+    time_s: float
 
 
 class DirectoryState(NamedTuple):
@@ -117,7 +118,7 @@ def read_directory_state(store: Store, request: SaveRequest) -> DirectoryState:
 
 
 def make_plan(
-    store: Store, request: SaveRequest, states: Sequence[DirectoryState], last_seq: int
+    store: Store, request: SaveRequest, states: Sequence[DirectoryState], last: SavePlan | None
 ) -> SavePlan:
     """Plan a save.
 
@@ -129,17 +130,23 @@ def make_plan(
         The arguments of the save.
     states : sequence of DirectoryState
         Of every directory that gets a copy.
-    last_seq : int
-        The number of the last save of this run.
+    last : SavePlan, optional
+        The last save of this run.
     """
     used_names = frozenset().union(*(state.used_names for state in states))
+    newest_s = max(state.newest_s for state in states)
+    last_seq = 0
+    if last is not None:  # it can have been deleted
+        used_names |= {last.final.name}
+        newest_s = max(newest_s, last.time_s)
+        last_seq = last.seq
+    time_s = max(time.time(), newest_s + _MIN_STEP_S)
     if request.name is None:
-        name = name_from_time(time.time(), used_names)
+        name = name_from_time(time_s, used_names)
     else:
         name = directory_name(request.name)
-    newest_s = max(state.newest_s for state in states)
     meta = {
-        "unixtime": max(time.time(), newest_s + _MIN_STEP_S),
+        "unixtime": time_s,
         "end-of-epoch": request.end_of_epoch,
         **request.meta,
     }
@@ -150,4 +157,5 @@ def make_plan(
         seq=max(last_seq, *(state.seq for state in states)) + 1,
         commit_id=uuid.uuid4().hex,
         world_size=get_world_size(),
+        time_s=time_s,
     )

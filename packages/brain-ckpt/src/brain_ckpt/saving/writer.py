@@ -49,7 +49,7 @@ class Writer:
         self._files: CheckpointFiles | None = None  # on leaders, during a save
         self._pending: PendingSave | None = None
         self._buffers = SnapshotBuffers()
-        self._last_seq = 0
+        self._last_plan: SavePlan | None = None
 
     def save(
         self,
@@ -189,8 +189,8 @@ class Writer:
         return read_directory_state(self._store, request)
 
     def _plan(self, request: SaveRequest, states: Sequence[DirectoryState]) -> SavePlan:
-        plan = make_plan(self._store, request, states, self._last_seq)
-        self._last_seq = plan.seq
+        plan = make_plan(self._store, request, states, self._last_plan)
+        self._last_plan = plan
         return plan
 
     def _take_snapshot(

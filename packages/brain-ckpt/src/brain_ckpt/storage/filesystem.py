@@ -12,11 +12,11 @@ import errno
 import functools
 import os
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 # Called as failpoint(operation, path, detail); the detail is the target of a rename or the bytes of
 # a write.
@@ -24,6 +24,9 @@ failpoint: Callable[[str, str, Any], int | None] | None = None
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+_DIRECTORY = getattr(os, "O_DIRECTORY", 0)
+# Linux has a path for each open directory.
+_HANDLES = Path("/proc/self/fd")
 # Errors of file systems that cannot fsync a directory.
 _NO_DIRECTORY_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})
 
@@ -159,6 +162,21 @@ def opened(path: Path) -> Iterator[tuple[int, int]]:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         yield descriptor, status.st_size
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def opened_directory(path: Path) -> Iterator[Path]:
+    """Open a directory; yield a path that refers to it even after it is renamed.
+
+    Where the system has no such paths, this is the path itself.
+    """
+    _call_failpoint("open", path)
+    descriptor = os.open(path, os.O_RDONLY | _CLOEXEC | _DIRECTORY)
+    try:
+        by_handle = _HANDLES / str(descriptor)
+        yield by_handle if by_handle.exists() else path
     finally:
         os.close(descriptor)
 

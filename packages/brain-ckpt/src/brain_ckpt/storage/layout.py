@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable
 
 PREFIX = "CKPT"
 META_NAME = "CKPT.yaml"
@@ -42,13 +42,16 @@ def directory_name(name: str) -> str:
     return f"{PREFIX}+{check_name(name, 'the name of a checkpoint')}"
 
 
-def name_from_time(time_s: float, used_names: Collection[str]) -> str:
-    """Return an unused name made from the local time, as SpeechBrain makes it."""
-    stamp = time.strftime(_STAMP, time.localtime(time_s))
-    number = 0
-    while (name := f"{PREFIX}+{stamp}+{number:02d}") in used_names:
-        number += 1
-    return name
+def name_from_time(time_s: float, used_names: Iterable[str]) -> str:
+    """Return a name made from the local time, as SpeechBrain makes it.
+
+    Its number is above those of all used names of the same second, also if these have gaps left by
+    deleted checkpoints: a name is not used twice.
+    """
+    stem = f"{PREFIX}+{time.strftime(_STAMP, time.localtime(time_s))}+"
+    numbers = [name.removeprefix(stem) for name in used_names if name.startswith(stem)]
+    number = max((int(text) + 1 for text in numbers if text.isdecimal()), default=0)
+    return f"{stem}{number:02d}"
 
 
 def check_directory(directory: str | Path) -> Path:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from brain_ckpt.errors import CheckpointDamagedError, CheckpointError
+from brain_ckpt.errors import CheckpointError, CheckpointGoneError
 from brain_ckpt.retention.checkpoint import Checkpoint, ckpt_recency
 from brain_ckpt.storage import filesystem
 from brain_ckpt.storage.layout import (
@@ -17,21 +18,20 @@ from brain_ckpt.storage.layout import (
     UNFINISHED,
     parse_leftover,
 )
-from brain_ckpt.storage.manifest import (
-    MANIFEST_LIMIT_BYTES,
-    MANIFEST_NAME,
-    Manifest,
-    load_manifest,
-)
-from brain_ckpt.storage.meta import META_LIMIT_BYTES, load_meta
-from brain_ckpt.storage.meta_arrays import restore_arrays
+from brain_ckpt.storage.lock import LOCK_NAME
+from brain_ckpt.storage.manifest import MANIFEST_NAME
+from brain_ckpt.storage.opened import open_checkpoint, read_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-# How often to list a directory that changes while it is listed.
-_MAX_ATTEMPTS = 20
+# A directory is listed until two listings agree, at most so often.
+_MAX_CHANGES = 5
+# While checkpoints are deleted during each listing, or none is seen beside a writer.
+_MAX_ATTEMPTS = 200
+_MAX_EMPTY = 10
+_PAUSE_S = 0.005
 
 
 class Listing(NamedTuple):
@@ -52,58 +52,44 @@ class Listing(NamedTuple):
     seq: int
 
 
-class CheckpointGoneError(Exception):
-    """A checkpoint was deleted while it was read."""
-
-
 def list_published(root: Path) -> Listing:
-    """List the checkpoints of a directory."""
-    paths = _published_paths(root)
-    for _ in range(_MAX_ATTEMPTS):
-        listing = _read_all(paths)
-        # A writer that replaces the only checkpoint during the listing would leave none to be seen.
-        previous, paths = paths, _published_paths(root)
-        if paths == previous:
-            break
-    return listing
+    """List the checkpoints of a directory; none means that none was ever published.
+
+    Raises
+    ------
+    CheckpointGoneError
+        If all checkpoints are deleted again and again while they are listed.
+    """
+    names = filesystem.names(root)
+    empty = 0
+    for attempt in range(_MAX_ATTEMPTS):
+        listing, is_complete = _read_all(_published_paths(root, names).values())
+        previous, names = names, filesystem.names(root)
+        is_stable = is_complete and (_published(names) == _published(previous))
+        if listing.checkpoints or listing.unreadable:
+            if is_stable or attempt >= _MAX_CHANGES:
+                return listing
+            continue
+        # Listing a directory is not atomic: a checkpoint can be renamed while it is listed.
+        empty = empty + 1 if is_stable else 0
+        if empty and (empty >= _MAX_EMPTY or not _was_written(names)):
+            return listing
+        time.sleep(_PAUSE_S)
+    raise CheckpointGoneError(
+        f"checkpoints must not be deleted while they are listed, got {_MAX_ATTEMPTS} deletions in "
+        f"{root}; keep more checkpoints in the run that writes there"
+    )
+
+
+def published_directory(path: Path) -> Path:
+    """Return where a checkpoint is; while it is replaced, this is not its usual path."""
+    return _published_paths(path.parent, filesystem.names(path.parent)).get(path.name, path)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read the meta of a checkpoint and the names of its files; no file is verified."""
-    return _read(path)[0]
-
-
-def _read(path: Path) -> tuple[Checkpoint, int]:
-    """Return a checkpoint and its number, which is 0 if it has no intact manifest."""
-    file = path / META_NAME
-    try:
-        content = filesystem.read(file, META_LIMIT_BYTES)
-    except FileNotFoundError:
-        if not path.is_dir():
-            raise CheckpointGoneError from None
-        raise CheckpointDamagedError(f"{path} has no {META_NAME}") from None
-    meta = load_meta(content, str(file))
-    manifest = _read_intact_manifest(path)
-    if manifest is not None:
-        restore_arrays(meta, manifest.meta_arrays)
-    paramfiles = {
-        name.removesuffix(PARAMFILE_EXT): path / name
-        for name in filesystem.names(path)
-        if name.endswith(PARAMFILE_EXT) and not os.path.isdir(path / name)
-    }
-    return Checkpoint(path, meta, paramfiles), 0 if manifest is None else manifest.seq
-
-
-def read_manifest(path: Path) -> Manifest | None:
-    """Read the manifest of a checkpoint; None if it has none because SpeechBrain wrote it."""
-    file = path / MANIFEST_NAME
-    try:
-        content = filesystem.read(file, MANIFEST_LIMIT_BYTES)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise CheckpointDamagedError(f"{file} cannot be read: {error.strerror}") from error
-    return load_manifest(content, str(file))
+    with open_checkpoint(path) as opened:
+        return opened.checkpoint
 
 
 def looks_like_checkpoint(path: Path) -> bool:
@@ -121,11 +107,14 @@ def is_unfinished(path: Path) -> bool:
 
 def has_manifest(path: Path) -> bool:
     """Return whether a directory has an intact manifest."""
-    return _read_intact_manifest(path) is not None
+    try:
+        return read_manifest(path) is not None
+    except CheckpointError:
+        return False
 
 
-def _published_paths(root: Path) -> list[Path]:
-    names = filesystem.names(root)
+def _published_paths(root: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Return the directories of the published checkpoints, by name."""
     paths = {name: root / name for name in names if name.startswith(PREFIX)}
     for name in names:
         leftover = parse_leftover(name)
@@ -136,32 +125,38 @@ def _published_paths(root: Path) -> list[Path]:
         is_current = leftover.kind == OLD and leftover.checkpoint not in names
         if is_current or (leftover.kind == NEW and has_manifest(root / name)):
             paths[leftover.checkpoint] = root / name
-    return [
-        path
-        for path in paths.values()
-        if path.is_dir() and looks_like_checkpoint(path) and not is_unfinished(path)
-    ]
+    return paths
 
 
-def _read_all(paths: Iterable[Path]) -> Listing:
+def _published(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(PREFIX) or parse_leftover(name)]
+
+
+def _was_written(names: Iterable[str]) -> bool:
+    return any(name == LOCK_NAME or parse_leftover(name) for name in names)
+
+
+def _read_all(paths: Iterable[Path]) -> tuple[Listing, bool]:
+    """Return what can be read, and whether no checkpoint went away meanwhile."""
     entries: list[tuple[float, int, Checkpoint]] = []
     unreadable: dict[Path, str] = {}
+    is_complete = True
     for path in paths:
-        try:
-            checkpoint, number = _read(path)
-        except CheckpointGoneError:
+        if not path.is_dir():
+            is_complete = is_complete and os.path.lexists(path)  # a file of this name is foreign
             continue
+        try:
+            if not looks_like_checkpoint(path) or is_unfinished(path):
+                continue
+            with open_checkpoint(path) as opened:
+                checkpoint, manifest = opened.checkpoint, opened.manifest
+        except CheckpointGoneError:
+            is_complete = False
         except (CheckpointError, OSError) as error:
             unreadable[path] = str(error)
-            continue
-        entries.append((ckpt_recency(checkpoint), number, checkpoint))
+        else:
+            number = 0 if manifest is None else manifest.seq
+            entries.append((ckpt_recency(checkpoint), number, checkpoint))
     entries.sort(key=lambda entry: entry[:2])
     seq = max((number for _, number, _ in entries), default=0)
-    return Listing([checkpoint for _, _, checkpoint in entries], unreadable, seq)
-
-
-def _read_intact_manifest(path: Path) -> Manifest | None:
-    try:
-        return read_manifest(path)
-    except CheckpointError:
-        return None
+    return Listing([checkpoint for _, _, checkpoint in entries], unreadable, seq), is_complete

@@ -29,13 +29,11 @@ from brain_ckpt.storage.layout import (
     parse_leftover,
 )
 from brain_ckpt.storage.listing import (
-    CheckpointGoneError,
     Listing,
     has_manifest,
     is_unfinished,
     list_published,
     read_checkpoint,
-    read_manifest,
 )
 from brain_ckpt.storage.manifest import Manifest, dump_manifest
 from brain_ckpt.storage.meta import dump_meta
@@ -179,7 +177,7 @@ class Store:
             path = self.root / name
             try:
                 manifest = verify(read_checkpoint(path))
-            except (CheckpointError, OSError, CheckpointGoneError):
+            except (CheckpointError, OSError):
                 continue
             if manifest is not None:
                 prepared[manifest.commit_id] = Staging(path, self.root / leftover.checkpoint)
@@ -189,10 +187,8 @@ class Store:
         """Return the names of published checkpoints by commit id; SpeechBrain's by name."""
         published = {}
         for checkpoint in self.listing().checkpoints:
-            with contextlib.suppress(CheckpointError):
-                manifest = read_manifest(checkpoint.path)
-                name = checkpoint.path.name
-                published[name if manifest is None else manifest.commit_id] = name
+            name = checkpoint.path.name
+            published[checkpoint.commit_id or name] = name
         return published
 
     def has_leftovers(self) -> bool:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from brain_ckpt.loading.shards import assemble
-from brain_ckpt.recoverables.serialization import read_state, rename_old_keys
-from brain_ckpt.storage.layout import SHARDS_DIRECTORY
-from brain_ckpt.storage.verify import verify_file
+from brain_ckpt.loading.state_file import read_state_file
+from brain_ckpt.recoverables.serialization import rename_old_keys
+from brain_ckpt.storage.opened import open_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -98,6 +97,8 @@ def average_checkpoints(
     ------
     ValueError
         If there is no checkpoint, or one does not hold the recoverable.
+    CheckpointGoneError
+        If a checkpoint was deleted or replaced since it was listed.
     CheckpointDamagedError
         If a file differs from what was written.
     UnsafeCheckpointError
@@ -116,14 +117,18 @@ def average_checkpoints(
     {'weight': tensor([[8.5000]])}
     """
 
-    def load(path: Path) -> Any:
+    def load(checkpoint: Checkpoint) -> Any:
+        path = _file(checkpoint, recoverable_name)
         if parameter_loader is None:
-            verify_file(path)
-            state = read_state(path, mmap=True)
-            return assemble(None, state, path.parent / SHARDS_DIRECTORY, recoverable_name)
-        return rename_old_keys(parameter_loader(path, map_location="cpu"))
+            return read_state_file(path, recoverable_name, listed=checkpoint, mmap=True)
+        state = parameter_loader(path, map_location="cpu")
+        if checkpoint.commit_id is not None:
+            # It reads the path itself: make sure that this was still the checkpoint.
+            with open_checkpoint(checkpoint.path) as opened:
+                opened.check_same(checkpoint)
+        return rename_old_keys(state)
 
-    return averager(load(_file(one, recoverable_name)) for one in checkpoint_list)
+    return averager(map(load, checkpoint_list))
 
 
 def _file(checkpoint: Checkpoint, name: str) -> Path:

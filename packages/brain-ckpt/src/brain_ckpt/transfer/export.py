@@ -15,7 +15,7 @@ from brain_ckpt.loading.contents import choose_file, read_file
 from brain_ckpt.storage import filesystem
 
 if TYPE_CHECKING:
-    from brain_ckpt.retention.checkpoint import Checkpoint
+    from brain_ckpt.storage.opened import OpenedCheckpoint
 
 
 def write_torch(state: Any, target: str | Path) -> None:
@@ -32,12 +32,12 @@ def write_torch(state: Any, target: str | Path) -> None:
         torch.save(state, temporary)
 
 
-def export_safetensors(checkpoint: Checkpoint, name: str, target: str | Path) -> list[str]:
+def export_safetensors(opened: OpenedCheckpoint, name: str, target: str | Path) -> list[str]:
     """Write the tensors of one state as a safetensors file.
 
     Parameters
     ----------
-    checkpoint : Checkpoint
+    opened : OpenedCheckpoint
         A verified checkpoint.
     name : str
         The name of the recoverable.
@@ -64,7 +64,7 @@ def export_safetensors(checkpoint: Checkpoint, name: str, target: str | Path) ->
             "safetensors files need the package safetensors, which is not installed; run "
             "pip install 'brain-ckpt[safetensors]'"
         ) from error
-    file = choose_file(checkpoint, name)[1]
+    file = choose_file(opened, name)[1]
     state = read_file(file, file.stem)
     if not isinstance(state, Mapping):
         raise UsageError(
@@ -82,9 +82,10 @@ def export_safetensors(checkpoint: Checkpoint, name: str, target: str | Path) ->
             f"only a state dict of tensors by name can be exported, got {list(state)[:5]!r} in "
             f"{file}; name another recoverable, such as the model"
         )
+    source = opened.checkpoint.path.name
     with _new_file(target) as temporary:
         try:
-            save_file(tensors, temporary, {"format": "pt", "checkpoint": checkpoint.path.name})
+            save_file(tensors, temporary, {"format": "pt", "checkpoint": source})
         except SafetensorError as error:
             raise CheckpointSaveError(f"{target} could not be written: {error}") from error
     return [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]

@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brain_ckpt.errors import CheckpointMismatchError
-from brain_ckpt.loading.shards import assemble
-from brain_ckpt.recoverables.serialization import read_state
+from brain_ckpt.loading.state_file import read_state_file, retry_if_gone
 from brain_ckpt.recoverables.states import bare_module, fit_keys
-from brain_ckpt.storage.layout import SHARDS_DIRECTORY
-from brain_ckpt.storage.verify import verify_file
 
 if TYPE_CHECKING:
     import torch
@@ -38,10 +35,8 @@ def torch_parameter_transfer(obj: torch.nn.Module, path: str | Path) -> None:
         If a parameter has the name of one of the module, but another shape.
     """
     file = Path(path).resolve()
-    verify_file(file)
     module = bare_module(obj)
-    state = read_state(file)
-    state = assemble(module, state, file.parent / SHARDS_DIRECTORY, file.stem)
+    state = retry_if_gone(lambda: read_state_file(file, file.stem, module))
     if not isinstance(state, Mapping):
         raise CheckpointMismatchError(
             f"{path} must hold a state dict, got a {type(state).__name__}; save "

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from brain_ckpt.loading.state_file import open_state_file, read_state_file, retry_if_gone
 from brain_ckpt.recoverables.hooks import (
     HookRegistry,
     find_loader,
     find_transfer,
-    torch_recovery,
 )
-from brain_ckpt.storage.layout import PARAMFILE_EXT, check_name
+from brain_ckpt.recoverables.states import set_state
+from brain_ckpt.storage.layout import PARAMFILE_EXT, PREFIX, check_name
+from brain_ckpt.storage.listing import published_directory
 from brain_ckpt.storage.manifest import MANIFEST_NAME
-from brain_ckpt.storage.verify import verify_file
 from brain_ckpt.transfer.parameters import torch_parameter_transfer
 from brain_dist import ddp_barrier, main_process_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+_REPLACEMENT_S = 0.2
 _STRATEGIES = {
     "symlink": "symlink", "copy": "copy", "copy_skip_cache": "copy", "no_link": "no_link",
 }  # fmt: skip
@@ -197,7 +200,7 @@ class Pretrainer:
         if not _is_url(source):
             path = _existing(Path(source), name)
             if (path.resolve().parent / MANIFEST_NAME).exists():
-                verify_file(path.resolve())
+                retry_if_gone(lambda: _verify(path))
             if self.collect_in is None or strategy == "no_link":
                 return path
         elif self.collect_in is None:
@@ -216,7 +219,7 @@ class Pretrainer:
             if _is_url(source):
                 _download(source, partial, name)
             elif strategy == "copy":
-                shutil.copyfile(source, partial)
+                retry_if_gone(lambda: _copy(Path(source), partial))
             else:
                 partial.symlink_to(Path(source).resolve())
             partial.replace(target)
@@ -244,8 +247,8 @@ class Pretrainer:
             torch_parameter_transfer(obj, path)
         else:
             file = path.resolve()
-            verify_file(file)
-            torch_recovery(obj, file, False)  # noqa: FBT003 - positional, as loaders are called
+            state = retry_if_gone(lambda: read_state_file(file, file.stem, obj))
+            set_state(obj, state, file.stem)
 
 
 def _strategy(given: Any) -> str:
@@ -259,12 +262,29 @@ def _strategy(given: Any) -> str:
 
 
 def _existing(path: Path, name: str) -> Path:
+    if path.parent.name.startswith(PREFIX) and not path.is_file():
+        time.sleep(_REPLACEMENT_S)  # a named checkpoint can be missing while it is replaced
+        if not path.is_file():  # or be in another directory, if this has not been completed
+            path = published_directory(path.parent) / path.name
     if not path.is_file():
         raise FileNotFoundError(
             f"the file for {name!r} must exist, got {os.fspath(path)!r}; correct its path (for a "
             f"file on a server use a URL, such as hf://user/repository/{name}.ckpt)"
         )
     return path
+
+
+def _verify(path: Path) -> None:
+    with open_state_file(path.resolve()):
+        pass
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not (source.resolve().parent / MANIFEST_NAME).exists():
+        shutil.copyfile(source, target)
+        return
+    with open_state_file(source.resolve()) as path:
+        shutil.copyfile(path, target)
 
 
 def _is_url(source: str) -> bool:

@@ -1,0 +1,129 @@
+"""The command ``python -m chaos readers``: its options, its report and its exit code."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import os
+import random
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed.checkpoint
+import torch.distributed.device_mesh
+import torch.distributed.tensor  # importing these in each fork would take a second
+
+from chaos._report import aligned
+from chaos.readers.mutant import remove_protection
+from chaos.readers.session import Result, run
+from chaos.readers.writers import WRITERS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["main"]
+
+_IN_MEMORY = Path("/dev/shm")  # noqa: S108 - for thousands of files, in a new folder
+_SLICE_S = 15.0
+_MAX_PROBLEMS_SHOWN = 5
+_COLUMNS = ("reads", "ok", "mixed", "none", "error", "gone")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a session.
+
+    Returns
+    -------
+    int
+        0 if every read saw one save, otherwise 1.
+    """
+    options = _parser().parse_args(arguments)
+    if options.unprotected:
+        remove_protection()
+    torch.set_num_threads(1)
+    logging.disable(logging.ERROR)
+    gc.collect()
+    gc.freeze()  # otherwise each fork copies what the collector visits
+    scratch = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix="brain-chaos-readers-", dir=scratch))
+    results = {kind: Result() for kind in options.writers or WRITERS}
+    print(f"seed {options.seed}")
+    try:
+        _run(options, results, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    text = _report(results)
+    print(text)
+    options.results.mkdir(parents=True, exist_ok=True)
+    content = {
+        kind: {**vars(result), "outcomes": dict(result.outcomes)}
+        for kind, result in results.items()
+    }
+    (options.results / "readers.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    (options.results / "readers.txt").write_text(text, encoding="utf-8")
+    print(f"written to {options.results}/: readers.json, readers.txt")
+    return 1 if any(result.problems or not result.outcomes for result in results.values()) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="chaos readers", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=20.0, help="20 by default")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument(
+        "--writers", choices=WRITERS, action="append", help="only this kind; can be repeated"
+    )
+    parser.add_argument(
+        "--unprotected", action="store_true", help="read by path: this must find mixed saves"
+    )
+    parser.add_argument("--no-kills", action="store_true", help="kill neither writers nor readers")
+    parser.add_argument("--results", type=Path, default=Path("results/chaos"))
+    return parser
+
+
+def _run(options: argparse.Namespace, results: dict[str, Result], folder: Path) -> None:
+    end = time.monotonic() + 60 * options.minutes
+    number = 0
+    while (left_s := end - time.monotonic()) > 1:
+        kind = list(results)[number % len(results)]
+        place = folder / str(number)
+        place.mkdir()
+        slice_s = min(left_s, _SLICE_S, 60 * options.minutes / len(results))
+        part = run(kind, place, slice_s, options.seed + number, kills=not options.no_kills)
+        _add(results[kind], part)
+        shutil.rmtree(place)
+        number += 1
+        reads = sum(result.outcomes.total() for result in results.values())
+        wrong = sum(len(result.problems) for result in results.values())
+        print(f"{kind}: {reads:,} reads, {wrong} problems", flush=True)
+
+
+def _add(total: Result, part: Result) -> None:
+    total.outcomes.update(part.outcomes)
+    total.problems += part.problems
+    total.killed_writers += part.killed_writers
+    total.killed_readers += part.killed_readers
+    total.saves += part.saves
+
+
+def _report(results: dict[str, Result]) -> str:
+    table = [["writer", "saves", *_COLUMNS, "killed writers", "killed readers"]]
+    every = Result()
+    for result in results.values():
+        _add(every, result)
+    for kind, result in (*results.items(), ("all", every)):
+        counts = [f"{result.outcomes[name]:,}" for name in _COLUMNS[1:]]
+        kills = [f"{result.killed_writers:,}", f"{result.killed_readers:,}"]
+        reads = f"{result.outcomes.total():,}"
+        table.append([kind, f"{result.saves:,}", reads, *counts, *kills])
+    problems = [
+        f"\n{kind}: {problem}"
+        for kind, result in results.items()
+        for problem in result.problems[:_MAX_PROBLEMS_SHOWN]
+    ]
+    return "\n".join([aligned(table), *problems])
