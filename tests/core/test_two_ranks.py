@@ -10,7 +10,7 @@ import torch
 
 from brain_ckpt import Checkpointer
 from brain_core import Brain, EpochCounter, TrainingStopped, seed_everything
-from brain_dist import get_rank
+from brain_dist import OutOfStepError, get_rank
 
 
 class Rows(torch.utils.data.Dataset):
@@ -280,3 +280,22 @@ def test_a_sharded_evaluation_gives_the_mean_of_one_process(ranks):
                 assert abs(other - mean) < 1e-12 * abs(mean)
             assert sum(len(losses) for _, losses in seen) == 5
             assert sum(sum(losses) for _, losses in seen) == 18
+
+
+def out_of_step(rank):
+    """Evaluate on one rank, and train on the other; return what was raised."""
+    data = torch.utils.data.TensorDataset(torch.randn(8, 4), torch.randn(8, 2))
+    brain = Brain({"model": torch.nn.Linear(4, 2)}, run_opts={"device": "cpu"})
+    try:
+        brain.evaluate(data) if rank == 0 else brain.fit(range(1), data)
+    except OutOfStepError as error:
+        return str(error)
+    return "nothing"
+
+
+def test_ranks_that_are_out_of_step_are_told_what_each_one_does(ranks):
+    """Instead of waiting for each other without a word."""
+    for text in ranks(out_of_step, 2):
+        assert "rank 0 is in evaluate()" in text
+        assert "rank 1" in text
+        assert "fit()" in text

@@ -9,10 +9,11 @@ import torch
 
 from brain_core.hooks import BrainHooks
 from brain_core.loop.gradients import drop_nonfinite_gradients
+from brain_core.loop.progress_bar import should_show
 from brain_core.loop.running_mean import is_finite
 from brain_core.loop.train_step import explain_loss, report_nonfinite
 from brain_core.stage import Stage
-from brain_dist import no_sync
+from brain_dist import if_main_process, no_sync
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,6 +39,7 @@ class BatchMethods(BrainHooks):
         max_grad_norm: float
         nonfinite_patience: int
         skip_nonfinite_grads: bool
+        noprogressbar: bool
         debug: bool
         debug_batches: int
         optimizer_step_limit: int | None
@@ -213,6 +215,9 @@ class BatchMethods(BrainHooks):
     def _reached_step_limit(self) -> bool:
         limit = self.optimizer_step_limit
         return limit is not None and self._run.optimizer_step >= limit
+
+    def _shows_bars(self, progressbar: bool | None) -> bool:
+        return if_main_process() and should_show(progressbar, forbidden=self.noprogressbar)
 
     def _active_optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         """Return `optimizers_dict` without frozen ones, or the optimizer that older code sets."""

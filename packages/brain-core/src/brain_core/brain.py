@@ -15,7 +15,6 @@ from brain_core.fit_state import FitState, RunCount, find_overrides
 from brain_core.loop.evaluation import evaluate_batches
 from brain_core.loop.padding_batches import without_gradients
 from brain_core.loop.profiler import StepProfiler
-from brain_core.loop.progress_bar import should_show
 from brain_core.loop.stage_loader import check_not_empty
 from brain_core.modules.container import HParams, as_modules
 from brain_core.options.compute import choose_compute
@@ -32,7 +31,13 @@ from brain_core.setup_methods import SetupMethods
 from brain_core.stage import Stage
 from brain_core.stopping.step_boundary import SaveSchedule
 from brain_core.stopping.stop import StopControl
-from brain_dist import World, get_rank, get_world_size, if_main_process, propagate_failures
+from brain_dist import (
+    World,
+    collective_call,
+    get_rank,
+    get_world_size,
+    propagate_failures,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -43,7 +48,6 @@ if TYPE_CHECKING:
 __all__ = ["Brain"]
 
 logger = logging.getLogger(__name__)
-
 _NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -199,8 +203,7 @@ class Brain(SetupMethods, BatchMethods):
         train_set, valid_set : Dataset or loader
             A Dataset is made into a loader by `make_dataloader`.
         progressbar : bool, optional
-            Draw progress bars, on the main process. By default on a terminal or in a notebook,
-            unless ``noprogressbar`` is set.
+            Draw progress bars; by default on a terminal or in a notebook, see ``noprogressbar``.
         train_loader_kwargs, valid_loader_kwargs : mapping
             Passed to `make_dataloader`: ``batch_size``, ``num_workers``, ``shuffle`` and so on.
 
@@ -217,7 +220,8 @@ class Brain(SetupMethods, BatchMethods):
             logger.info("test_only is set: nothing is trained.")
             return
         self._overrides = find_overrides(type(self), Brain)
-        with deterministic_algorithms(self.deterministic), self._own_fit_state():
+        deterministic = deterministic_algorithms(self.deterministic)
+        with collective_call("fit"), deterministic, self._own_fit_state():
             with propagate_failures():
                 train_set = self._as_loader(train_set, Stage.TRAIN, train_loader_kwargs)
                 if valid_set is not None:
@@ -255,10 +259,8 @@ class Brain(SetupMethods, BatchMethods):
             A Dataset is made into a loader, which is not added to the checkpointer.
         max_key, min_key : str, optional
             The metric that was highest, or lowest, in the best checkpoint.
-        progressbar : bool, optional
+        progressbar, test_loader_kwargs
             As in `fit`.
-        test_loader_kwargs : mapping
-            Passed to `make_dataloader`.
 
         Returns
         -------
@@ -269,6 +271,7 @@ class Brain(SetupMethods, BatchMethods):
         self._overrides = find_overrides(type(self), Brain)
         enable, nested = self._shows_bars(progressbar), self._fit_state.is_running
         with (
+            collective_call("evaluate"),
             deterministic_algorithms(self.deterministic),
             self._stop_control.during_evaluation(self.checkpointer, nested=nested),
             self._evaluation_epoch.during_evaluation(),
@@ -284,10 +287,7 @@ class Brain(SetupMethods, BatchMethods):
     def stop(self, reason: str = "brain.stop() was called") -> None:
         """Request that `fit` saves and stops at the next step boundary.
 
-        Parameters
-        ----------
-        reason : str
-            For the log, and for whoever catches `TrainingStopped`.
+        The reason is for the log, and for whoever catches `TrainingStopped`.
         """
         self._stop_control.request(reason)
 
@@ -396,6 +396,3 @@ class Brain(SetupMethods, BatchMethods):
             self._fit_state.boundary = None
             if self.profiler is not None:
                 self.profiler.stop()
-
-    def _shows_bars(self, progressbar: bool | None) -> bool:
-        return if_main_process() and should_show(progressbar, forbidden=self.noprogressbar)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from brain_dist.lazy import load_on_first_use
 
 if TYPE_CHECKING:
-    from brain_dist.collective_call import collective_call
     from brain_dist.collectives import (
         ddp_all_reduce,
         ddp_barrier,
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
         run_on_main,
         run_once_per_node,
     )
+    from brain_dist.out_of_step import collective_call
     from brain_dist.parallel.bucket_order import BucketOrder
     from brain_dist.parallel.consistency import check_same_modules
     from brain_dist.parallel.full_state_dict import (
@@ -117,7 +117,7 @@ _HOMES = {
     ".parallel.consistency": "check_same_modules",
     ".collectives": "ddp_all_reduce ddp_barrier ddp_broadcast gather_objects raise_on_all_ranks "
     "sum_over_ranks",
-    ".collective_call": "collective_call",
+    ".out_of_step": "collective_call",
     ".control_group": "set_control_timeout",
     ".errors": "OutOfStepError RanksLostError RemoteError",
     ".evaluation": "ExactMean shard_items gather_sharded local_forward",

@@ -13,7 +13,7 @@ from torch import distributed
 import brain_dist
 from brain_dist import OutOfStepError, RanksLostError, collective_call
 
-PLACE = r"\S*test_collective_call\.py:\d+"
+PLACE = r"\S*test_out_of_step\.py:\d+"
 
 
 def _evaluate():
