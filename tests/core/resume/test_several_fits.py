@@ -261,3 +261,34 @@ def test_many_fits_leave_nothing_behind(tmp_path, fits):
     assert len(logging.root.handlers) == handlers
     assert len(script.brain.steps) == 2 * fits
     assert len(script.brain._run.rank_state.state_dict()["rng_after_fits"]) == min(fits, 64)
+
+
+def play_on_rank(_, folder, name):
+    """Play a script undisturbed and killed at five places; return what came of each."""
+    play, saved, _ = SCRIPTS[name]
+    whole = Script(folder / "whole", saved=saved)
+    play(whole)
+    whole.brain.checkpointer.close()
+    rows = [(None, len(whole.brain.steps), True)]
+    for kill_at in (2, 6, 9, 11, 15):
+        script = Script(folder / f"{kill_at}", kill_at, saved)
+        with pytest.raises(Killed):
+            play(script)
+        script.brain.checkpointer.close()
+        again = Script(folder / f"{kill_at}", None, saved)
+        play(again)
+        again.brain.checkpointer.close()
+        done = len(again.brain.steps)
+        is_equal = again.brain.steps == whole.brain.steps[-done:]
+        rows.append((kill_at, done, is_equal and torch.equal(again.weights(), whole.weights())))
+    return rows
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_same_holds_on_two_ranks(ranks, tmp_path, name):
+    """Each rank takes half of the batches; all die at the same batch."""
+    for rows in ranks(play_on_rank, 2, tmp_path, name, timeout_s=300.0):
+        print(f"\n{name}, 2 ranks: {rows}")  # noqa: T201
+        assert rows[0] == (None, 16, True)
+        assert all(is_equal for _, _, is_equal in rows)
