@@ -11,7 +11,7 @@ from brain_core.loop.padding_batches import pad_last_round
 from brain_core.loop.stage_loader import is_loader, make_resumable, make_stage_loader
 from brain_core.modules.compiling import compile_modules
 from brain_core.modules.container import Modules, describe_parameters
-from brain_core.modules.wrapping import wrap_for_ranks
+from brain_core.modules.wrapping import trainable_parameters, wrap_for_ranks
 from brain_core.options.seed import seed_per_rank
 from brain_core.resume.attributes import attribute_owners
 from brain_core.resume.evaluation_epoch import check_metric, is_of_the_model, log_evaluated
@@ -22,7 +22,7 @@ from brain_core.stage import Stage
 from brain_dist import ddp_broadcast, get_rank, unwrap_module
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     import torch
 
@@ -70,6 +70,8 @@ class SetupMethods:
         _private: frozenset[str]
         _evaluation_epoch: EvaluationEpoch
 
+    _unwrapped: Collection[str] = ()  # modules that the recipe has not wrapped itself
+    _wrapped_parameters: frozenset[int] = frozenset()  # whose gradients the ranks share
     _former_opt_class: Any = None  # of the call of fit before
     _bucket_order: BucketOrder | None = None  # of DDP; None before modules are wrapped
 
@@ -81,9 +83,13 @@ class SetupMethods:
         """
         if self._bucket_order is None:
             compile_modules(self.modules, self.run_options)
+            self._unwrapped = [n for n, m in self.modules.items() if unwrap_module(m) is m]
+        trainable = trainable_parameters(self.modules)
+        if self._bucket_order is None or trainable - self._wrapped_parameters:
             self._bucket_order = wrap_for_ranks(
-                self.modules, self.run_options, self.device, self.checkpointer
+                self.modules, self.run_options, self.device, self.checkpointer, self._unwrapped
             )
+            self._wrapped_parameters = trainable_parameters(self.modules)
         self.init_optimizers()
         self._recover_newest()
 
