@@ -1,1 +1,1 @@
-"""Data loaders whose position can be saved and restored."""
+"""Loaders whose position can be saved: `SaveableDataLoader`, `ResumableLoader`, `LoopedLoader`."""

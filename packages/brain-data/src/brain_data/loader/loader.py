@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from brain_data.loader.generator_search import GeneratorSearch
-from brain_data.loader.inner import RowLoader
-from brain_data.loader.iteration import EpochPass
-from brain_data.loader.position import (
+from brain_data.fetching.generator_search import GeneratorSearch
+from brain_data.fetching.inner import RowLoader
+from brain_data.fetching.iteration import EpochPass
+from brain_data.fetching.position import (
     FORMAT,
     Position,
     check_format,
@@ -24,11 +24,11 @@ from brain_data.loader.position import (
     read_position,
     write_position,
 )
-from brain_data.loader.sampler_chain import SamplerChain
-from brain_data.loader.stream_loader import StreamLoader, StreamPass, initial_position
-from brain_data.loader.stream_position import StreamPosition
-from brain_data.loader.worker import draws_no_random_numbers
+from brain_data.fetching.sampler_chain import SamplerChain
+from brain_data.fetching.worker import draws_no_random_numbers
 from brain_data.order.seeding import global_seed
+from brain_data.streams.loader import StreamLoader, StreamPass, initial_position
+from brain_data.streams.position import StreamPosition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brain_data.batch.batch_size import BatchsizeGuesser
-from brain_data.loader.position import json_path, mark, write_position
+from brain_data.fetching.position import json_path, mark, write_position
 from brain_data.loader.resumable import ResumableLoader
 
 if TYPE_CHECKING:

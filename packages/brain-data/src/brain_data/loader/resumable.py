@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from brain_data.errors import ResumeError
-from brain_data.loader.generator_search import GeneratorSearch
+from brain_data.fetching.generator_search import GeneratorSearch
 from brain_data.loader.resumable_iterables import IterableSource, StreamSource
 from brain_data.loader.resumable_rows import RowSource, is_distributed
 from brain_data.order.generator_states import capture_global, restore_global

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 
 from brain_data.batch.device import to_device
-from brain_data.loader.fingerprint import fingerprint
-from brain_data.loader.position import length_of
-from brain_data.loader.stream_loader import (
+from brain_data.fetching.fingerprint import fingerprint
+from brain_data.fetching.position import length_of
+from brain_data.order.generator_states import capture_global, restore_global
+from brain_data.order.seeding import hash_integers, temporary_seed
+from brain_data.streams.loader import (
     StreamLoader,
     StreamPass,
     check_same_batches,
     initial_position,
 )
-from brain_data.loader.stream_position import StreamPosition
-from brain_data.order.generator_states import capture_global, restore_global
-from brain_data.order.seeding import hash_integers, temporary_seed
+from brain_data.streams.position import StreamPosition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

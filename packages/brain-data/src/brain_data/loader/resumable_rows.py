@@ -17,17 +17,17 @@ from torch.utils.data import (
 )
 
 from brain_data.errors import ResumeError
-from brain_data.loader.inner import RowLoader
-from brain_data.loader.iteration import EpochPass
-from brain_data.loader.lazy_pass import LazyPass, SeededDraws
-from brain_data.loader.position import (
+from brain_data.fetching.inner import RowLoader
+from brain_data.fetching.iteration import EpochPass
+from brain_data.fetching.lazy_pass import LazyPass, SeededDraws
+from brain_data.fetching.position import (
     Position,
     check_unchanged,
     check_world_size,
     data_fingerprint,
 )
-from brain_data.loader.sampler_chain import SamplerChain
-from brain_data.loader.worker import draws_no_random_numbers
+from brain_data.fetching.sampler_chain import SamplerChain
+from brain_data.fetching.worker import draws_no_random_numbers
 from brain_data.order.distributed import DistributedSamplerWrapper
 from brain_data.order.sampler_order import settings_of
 from brain_dist import get_world_size

@@ -6,15 +6,15 @@ import logging
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
-from brain_data.loader.fingerprint import fingerprint
-from brain_data.loader.position import Position, check_unchanged
-from brain_data.loader.worker import FetchRequest, WorkerProgress, explain_worker_failure
+from brain_data.fetching.fingerprint import fingerprint
+from brain_data.fetching.position import Position, check_unchanged
+from brain_data.fetching.worker import FetchRequest, WorkerProgress, explain_worker_failure
 from brain_data.order.seeding import hash_integers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from brain_data.loader.sampler_chain import SamplerChain
+    from brain_data.fetching.sampler_chain import SamplerChain
     from brain_data.order.plan import EpochPlan
     from brain_data.order.sharding import ShardedPlan
 

@@ -21,7 +21,7 @@ from brain_data import (
     ReproducibleRandomSampler,
     SaveableDataLoader,
 )
-from brain_data.loader.worker import WorkerInit
+from brain_data.fetching.worker import WorkerInit
 
 pytestmark = USES_WORKERS
 

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import torch
 from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, SequentialSampler
 
-from brain_data.loader.position import compact
+from brain_data.fetching.position import compact
 from brain_data.order.distributed import DistributedSamplerWrapper, plan_of, shape_of
 from brain_data.order.plan import EpochPlan, split_into_batches
 from brain_data.order.sampler_order import order_of, settings_of

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import get_worker_info
 
-from brain_data.loader.fingerprint import fingerprint
-from brain_data.loader.stream_position import WorkerPosition
+from brain_data.fetching.fingerprint import fingerprint
 from brain_data.order.seeding import seed_generators, temporary_seed
+from brain_data.streams.position import WorkerPosition
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from brain_data.loader.fingerprint import fingerprint
-from brain_data.loader.iteration import CHECKED_BATCHES
-from brain_data.loader.worker import FetchRequest
+from brain_data.fetching.fingerprint import fingerprint
+from brain_data.fetching.iteration import CHECKED_BATCHES
+from brain_data.fetching.worker import FetchRequest
 from brain_data.order.seeding import hash_integers, temporary_seed
 
 if TYPE_CHECKING:

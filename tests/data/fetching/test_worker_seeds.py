@@ -14,7 +14,7 @@ from data_helpers import USES_WORKERS
 from torch.utils.data import BatchSampler, ConcatDataset, Subset, TensorDataset, default_collate
 
 from brain_data import DistributedSamplerWrapper, ReproducibleRandomSampler, SaveableDataLoader
-from brain_data.loader.worker import draws_no_random_numbers
+from brain_data.fetching.worker import draws_no_random_numbers
 from brain_data.order.seeding import DEFAULT_SEED, global_seed, hash_integers, temporary_seed
 
 pytestmark = USES_WORKERS

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch.utils.data import IterableDataset, get_worker_info
 
 from brain_data.batch.device import to_device
-from brain_data.loader.stream_position import StreamPosition, WorkerPosition
-from brain_data.loader.stream_reader import ReaderStart, StreamReader
-from brain_data.loader.worker import DatasetProxy
+from brain_data.fetching.worker import DatasetProxy
 from brain_data.order.seeding import hash_integers
+from brain_data.streams.position import StreamPosition, WorkerPosition
+from brain_data.streams.reader import ReaderStart, StreamReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from brain_data.batch.device import prefetch_to_device
 from brain_data.errors import ResumeError
-from brain_data.loader.inner import make_inner_loader
-from brain_data.loader.stream_position import StreamPosition, WorkerPosition
-from brain_data.loader.stream_reader import ReaderStart
-from brain_data.loader.stream_worker import StreamFetcher, StreamItem
+from brain_data.fetching.inner import make_inner_loader
+from brain_data.streams.position import StreamPosition, WorkerPosition
+from brain_data.streams.reader import ReaderStart
+from brain_data.streams.worker import StreamFetcher, StreamItem
 from brain_dist import get_world_size
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from brain_data import PaddedBatch
-from brain_data.loader.fingerprint import fingerprint
+from brain_data.fetching.fingerprint import fingerprint
 
 
 class Custom:

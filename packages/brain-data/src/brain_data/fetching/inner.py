@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader
 
 from brain_data.batch.device import prefetch_to_device
-from brain_data.loader.iteration import CountingIterator
-from brain_data.loader.worker import (
+from brain_data.fetching.iteration import CountingIterator
+from brain_data.fetching.worker import (
     BatchFetcher,
     RequestSampler,
     WorkerInit,
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from brain_data.loader.iteration import IndexedPass
-    from brain_data.loader.worker import FetchRequest
+    from brain_data.fetching.iteration import IndexedPass
+    from brain_data.fetching.worker import FetchRequest
 
 _FORWARDED_OPTIONS = (
     "num_workers",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from brain_data.loader.generator_search import GeneratorSearch
+from brain_data.fetching.generator_search import GeneratorSearch
 
 GENERATORS: dict[str, tuple[Any, Any]] = {
     "random.Random": (lambda: random.Random(1), lambda g: (g.random(), g.gauss(0, 1))),

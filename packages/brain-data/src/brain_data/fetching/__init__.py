@@ -1,0 +1,1 @@
+"""Fetching the batches of an epoch: their rows, their workers, and the position in the epoch."""

@@ -1,0 +1,1 @@
+"""Streams: passes over an IterableDataset, with the position of each worker."""
