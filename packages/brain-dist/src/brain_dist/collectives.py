@@ -9,7 +9,7 @@ import torch
 from torch import distributed
 
 from brain_dist import compat
-from brain_dist.agreement import Call
+from brain_dist.calls.agreement import Call
 from brain_dist.control_group import (
     collectives_are_local,
     control_group,

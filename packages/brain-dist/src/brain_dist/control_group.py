@@ -17,10 +17,10 @@ import torch
 from torch import distributed
 
 from brain_dist import compat
-from brain_dist.agreement import Call, make_word, other_calls, payload_of
-from brain_dist.bounded import call_within
+from brain_dist.calls.agreement import Call, make_word, other_calls, payload_of
+from brain_dist.calls.bounded import call_within
+from brain_dist.calls.operation import Operation
 from brain_dist.errors import OutOfStepError, is_loss
-from brain_dist.operation import Operation
 from brain_dist.process_exit import abandon, register_exit_handler
 from brain_dist.world import get_rank, get_world_size, is_distributed_initialized
 

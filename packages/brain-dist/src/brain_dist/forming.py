@@ -14,7 +14,7 @@ from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from brain_dist.bounded import call_within
+from brain_dist.calls.bounded import call_within
 from brain_dist.control_group import set_control_timeout
 from brain_dist.errors import RanksLostError, is_loss
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from brain_dist.agreement import Call, hash_payload
-from brain_dist.call_site import open_call
+from brain_dist.calls.agreement import Call, hash_payload
+from brain_dist.calls.call_site import open_call
 from brain_dist.control_group import collectives_are_local, control_group
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ import time
 from base64 import b64decode, b64encode
 from typing import TYPE_CHECKING, NoReturn
 
-from brain_dist import compat, operation
-from brain_dist.bounded import call_within
+from brain_dist import compat
+from brain_dist.calls import operation
+from brain_dist.calls.bounded import call_within
 from brain_dist.control_group import collectives_are_local, from_bytes, to_bytes
 from brain_dist.errors import (
     ErrorReport,

@@ -12,7 +12,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from brain_dist import compat
-from brain_dist.call_site import place_of, user_frame
+from brain_dist.calls.call_site import place_of, user_frame
 from brain_dist.world import get_rank, get_world_size, is_distributed_initialized
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from brain_dist.agreement import Call
+from brain_dist.calls.agreement import Call
 from brain_dist.control_group import collectives_are_local, control_group
 
 if TYPE_CHECKING:

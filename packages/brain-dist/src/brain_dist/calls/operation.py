@@ -9,10 +9,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from brain_dist import compat
-from brain_dist.agreement import Call
-from brain_dist.bounded import call_within
-from brain_dist.call_reports import CallReports, out_of_step_message
-from brain_dist.call_site import describe_call
+from brain_dist.calls.agreement import Call
+from brain_dist.calls.bounded import call_within
+from brain_dist.calls.call_site import describe_call
+from brain_dist.calls.reports import CallReports, out_of_step_message
 from brain_dist.errors import OutOfStepError, RanksLostError
 from brain_dist.world import get_rank, get_world_size
 

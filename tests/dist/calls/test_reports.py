@@ -3,8 +3,8 @@
 import pytest
 from torch import distributed
 
-from brain_dist import call_reports
-from brain_dist.call_reports import CallReports, out_of_step_message
+from brain_dist.calls import reports
+from brain_dist.calls.reports import CallReports, out_of_step_message
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_ranks_with_the_same_call_do_not_differ(reports_of):
 
 def test_every_rank_reads_the_calls_of_all(reports_of, monkeypatch):
     """Those that have reported."""
-    monkeypatch.setattr(call_reports, "_ACKNOWLEDGE_S", 0.0)
+    monkeypatch.setattr(reports, "_ACKNOWLEDGE_S", 0.0)
     reports_of(0).report("fit", "fit() at a:1")
     reports_of(2).report("save", "save() at b:2")
     expected = {0: ("fit", "fit() at a:1"), 2: ("save", "save() at b:2")}
@@ -54,7 +54,7 @@ def test_every_rank_reads_the_calls_of_all(reports_of, monkeypatch):
 
 def test_of_many_ranks_two_that_differ_are_read(reports_of, monkeypatch):
     """Reading every report would burden the store."""
-    monkeypatch.setattr(call_reports, "_ACKNOWLEDGE_S", 0.0)
+    monkeypatch.setattr(reports, "_ACKNOWLEDGE_S", 0.0)
     for rank in range(40):
         reports_of(rank, 40).report("save" if rank in (7, 8) else "fit", f"call {rank}")
     reports_of(0, 40).wait_for_all(60.0)

@@ -2,10 +2,10 @@
 
 import inspect
 
-from brain_dist.call_site import describe_call, open_call, place_of, user_frame
+from brain_dist.calls.call_site import describe_call, open_call, place_of, user_frame
 
 LIBRARY = """
-from brain_dist.call_site import describe_call, open_call
+from brain_dist.calls.call_site import describe_call, open_call
 
 def evaluate(call_back=lambda: describe_call("evaluate")):
     with open_call("evaluate"):
