@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from brain_core import Stage
+
 
 def sgd(parameters):
     """Return an SGD optimizer."""
@@ -154,3 +156,27 @@ def test_a_set_that_gives_no_batch_is_refused_before_the_first_epoch(regression,
     with pytest.raises(ValueError, match=message):
         brain.fit(range(1), pairs, pairs, **kwargs)
     assert brain.optimizer_step == 0
+
+
+def test_lazy_parameters_are_refused_with_what_to_do(regression):
+    """Before torch fails to count them."""
+    lazy = torch.nn.Sequential(torch.nn.LazyLinear(2), torch.nn.LazyBatchNorm1d())
+    with pytest.raises(ValueError, match=r"(?s)lazy ones: model.0.weight.*modules\['model'\]"):
+        regression({"model": lazy}, sgd)
+    lazy(torch.ones(3, 4))
+    regression({"model": lazy}, sgd)
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused_with_the_lines_to_write(regression, pairs):
+    """The lines are complete: with them, LBFGS trains."""
+    modules = {"model": torch.nn.Linear(4, 2)}
+    options = {"device": "cpu"}
+    with pytest.raises(ValueError, match=r"LBFGS requires one\. Override fit_batch") as error:
+        regression(modules, torch.optim.LBFGS, run_opts=options).fit(range(1), pairs)
+    names = {"Regression": regression, "Stage": Stage}
+    exec("class Closure(Regression):" + str(error.value).split("fit_batch:\n", 1)[1], names)
+    brain = names["Closure"](modules, torch.optim.LBFGS, run_opts=options)
+    batch = next(iter(torch.utils.data.DataLoader(pairs, batch_size=22)))
+    before = brain.evaluate_batch(batch, Stage.VALID)
+    brain.fit(range(3), pairs, train_loader_kwargs={"batch_size": 22})
+    assert brain.evaluate_batch(batch, Stage.VALID) < 0.9 * before

@@ -230,3 +230,50 @@ def test_no_sync_ends_after_an_exception(make_scripted, numbers):
     with pytest.raises(ZeroDivisionError):
         brain.fit(range(1), numbers(1.0))
     assert entered == ["in", "out"]
+
+
+def sparse_and_dense(regression, opt_class, **run_opts):
+    """Return the weights of the same training with sparse and with dense gradients."""
+    weights = []
+    for sparse in (True, False):
+        torch.manual_seed(1)
+        table = torch.nn.Embedding(12, 3, sparse=sparse)
+        model = torch.nn.Sequential(table, torch.nn.Flatten(), torch.nn.Linear(12, 2))
+        rows = [(torch.randint(0, 12, (4,)), 10 * torch.randn(2)) for _ in range(20)]
+        brain = regression({"model": model}, opt_class, run_opts={"device": "cpu", **run_opts})
+        brain.fit(range(2), rows, train_loader_kwargs={"batch_size": 4})
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    return weights
+
+
+@pytest.mark.parametrize("max_grad_norm", [-1, 0.5, 1000.0])
+@pytest.mark.parametrize("opt_class", [torch.optim.SGD, torch.optim.Adagrad])
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_sparse_gradients_are_clipped_as_dense_ones(regression, max_grad_norm, opt_class):
+    """An embedding with sparse=True beside dense parameters, in one norm."""
+    sparse, dense = sparse_and_dense(
+        regression,
+        lambda p: opt_class(p, lr=0.01),
+        max_grad_norm=max_grad_norm,
+        grad_accumulation_factor=2,
+    )
+    assert torch.allclose(sparse, dense, rtol=1e-5, atol=1e-7)
+
+
+def test_a_sparse_gradient_with_nan_is_found_and_dropped(regression, caplog):
+    """By its values; the dense parameters step."""
+    table = torch.nn.Embedding(4, 2, sparse=True)
+    brain = regression(
+        {"table": table, "model": torch.nn.Linear(4, 2)},
+        lambda p: torch.optim.SGD(p, lr=1.0),
+        run_opts={"device": "cpu", "skip_nonfinite_grads": True},
+    )
+    brain.init_optimizers()
+    before = table.weight.detach().clone()
+    (table(torch.tensor([1, 1])) * math.nan).sum().backward()
+    brain.modules.model(torch.ones(1, 4)).sum().backward()
+    bias = brain.modules.model.bias.detach().clone()
+    brain.optimizers_step()
+    assert "table.weight" in caplog.text
+    assert torch.equal(table.weight, before)
+    assert not torch.equal(brain.modules.model.bias, bias)

@@ -74,7 +74,7 @@ class BatchMethods(BrainHooks):
         should_step = self._window_ends()
         self.on_fit_batch_start(batch, should_step)
         train_step = self._run.train_step
-        train_step.batches += 1
+        train_step.begin_batch()
         with self.no_sync(not should_step):
             with self.training_ctx:
                 outputs = self.compute_forward(batch, Stage.TRAIN)
@@ -115,8 +115,9 @@ class BatchMethods(BrainHooks):
 
         The gradients of a short last window are averaged over the batches that it has, of all
         ranks and without padding batches. Each optimizer's gradients, of all its parameter groups,
-        are clipped by one norm. If any gradient is not finite, no optimizer steps, and the window
-        counts against `nonfinite_patience`.
+        are clipped by one norm. If any gradient is not finite, no optimizer steps, buffers that the
+        window's forwards wrote (BatchNorm's statistics) are set back, and the window counts
+        against `nonfinite_patience`.
         """
         optimizers = self._active_optimizers().values()
         if not optimizers:
@@ -162,10 +163,11 @@ class BatchMethods(BrainHooks):
         """Drop gradients that hold a NaN or an infinity, with a warning that names them.
 
         Called before clipping when `skip_nonfinite_grads` is set; the optimizers then step on the
-        other gradients.
+        other gradients. Buffers that the window's forwards wrote are set back.
         """
         bad = drop_nonfinite_gradients(dict(self.modules.named_parameters()))
         if bad:
+            self._run.train_step.buffers.restore()
             logger.warning("Gradients contain NaN or Inf and are dropped: %s", ", ".join(bad))
 
     def update_average(self, loss: torch.Tensor, avg_loss: float) -> float:

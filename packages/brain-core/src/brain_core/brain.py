@@ -296,6 +296,7 @@ class Brain(SetupMethods, BatchMethods):
         self.modules.train()
         self.zero_grad()
         self._begin_epoch(train_set, epoch)
+        self._run.train_step.buffers.watch(self.modules)
         boundary = self._fit_state.boundary
         with open_training_pass(
             train_set,

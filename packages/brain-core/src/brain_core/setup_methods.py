@@ -9,6 +9,7 @@ from brain_core.epochs import epochs_left
 from brain_core.loop.gradients import split_vectors
 from brain_core.loop.padding_batches import pad_last_round
 from brain_core.loop.stage_loader import is_loader, make_resumable, make_stage_loader
+from brain_core.loop.train_step import check_no_closure
 from brain_core.modules.compiling import compile_modules
 from brain_core.modules.container import Modules, describe_parameters
 from brain_core.modules.wrapping import trainable_parameters, wrap_for_ranks
@@ -239,6 +240,8 @@ class SetupMethods:
         recoverables = {} if self.checkpointer is None else self.checkpointer.recoverables
         former = {} if self._run.starts_from == "checkpoint" else dict(recoverables)
         self.on_fit_start()
+        if not self._overrides & {"fit_batch", "optimizers_step"}:
+            check_no_closure((self.optimizers_dict or {}).values())
         if self.opt_class is self._former_opt_class and self.checkpointer is not None:
             carry_over(former, self.checkpointer.recoverables)
         self._former_opt_class = self.opt_class

@@ -14,15 +14,20 @@ __all__ = [
     "scale_gradients",
     "split_vectors",
     "step_where_finite",
+    "step_without_overflow",
 ]
 
 Optimizers = Collection[torch.optim.Optimizer]
 
 
 def gradients_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Return the gradients of all of an optimizer's parameter groups."""
+    """Return the gradients of all of an optimizer's parameter groups; of sparse ones the values.
+
+    Sparse gradients, as of ``Embedding(sparse=True)``, are coalesced in place: each row is there
+    once, so that the norm of the values is the norm of the gradient.
+    """
     return [
-        parameter.grad
+        _dense(parameter)
         for group in optimizer.param_groups
         for parameter in group["params"]
         if parameter.grad is not None
@@ -57,7 +62,12 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.T
         norm = torch.nn.utils.get_total_norm(gradients_of(optimizer))
     else:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        try:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        except NotImplementedError:  # torch clips no sparse gradients
+            if not any(p.grad is not None and p.grad.is_sparse for p in parameters):
+                raise
+            norm = _clip_values(gradients_of(optimizer), max_norm)
     # With sharded parameters the norm is a DTensor; its full tensor is the norm of all shards.
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
@@ -78,12 +88,21 @@ def step_where_finite(optimizers: Optimizers, norms: Iterable[torch.Tensor]) -> 
     return True
 
 
+def step_without_overflow(optimizers: Optimizers, scaler: torch.amp.GradScaler) -> bool:
+    """Step the optimizers whose gradients did not overflow; return whether that was all of them."""
+    scale = scaler.get_scale()
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+    scaler.update()
+    return scaler.get_scale() >= scale
+
+
 def drop_nonfinite_gradients(parameters: Mapping[str, torch.nn.Parameter]) -> list[str]:
     """Remove the gradients that hold a NaN or an infinity; return the names of their parameters."""
     bad = [
         name
         for name, parameter in parameters.items()
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+        if parameter.grad is not None and not torch.isfinite(_dense(parameter)).all()
     ]
     for name in bad:
         parameters[name].grad = None
@@ -101,6 +120,22 @@ def split_vectors(module: torch.nn.Module) -> list[dict[str, object]]:
         {"params": [p for p in trainable if p.ndim == 1], "weight_decay": 0.0},
         {"params": [p for p in trainable if p.ndim != 1]},
     ]
+
+
+def _dense(parameter: torch.Tensor) -> torch.Tensor:
+    """Return a gradient, or the values of a sparse one, to be changed in place."""
+    assert parameter.grad is not None
+    if not parameter.grad.is_sparse:
+        return parameter.grad
+    parameter.grad = parameter.grad.coalesce()
+    return parameter.grad.values()
+
+
+def _clip_values(gradients: list[torch.Tensor], max_norm: float) -> torch.Tensor:
+    """Clip gradients as ``clip_grad_norm_`` does."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+    return norm
 
 
 def _all_finite(norms: list[torch.Tensor]) -> bool:

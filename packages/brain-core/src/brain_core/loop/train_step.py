@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from brain_core.loop.gradients import clip_gradients, scale_gradients, step_where_finite
+from brain_core.loop.buffer_guard import BufferGuard
+from brain_core.loop.gradients import (
+    clip_gradients,
+    scale_gradients,
+    step_where_finite,
+    step_without_overflow,
+)
 from brain_core.loop.padding_batches import zero_weight
 from brain_core.loop.running_mean import is_finite, nan_if_nonfinite
 from brain_dist import WeightedGradients, get_world_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
 
-__all__ = ["TrainStep", "explain_loss", "report_nonfinite"]
+__all__ = ["TrainStep", "check_no_closure", "explain_loss", "report_nonfinite"]
 
 logger = logging.getLogger(__name__)
+_FIT_BATCH_WITH_CLOSURE = """
+    def fit_batch(self, batch):
+        def closure():
+            self.optimizer.zero_grad()
+            predictions = self.compute_forward(batch, Stage.TRAIN)
+            loss = self.compute_objectives(predictions, batch, Stage.TRAIN)
+            loss.backward()
+            return loss
+
+        return self.optimizer.step(closure).detach()
+"""
 
 
 class TrainStep:
@@ -29,10 +47,13 @@ class TrainStep:
         Batches of this rank in the current window.
     padding_batches : int
         Padding batches of all ranks in the window; they add nothing to the gradients.
+    buffers : BufferGuard
+        Sets back what the forwards of a skipped step wrote.
     """
 
     def __init__(self) -> None:
         self._weighted = WeightedGradients()
+        self.buffers = BufferGuard()
         self.reset()
 
     def reset(self) -> None:
@@ -40,6 +61,13 @@ class TrainStep:
         self.batches = 0
         self.padding_batches = 0
         self._has_nonfinite_loss = False
+        self.buffers.forget()
+
+    def begin_batch(self) -> None:
+        """Count a batch, and keep the buffers as they are before a window's first forward."""
+        if self.batches == 0:
+            self.buffers.remember()
+        self.batches += 1
 
     def scale(self, loss: torch.Tensor, accumulation: int, *, is_padding: bool) -> torch.Tensor:
         """Return a batch's loss as its share of the window's mean.
@@ -140,9 +168,7 @@ class TrainStep:
         norms = [clip_gradients(optimizer, max_norm) for optimizer in optimizers]
         nonfinite = None
         if scaler.is_enabled():
-            for optimizer in optimizers:
-                scaler.step(optimizer)  # skips the step on overflow
-            scaler.update()
+            stepped = step_without_overflow(optimizers, scaler)
         else:
             stepped = step_where_finite(optimizers, norms)
             if not stepped and not self._has_nonfinite_loss:
@@ -151,8 +177,28 @@ class TrainStep:
                 nonfinite = "A loss"
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
+        if not stepped or self._has_nonfinite_loss:
+            self.buffers.restore()
         self.reset()
         return nonfinite
+
+
+def check_no_closure(optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Check that ``step()`` can be called without arguments.
+
+    Raises
+    ------
+    ValueError
+        If an optimizer, such as ``LBFGS``, evaluates the loss itself through a closure.
+    """
+    for optimizer in optimizers:
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise ValueError(
+                f"fit_batch calls optimizer.step() without a closure, but "
+                f"{type(optimizer).__name__} requires one. Override fit_batch:\n"
+                + _FIT_BATCH_WITH_CLOSURE
+            )
 
 
 def report_nonfinite(what: str, *, step: int, count: int, patience: int) -> None:

@@ -61,6 +61,8 @@ def as_modules(modules: Mapping[str, torch.nn.Module] | None, device: str) -> Mo
     ------
     TypeError
         For a value that is no module.
+    ValueError
+        For a module with parameters that are not initialized yet, such as ``LazyLinear``.
     """
     for name, module in (modules or {}).items():
         if not isinstance(module, torch.nn.Module):
@@ -68,7 +70,19 @@ def as_modules(modules: Mapping[str, torch.nn.Module] | None, device: str) -> Mo
                 f"modules must hold torch.nn.Module objects, got {module!r} as {name!r}. "
                 "Put anything else into hparams."
             )
-    return Modules(modules).to(device)
+    container = Modules(modules)
+    lazy = [
+        name
+        for name, tensor in (*container.named_parameters(), *container.named_buffers())
+        if torch.nn.parameter.is_lazy(tensor)
+    ]
+    if lazy:
+        raise ValueError(
+            f"The parameters of modules must be initialized, got lazy ones: {', '.join(lazy)}. "
+            "Run the module on one example batch before you make the Brain, for instance\n"
+            f"    with torch.no_grad():\n        modules[{lazy[0].split('.')[0]!r}](example)"
+        )
+    return container.to(device)
 
 
 def _with_unit(number: float) -> str:
