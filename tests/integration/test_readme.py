@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import subprocess
@@ -10,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from brain_core.move.table import as_markdown
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -221,36 +222,19 @@ def test_links_into_the_repository_work():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_a_speechbrain_recipe_runs_after_the_replacements(tmp_path):
-    """The table, applied as text to a small recipe and its YAML, is enough."""
-    table = [[cell.strip("`") for cell in row] for row in rows_after("Moving a SpeechBrain recipe")]
-    imports = re.search(r"becomes `(.*?)`", README)[1]
-
-    def moved(text: str) -> str:
-        text = text.replace("import speechbrain as sb", imports)
-        for old, new in table:
-            text = re.sub(rf"\b(speechbrain|sb)\.{re.escape(old)}\b", new, text)
-        return text
-
-    recipe, hparams = moved(RECIPE), moved(HPARAMS)
-    assert "speechbrain" not in recipe + hparams
-    (tmp_path / "train.py").write_text(recipe)
-    (tmp_path / "hparams.yaml").write_text(hparams)
+def test_a_speechbrain_recipe_runs_after_brain_move(tmp_path):
+    """The command alone is enough for a small recipe and its YAML, which need no SpeechBrain."""
+    assert "brain-move path/to/recipe --write  # changes them" in commands()
+    (tmp_path / "train.py").write_text(RECIPE)
+    (tmp_path / "hparams.yaml").write_text(HPARAMS)
+    run("-m", "brain_core.move", ".", "--write", cwd=tmp_path)
+    assert "speechbrain" not in (tmp_path / "train.py").read_text()
+    assert "speechbrain" not in (tmp_path / "hparams.yaml").read_text()
     printed = run("train.py", "hparams.yaml", "--output_folder=out", "--device=cpu", cwd=tmp_path)
     assert 0 < float(printed.splitlines()[-1]) < 1
     assert len((tmp_path / "out/train_log.txt").read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize("row", rows_after("Moving a SpeechBrain recipe"), ids=lambda row: row[0])
-def test_the_right_side_of_the_table_can_be_imported(row):
-    """Each is a package, or a name in one."""
-    package, _, name = row[1].strip("`").partition(".")
-    module = importlib.import_module(package)
-    assert not name or hasattr(module, name)
-
-
-def test_no_row_of_the_table_changes_the_text_of_a_later_one():
-    """Replacing the rows from the first to the last finds the text of each."""
-    old = [row[0].strip("`") for row in rows_after("Moving a SpeechBrain recipe")]
-    for position, text in enumerate(old):
-        assert not any(text.startswith(f"{before}.") for before in old[:position]), text
+def test_the_table_is_that_of_brain_move():
+    """The README shows what the command has in its help."""
+    assert f"\n\n{as_markdown()}\n\n" in README
