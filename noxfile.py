@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 from nox.project import dependency_groups, load_toml
 
 ROOT = Path(__file__).parent
 DIST = ROOT / "dist"
 TORCH = "2.13"
 MATRIX = (("3.10", "2.6"), ("3.11", "2.13"), ("3.12", "2.9"), ("3.13", "2.15"))
+UNSUPPORTED = (("3.14", "2.15"),)  # tried if that Python is found, and reported without a verdict
 PACKAGES = ("dist", "ckpt", "data", "core")
 SIBLINGS = {"dist": (), "ckpt": ("dist",), "data": ("dist",), "core": ("dist", "ckpt", "data")}
 # The extras that a package's own tests use; tests of an extra are skipped where it is missing.
@@ -27,14 +30,8 @@ ALL_GROUPS = ("test", "repository", "examples")
 KILL_OPTIONS = ("--kills", "--chain", "--case", "--minutes", "--without")
 # The tests start hundreds of interpreters: each would compile torch again without bytecode files.
 ENVIRON = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": None}
-ONLY_THESE_SIBLINGS = """
-import importlib.util, sys
-for name in ("brain_dist", "brain_ckpt", "brain_data", "brain_core"):
-    found = importlib.util.find_spec(name) is not None
-    if found != (name in sys.argv[1:]):
-        sys.exit(f"{name} is {'installed but not declared' if found else 'declared but missing'}")
-__import__(sys.argv[1])
-"""
+TAG = "import sys; print(sys.implementation.cache_tag)"
+SITE = "import sysconfig; print(sysconfig.get_path('purelib'))"
 
 nox.needs_version = ">=2025.5.1"
 # uv links files into an environment, so that ten with torch take the disk space of one.
@@ -42,7 +39,8 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
-nox.options.sessions = ["lint", "types", "isolated", "meta"]
+isolated_by_default = [f"isolated(brain-{name})" for name in PACKAGES]
+nox.options.sessions = ["lint", "types", *isolated_by_default, "meta"]
 
 # pyenv's interpreters are found by name only if their folders are on the path.
 for folder in Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/3.*/bin"):
@@ -60,6 +58,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types of the packages, of chaos and of this file with mypy, strictly."""
+    share_torch(session, TORCH)
     session.install("--no-compile", *group("types"), *pins())
     session.run("mypy", *session.posargs)
 
@@ -74,13 +73,18 @@ def wheels(session: nox.Session) -> None:
 
 
 @nox.session(requires=["wheels"])
-@nox.parametrize("package", [nox.param(name, id=f"brain-{name}") for name in PACKAGES])
-def isolated(session: nox.Session, package: str) -> None:
+@nox.parametrize(
+    ["package", "python", "torch"],
+    [
+        nox.param(name, python, torch, id=f"brain-{name}" + (f", {python}" if python else ""))
+        for python, torch in ((None, TORCH), *MATRIX)
+        for name in PACKAGES
+    ],
+)
+def isolated(session: nox.Session, package: str, torch: str) -> None:
     """Run a package's own tests with only its wheel and what that declares installed."""
-    siblings = SIBLINGS[package]
-    install_wheels(session, package, *siblings, extras=EXTRAS[package])
-    names = [f"brain_{name}" for name in (package, *siblings)]
-    session.run("python", "-I", "-c", ONLY_THESE_SIBLINGS, *names)
+    install_wheels(session, package, *SIBLINGS[package], extras=EXTRAS[package], torch=torch)
+    check_installed(session, f"brain-{package}{EXTRAS[package]}")
     run_pytest(session, f"tests/{package}")
 
 
@@ -88,8 +92,7 @@ def isolated(session: nox.Session, package: str) -> None:
 def meta(session: nox.Session) -> None:
     """Install all five wheels through brain-all; test their contents, and whole scripts."""
     install_wheels(session, "all", *PACKAGES, groups=ALL_GROUPS)
-    pip = ("uv", "pip") if session.venv_backend == "uv" else ("python", "-m", "pip")
-    session.run(*pip, "check")
+    check_installed(session, "brain-all", groups=ALL_GROUPS)
     run_pytest(session, "tests/packaging", "tests/integration")
 
 
@@ -101,10 +104,30 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(requires=["wheels"], default=False)
-@nox.parametrize(["python", "torch"], MATRIX)
+@nox.parametrize(["python", "torch"], [*MATRIX, *UNSUPPORTED])
 def matrix(session: nox.Session, torch: str) -> None:
     """Run the whole suite on pairs of Python and torch; a missing Python is skipped."""
-    install_wheels(session, "all", *PACKAGES, groups=ALL_GROUPS, torch=torch)
+    try:
+        install_wheels(session, "all", *PACKAGES, extras=TESTED, groups=ALL_GROUPS, torch=torch)
+        run_pytest(session, "tests")
+    except CommandFailed as error:
+        if (session.python, torch) not in UNSUPPORTED:
+            raise
+        session.warn(f"Python {session.python} is not supported yet, so this counts not: {error}")
+
+
+@nox.session(requires=["wheels"], default=False, python=MATRIX[0][0])
+def minimums(session: nox.Session) -> None:
+    """Run the whole suite on the lowest versions that the packages' requirements name."""
+    lowest = minimum_pins()
+    pinned = {pin.partition("==")[0] for pin in lowest}
+    tools = (ROOT / "constraints/tools.txt").read_text(encoding="utf-8").splitlines()
+    others = [line for line in tools if line.partition("==")[0] not in pinned]
+    constraints = Path(session.create_tmp()) / "minimums.txt"
+    constraints.write_text("\n".join([*lowest, *others]), encoding="utf-8")
+    install_wheels(
+        session, "all", *PACKAGES, extras=TESTED, groups=ALL_GROUPS, constraints=constraints
+    )
     run_pytest(session, "tests")
 
 
@@ -128,7 +151,7 @@ def chaos(session: nox.Session) -> None:
     if packages or not kills:
         folders = [f"tests/{name}" for name in packages or (*PACKAGES, "integration")]
         env = {**ENVIRON, "BRAIN_CHAOS": "1"}
-        session.run("pytest", *folders, *([] if kills else rest), env=env)
+        session.run("python", "-m", "pytest", *folders, *([] if kills else rest), env=env)
     if kills or not session.posargs:
         session.run("python", "-m", "chaos", *(rest or ("--kills", "1000", "--chain", "100")))
 
@@ -142,6 +165,14 @@ def bench(session: nox.Session) -> None:
     rest = [a for a in session.posargs if not any(path.stem.startswith(a) for path in known)]
     for path in named or known:
         session.run("python", str(path), *rest)
+
+
+@nox.session(default=False)
+def release(session: nox.Session) -> None:
+    """Build what is published, twice, and check it; ``-- --rehearse`` also installs it."""
+    session.install(*group("release"), *pins())
+    torch = str(torch_folder(session, TORCH))
+    session.run("python", "-m", "release", "--torch", torch, *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False)
@@ -182,12 +213,45 @@ def pins(torch: str = TORCH) -> tuple[str, str]:
     return "-c", str(ROOT / f"constraints/torch-{torch}.txt")
 
 
+def minimum_pins() -> list[str]:
+    """Return each requirement ``name>=version`` of the packages as ``name==version``."""
+    files = sorted((ROOT / "packages").glob("brain-*/pyproject.toml"))
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    found = {pin for text in texts for pin in re.findall(r'"([\w.-]+>=[\d.]+)"', text)}
+    return sorted(pin.replace(">=", "==") for pin in found if not pin.startswith("hatchling"))
+
+
+def torch_folder(session: nox.Session, torch: str) -> Path:
+    """Return a folder with torch and the test tools, for this Python; install it if it is new."""
+    tag = str(session.run_install("python", "-c", TAG, silent=True)).strip()
+    folder = ROOT / f".nox/shared-{tag}-torch-{torch}"
+    if not folder.exists():
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        session.install("--no-compile", "--target", str(partial), *group("shared"), *pins(torch))
+        partial.rename(folder)
+    return folder
+
+
+def share_torch(session: nox.Session, torch: str) -> None:
+    """Let pip's environments find torch and the test tools in one folder, installed once.
+
+    pip takes what is there as installed, and installs only the rest. uv needs no such folder: it
+    links the files of its cache into each environment.
+    """
+    if session.venv_backend != "uv":
+        site = str(session.run_install("python", "-c", SITE, silent=True)).strip()
+        shared = Path(site, "shared.pth")
+        shared.write_text(f"{torch_folder(session, torch)}\n", encoding="utf-8")
+
+
 def install_wheels(
     session: nox.Session,
     *packages: str,
     extras: str = "",
     groups: tuple[str, ...] = ("test",),
     torch: str = TORCH,
+    constraints: Path | None = None,
 ) -> None:
     """Install the wheels of some packages, the extras of the first, and the tools of ``groups``.
 
@@ -195,14 +259,25 @@ def install_wheels(
     torch saves half a minute per environment. The second command replaces an earlier build in an
     environment that is reused.
     """
+    pinned = ("-c", str(constraints)) if constraints else pins(torch)
+    if not constraints:
+        share_torch(session, torch)
     built = {name: DIST / f"brain_{name}-{version()}-py3-none-any.whl" for name in packages}
     first, *others = packages
     named = [
         f"brain-{first}{extras} @ {built[first].as_uri()}",
         *(str(built[name]) for name in others),
     ]
-    session.install("--no-compile", *named, *group(*groups), *pins(torch))
+    session.install("--no-compile", *named, *group(*groups), *pinned)
     session.install("--no-deps", "--force-reinstall", *(str(path) for path in built.values()))
+
+
+def check_installed(
+    session: nox.Session, requirement: str, groups: tuple[str, ...] = ("test",)
+) -> None:
+    """Fail if the environment holds anything but what the requirement and the tools declare."""
+    script = str(ROOT / "release/installed.py")
+    session.run("python", "-I", script, requirement, *group(*groups))
 
 
 def run_pytest(session: nox.Session, *folders: str) -> None:
@@ -212,4 +287,5 @@ def run_pytest(session: nox.Session, *folders: str) -> None:
     )
     env = {**ENVIRON, "BRAIN_WHEELS": str(DIST)}
     chosen = [arg for arg in session.posargs if (ROOT / arg.split("::")[0]).exists()]
-    session.run("pytest", *workers, *([] if chosen else folders), *session.posargs, env=env)
+    named = [] if chosen else folders
+    session.run("python", "-m", "pytest", *workers, *named, *session.posargs, env=env)

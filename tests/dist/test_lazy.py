@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+import brain_dist
+from brain_dist.lazy import check_same_version
+
 INIT = """
 from brain_dist.lazy import load_on_first_use
 
@@ -50,3 +53,9 @@ def test_all_names_are_seen_before_they_are_loaded(package):
 def test_a_misspelt_name_is_an_attribute_error_as_for_any_module(package):
     with pytest.raises(AttributeError, match="module 'lazily_made' has no attribute 'ome'"):
         package.ome  # noqa: B018 - the look-up is what is tested
+
+
+def test_a_sibling_of_another_version_is_an_error_that_names_both():
+    with pytest.raises(ImportError, match=r"brain-core 9\.9\.9 requires brain-dist 9\.9\.9, but .*"):
+        check_same_version("brain_core", "9.9.9")
+    check_same_version("brain_core", brain_dist.__version__)

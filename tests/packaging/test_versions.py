@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import itertools
 import re
 import shutil
@@ -34,6 +35,20 @@ def test_siblings_are_pinned_to_the_same_version(repository, distribution):
     own_extras = [line for line in siblings if line.startswith(f"{distribution}[")]
     pinned = set(siblings) - set(own_extras)
     assert all(line.endswith(f"=={project['version']}") for line in pinned), pinned
+
+
+@pytest.mark.parametrize("name", ["brain_ckpt", "brain_data", "brain_core"])
+def test_siblings_of_another_version_are_an_error_at_import(name):
+    """It says which versions do not fit, and what to install."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed here")
+    code = f"import brain_dist; brain_dist.__version__ = '0.0.1'; import {name}"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    version = importlib.metadata.version(name)
+    public = name.replace("_", "-")
+    assert f"{public} {version} requires brain-dist {version}, but brain-dist 0.0.1" in done.stderr
+    assert f"pip install {public}=={version}" in done.stderr
 
 
 def test_brain_all_pins_the_four(repository):

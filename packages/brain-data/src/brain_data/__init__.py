@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from brain_dist.lazy import load_on_first_use
+from brain_dist.lazy import check_same_version, load_on_first_use
 
 if TYPE_CHECKING:
     from brain_data.batch.batch_size import BatchsizeGuesser
@@ -96,6 +96,7 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+check_same_version(__name__, __version__)
 
 # The module of each public name; a module is imported when a name of it is first used.
 _HOMES = {

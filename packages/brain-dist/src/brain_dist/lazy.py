@@ -1,4 +1,4 @@
-"""Public names of a package whose modules are imported at the first use of a name."""
+"""What importing a package does: check its version, and load modules at the first use of a name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["load_on_first_use"]
+__all__ = ["check_same_version", "load_on_first_use"]
 
 
 def load_on_first_use(
@@ -47,3 +47,31 @@ def load_on_first_use(
         return sorted({*vars(sys.modules[package]), *home})
 
     return get, names
+
+
+def check_same_version(package: str, version: str) -> None:
+    """Check at import that a package has the version of brain-dist.
+
+    All packages of a release import brain-dist, so that those that pass have one version.
+
+    Parameters
+    ----------
+    package : str
+        Its ``__name__``.
+    version : str
+        Its ``__version__``.
+
+    Raises
+    ------
+    ImportError
+        If brain-dist has another version.
+    """
+    found = sys.modules["brain_dist"].__version__
+    if found != version:
+        name = package.replace("_", "-")
+        raise ImportError(
+            f"{name} {version} requires brain-dist {version}, but brain-dist {found} is installed. "
+            f"Install one version of all packages: `pip install {name}=={version}`, or "
+            f"`pip install --upgrade` with the name of every brain package that you have",
+            name=package,
+        )

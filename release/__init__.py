@@ -1,0 +1,1 @@
+"""What is published: how it is built and checked, and what each package brings."""
