@@ -34,7 +34,7 @@ def test_the_profiler_writes_its_trace_and_training_continues(regression, pairs,
     )
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own use of it
 def test_compiling_changes_no_key_of_the_state_dict(regression, pairs, tmp_path):
     """A checkpoint can be loaded whether or not the module was compiled."""
     model = torch.nn.Linear(4, 2)
@@ -52,7 +52,6 @@ def test_compiling_changes_no_key_of_the_state_dict(regression, pairs, tmp_path)
     assert list(brain.modules.model.state_dict()) == keys
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_a_scripted_module_trains_the_parameters_of_the_checkpointer(regression, pairs, tmp_path):
     """A scripted module shares its parameters with the module that it replaces."""
     model = torch.nn.Linear(4, 2)

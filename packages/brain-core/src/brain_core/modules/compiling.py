@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-import torch
-
+from brain_core.compat import script_module
 from brain_core.options.suggestion import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import torch
 
     from brain_core.options.run_options import RunOptions
 
@@ -40,7 +41,7 @@ def compile_modules(modules: torch.nn.ModuleDict, options: RunOptions) -> None:
         )
     for name in scripted:
         if name not in compiled:
-            modules[name] = torch.jit.script(modules[name])
+            modules[name] = script_module(modules[name])
 
 
 def _selected(

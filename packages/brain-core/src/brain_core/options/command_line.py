@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import re
@@ -105,10 +106,9 @@ def _flag_or_names(value: str) -> bool | list[str]:
 def _help_texts(cls: type) -> dict[str, str]:
     """Return each option's description, from the docstring of its class."""
     texts = {}
-    section = (cls.__doc__ or "").split("Attributes\n    ----------\n")[-1]
-    for names, text in re.findall(
-        r"^    (\w[^\n]*)\n((?:        [^\n]+\n)+)", section, re.MULTILINE
-    ):
+    # cleandoc: Python 3.13 strips the common indentation of docstrings, earlier versions do not.
+    section = inspect.cleandoc(cls.__doc__ or "").split("Attributes\n----------\n")[-1] + "\n"
+    for names, text in re.findall(r"^(\w[^\n]*)\n((?:    [^\n]+\n)+)", section, re.MULTILINE):
         for name in names.split(" : ")[0].split(", "):
             texts[name] = " ".join(text.split()).replace("%", "%%")
     return texts

@@ -80,7 +80,7 @@ class RunOptions:
     shard_evaluation : bool
         Shard the batches of validation and test over the ranks; else each rank sees all of them.
     jit, jit_module_keys
-        Script all modules, or those named.
+        Script all modules, or those named. torch 2.13 and later deprecate this: prefer ``compile``.
     compile, compile_module_keys
         Compile all modules with ``torch.compile``, or those named, in place.
     compile_mode, compile_using_fullgraph, compile_using_dynamic_shape_tracing
