@@ -54,7 +54,7 @@ def build_from_sdists(files: Iterable[Path], target: Path) -> list[Path]:
 
 
 def _build(package: Path, target: Path, epoch: str, *options: str) -> None:
-    command = [sys.executable, "-m", "hatchling", "build", "-d", target, *options]
+    command = [sys.executable, "-m", "hatchling", "build", "-d", str(target), *options]
     run(command, cwd=package, environ={"SOURCE_DATE_EPOCH": epoch})
 
 

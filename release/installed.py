@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
@@ -78,14 +79,14 @@ def closure(*roots: str) -> set[str]:
 
 def installed() -> set[str]:
     """Return the names of all distributions on the path, without those that install others."""
-    names = {canonicalize_name(each.metadata["Name"]) for each in metadata.distributions()}
-    return names - INSTALLERS
+    names = (canonicalize_name(each.metadata["Name"]) for each in metadata.distributions())
+    return {str(name) for name in names} - INSTALLERS
 
 
 def megabytes(names: Iterable[str]) -> float:
     """Return how much the files of some distributions take, without what Python has compiled."""
     files = [file for name in names for file in metadata.files(name) or []]
-    paths = {file.locate() for file in files if file.suffix != ".pyc"}
+    paths = {Path(file.locate()) for file in files if file.suffix != ".pyc"}
     return sum(path.stat().st_size for path in paths if path.exists()) / MEGABYTE
 
 
