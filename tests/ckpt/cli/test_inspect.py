@@ -18,10 +18,10 @@ from brain_ckpt.cli.output import (
 )
 from brain_ckpt.errors import UsageError
 from brain_ckpt.loading.contents import entries
+from brain_ckpt.loading.state_file import open_state_file, read_state_file
 from brain_ckpt.storage.checksum import CHUNK_BYTES
 from brain_ckpt.storage.listing import read_checkpoint
 from brain_ckpt.storage.opened import open_checkpoint
-from brain_ckpt.storage.verify import verify_file
 
 
 class State:
@@ -168,12 +168,13 @@ def test_a_single_file_is_compared_with_the_manifest_of_its_directory(saved):
     """Averages and pretrained parameters verify one file only."""
     checkpoint = saved({"w": torch.ones(100)})
     file = checkpoint.paramfiles["state"]
-    verify_file(file)
+    with open_state_file(file) as verified:
+        assert verified.path.read_bytes() == file.read_bytes()
     content = bytearray(file.read_bytes())
     content[-20] ^= 1
     file.write_bytes(content)
     with pytest.raises(RuntimeError, match=r"must be intact, got damage: state\.ckpt is damaged"):
-        verify_file(file)
+        read_state_file(file, "state")
 
 
 def test_the_step_comes_from_the_manifest_the_meta_or_the_brain(saved, speechbrain_run):

@@ -1,6 +1,7 @@
 """Programs for the ranks of a gloo group; one of them can fail in a phase of a save."""
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -162,6 +163,25 @@ def reading_main(directory, rank, world, reads, report):
         assert number >= last
         last = number
     report(min(last, 200))
+
+
+def deleting_main(directory, rank, world, report):
+    """Recover; the last rank deletes the checkpoint before it opens the first file of it."""
+    join(directory, rank, world)
+    model = torch.nn.Linear(2, 2)
+    checkpointer = Checkpointer(directory / "save", {"model": model})
+
+    def delete(operation, path, detail):
+        if operation == "open":
+            filesystem.failpoint = None
+            shutil.rmtree(next((directory / "save").glob("CKPT*")))
+
+    if rank == world - 1:
+        filesystem.failpoint = delete
+    found = checkpointer.recover_if_possible()
+    report(found.meta["number"])
+    report(int(model.weight.unique().item()))
+    distributed.barrier()
 
 
 def sharded_objects(world, directory, **options):

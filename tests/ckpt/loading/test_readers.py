@@ -1,6 +1,8 @@
 """A reader sees each checkpoint as a whole, whatever a writer does meanwhile."""
 
+import contextlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,9 @@ from brain_ckpt import (
 )
 from brain_ckpt.cli.main import main
 from brain_ckpt.storage import filesystem
+from brain_ckpt.storage import opened as opened_module
+from brain_ckpt.storage.opened import Patience, open_checkpoint
+from brain_ckpt.storage.verify import verify_opened
 
 WAYS = {
     "replaced": {"name": "best"},
@@ -204,10 +209,10 @@ def test_a_hook_is_called_again_if_its_file_is_replaced(tmp_path):
         writer.save_checkpoint({"number": 2}, name="best")
 
     loaded = Hooked(replace)
-    # The replaced directory is kept by the handle only until it is deleted: then list again.
     found = Checkpointer(tmp_path, {"hooked": loaded}).recover_if_possible()
-    assert found.meta["number"] == int(loaded.text) == 2
+    assert found.meta["number"] == int(loaded.text) == 1
     assert loaded.paths[0] == tmp_path / "CKPT+best" / "hooked.ckpt"
+    assert len(loaded.paths) == 2
 
 
 def test_a_hook_reads_the_usual_path(tmp_path):
@@ -217,6 +222,35 @@ def test_a_hook_reads_the_usual_path(tmp_path):
     loaded = Hooked()
     Checkpointer(tmp_path, {"hooked": loaded}).recover_if_possible()
     assert loaded.paths == [path]
+
+
+@pytest.mark.parametrize("limit", [None, 4], ids=["all files held", "two files held"])
+def test_a_held_checkpoint_is_read_after_its_deletion(tmp_path, monkeypatch, limit):
+    """Files beyond a quarter of the process's limit are not held: they are reported as gone."""
+    checkpointer = Checkpointer(tmp_path, {"model": torch.nn.Linear(2, 1)})
+    path = checkpointer.save_checkpoint({"number": 1}).path
+    if limit is not None:
+        monkeypatch.setattr(filesystem, "_descriptor_limit", lambda: limit)
+    with open_checkpoint(path, hold=True) as opened, contextlib.ExitStack() as stack:
+        shutil.rmtree(path)
+        if limit is not None:
+            stack.enter_context(pytest.raises(CheckpointGoneError))
+            stack.enter_context(opened.reading())
+        verify_opened(opened)
+        assert set(torch.load(opened.locate("model.ckpt"))) == {"weight", "bias"}
+
+
+def test_a_reader_gives_up_only_after_minutes(tmp_path, monkeypatch):
+    """The number of checkpoints that were replaced meanwhile does not matter."""
+    now = [0.0]
+    monkeypatch.setattr(opened_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(opened_module.time, "sleep", lambda seconds: None)
+    patience = Patience(tmp_path)
+    for _ in range(10_000):
+        patience.wait()
+    now[0] = 601.0
+    with pytest.raises(CheckpointGoneError, match="for 600 s each one in"):
+        patience.wait()
 
 
 def test_no_handle_stays_open(tmp_path):

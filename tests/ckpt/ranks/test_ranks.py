@@ -149,12 +149,24 @@ def test_all_ranks_load_the_same_save_beside_a_writer(processes, rank_programs, 
     writer = processes.Child(write)
     readers = launch(processes, fast_dir, rank_programs.reading_main, 2, 60)
     try:
-        assert [reader.wait(90) for reader in readers] == [processes.FINISHED] * 2
+        assert [reader.wait(600) for reader in readers] == [processes.FINISHED] * 2
     finally:
         writer.kill()
         writer.wait()
     assert readers[0].reports == readers[1].reports
     assert readers[0].reports[0] > 1
+
+
+def test_ranks_finish_reading_a_checkpoint_that_is_deleted(processes, rank_programs, fast_dir):
+    """The first rank holds its files open, and the others read them through its handles."""
+    model = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(model.weight, 7.0)
+    first = Checkpointer(fast_dir / "save", {"model": model})
+    first.save_checkpoint({"number": 7})
+    first.close()
+    readers = launch(processes, fast_dir, rank_programs.deleting_main, 3)
+    assert [reader.wait(120) for reader in readers] == [processes.FINISHED] * 3
+    assert [reader.reports for reader in readers] == [[7, 7]] * 3
 
 
 def commits_of(directory):

@@ -33,7 +33,14 @@ from brain_ckpt.cli.output import (
     write_table,
 )
 from brain_ckpt.errors import CheckpointDamagedError, UsageError
-from brain_ckpt.loading.contents import Entry, choose_file, entries, read_file, state_files
+from brain_ckpt.loading.contents import (
+    Entry,
+    choose_file,
+    entries,
+    read_file,
+    read_state_of,
+    state_files,
+)
 from brain_ckpt.loading.state_file import retry_if_gone
 from brain_ckpt.retention.checkpoint import ckpt_recency
 from brain_ckpt.storage.listing import read_checkpoint
@@ -52,7 +59,9 @@ OK, DAMAGE_OR_DIFFERENCE = 0, 1
 
 def ls(options: argparse.Namespace) -> int:
     """List a directory, the newest checkpoint first."""
-    contents, rows = retry_if_gone(lambda: _list(options.directory, quick=options.quick))
+    contents, rows = retry_if_gone(
+        lambda: _list(options.directory, quick=options.quick), Path(options.directory)
+    )
     if options.json:
         write_json({"checkpoints": rows, "unfinished": contents.unfinished})
     elif rows:
@@ -66,7 +75,7 @@ def ls(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """Compare every file with what was written."""
-    checks = retry_if_gone(lambda: _check(options.path))
+    checks = retry_if_gone(lambda: _check(options.path), Path(options.path))
     damaged = [name for name, files in checks.items() if any(file.problem for file in files)]
     if options.json:
         content = {name: [asdict(file) for file in files] for name, files in checks.items()}
@@ -89,11 +98,11 @@ def show(options: argparse.Namespace) -> int:
     if path.is_file() and options.file is None:
         _show({}, {path.name: entries(read_file(path, path.stem))}, as_json=options.json)
         return OK
-    with open_checkpoint(checkpoint_path(path)) as opened, opened.reading():
-        files = state_files(opened)
+    with open_checkpoint(checkpoint_path(path), hold=True) as opened, opened.reading():
+        names = state_files(opened)
         if options.file is not None:
-            files = dict([choose_file(opened, options.file)])
-        contents = {name: entries(read_file(file, file.stem)) for name, file in files.items()}
+            names = [choose_file(opened, options.file)]
+        contents = {name: entries(read_state_of(opened, name)) for name in names}
         _show(opened.checkpoint.meta, contents, as_json=options.json)
     return OK
 
@@ -171,7 +180,7 @@ def export(options: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _intact(path: str) -> Iterator[OpenedCheckpoint]:
     """Open a checkpoint and verify it."""
-    with open_checkpoint(checkpoint_path(path)) as opened, opened.reading():
+    with open_checkpoint(checkpoint_path(path), hold=True) as opened, opened.reading():
         with ProgressBar(total_bytes(opened.directory)) as progress:
             damage = problems(opened, progress)
         if damage:
@@ -187,7 +196,7 @@ def _list(directory: str, *, quick: bool) -> tuple[DirectoryContents, list[dict[
     rows = []
     with ProgressBar(sum(total_bytes(one.path) for one in contents.checkpoints)) as progress:
         for one in contents.checkpoints:
-            with open_checkpoint(one.path) as opened:
+            with open_checkpoint(one.path, hold=True) as opened:
                 opened.check_same(one)
                 damage = [incomplete[one.path]] if one.path in incomplete else []
                 damage += [] if quick else problems(opened, progress)
@@ -225,7 +234,7 @@ def _check(path: str) -> dict[str, list[FileCheck]]:
     checks: dict[str, list[FileCheck]] = {}
     with ProgressBar(sum(total_bytes(one.path) for one in contents.checkpoints)) as progress:
         for one in contents.checkpoints:
-            with open_checkpoint(one.path) as opened:
+            with open_checkpoint(one.path, hold=True) as opened:
                 opened.check_same(one)
                 checks[one.path.name] = list(check_files(opened, progress))
                 if any(file.problem for file in checks[one.path.name]) and not opened.is_current():

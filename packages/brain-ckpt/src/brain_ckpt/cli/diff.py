@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from brain_ckpt.loading.contents import Entry, entries, read_file, state_files
+from brain_ckpt.loading.contents import Entry, entries, read_state_of, state_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from brain_ckpt.storage.opened import OpenedCheckpoint
 
@@ -73,11 +72,11 @@ def compare(first: OpenedCheckpoint, second: OpenedCheckpoint) -> Comparison:
     differences: list[Difference] = []
     equal = 0
     for name in sorted({*sides[0], *sides[1]}):
-        files = sides[0].get(name), sides[1].get(name)
-        if files[0] is None or files[1] is None:
-            differences.append(Difference(name, "", _only(files[0]), "", ""))
+        if name not in sides[0] or name not in sides[1]:
+            side = "only in A" if name in sides[0] else "only in B"
+            differences.append(Difference(name, "", side, "", ""))
             continue
-        before, after = (_by_key(file) for file in (files[0], files[1]))
+        before, after = _by_key(first, name), _by_key(second, name)
         changed = list(_differences(name, before, after))
         differences.extend(changed)
         equal += len({*before} | {*after}) - len(changed)
@@ -107,8 +106,8 @@ def distance(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float]:
     return change.abs().max().item(), norm / size if size else (float("inf") if norm else 0.0)
 
 
-def _by_key(file: Path) -> dict[str, Entry]:
-    return {entry.key: entry for entry in entries(read_file(file, file.stem))}
+def _by_key(opened: OpenedCheckpoint, name: str) -> dict[str, Entry]:
+    return {entry.key: entry for entry in entries(read_state_of(opened, name))}
 
 
 def _differences(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brain_ckpt.storage import filesystem
@@ -15,7 +16,6 @@ from brain_ckpt.storage.opened import gone_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from brain_ckpt.storage.checksum import Algorithm
     from brain_ckpt.storage.opened import OpenedCheckpoint
@@ -67,17 +67,17 @@ def check_files(
     """
     path, manifest = opened.directory, opened.manifest
     if opened.problem is not None:
-        size_bytes = file_size(path / MANIFEST_NAME)
+        size_bytes = file_size(opened.locate(MANIFEST_NAME))
         yield FileCheck(MANIFEST_NAME, size_bytes, "crc32", str(opened.problem))
         return
     existing = [name for name, directory in filesystem.walk(path) if not directory]
     if manifest is None:
         for name in existing:
-            yield _check_without_manifest(path, name)
-            progress(file_size(path / name))
+            yield _check_without_manifest(opened.locate(name), name)
+            progress(file_size(opened.locate(name)))
         return
     for name in sorted({*existing, *manifest.files}):
-        yield _check_by_manifest(path, name, manifest, progress)
+        yield _check_by_manifest(opened, name, manifest, progress)
 
 
 def problems(
@@ -97,20 +97,22 @@ def problems(
 
 
 def file_size(file: Path) -> int:
-    """Return the size of a file in bytes; 0 if it does not exist."""
+    """Return the size of a file in bytes; 0 if it is not one that can be opened."""
     try:
-        return os.lstat(file).st_size
+        with filesystem.opened(file) as (_, size_bytes):
+            return size_bytes
     except OSError:
         return 0
 
 
 def _check_by_manifest(
-    path: Path, name: str, manifest: Manifest, progress: Callable[[int], object]
+    opened: OpenedCheckpoint, name: str, manifest: Manifest, progress: Callable[[int], object]
 ) -> FileCheck:
-    file, digest = path / name, manifest.files.get(name)
+    file, digest = opened.locate(name), manifest.files.get(name)
     if digest is not None:
         problem = _difference(file, digest, manifest.algorithm, progress)
-        if problem is None and any(parent.is_symlink() for parent in _parents(path, name)):
+        parents = _parents(opened.directory, name)
+        if problem is None and any(parent.is_symlink() for parent in parents):
             problem = "is behind a link that leads out of the checkpoint"
         return FileCheck(name, file_size(file), manifest.algorithm, problem and f"{name} {problem}")
     if name == MANIFEST_NAME:
@@ -119,11 +121,10 @@ def _check_by_manifest(
     return FileCheck(name, file_size(file), "nothing", note="not part of the checkpoint")
 
 
-def _check_without_manifest(path: Path, name: str) -> FileCheck:
-    file = path / name
+def _check_without_manifest(file: Path, name: str) -> FileCheck:
     if not name.endswith(PARAMFILE_EXT):
         return FileCheck(name, file_size(file), "nothing")
-    problem = find_damage(file)
+    problem = find_damage(file, Path(name).name)
     try:
         zipped = file_format(file) == "zip"
     except OSError:

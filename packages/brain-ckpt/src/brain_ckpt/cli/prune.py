@@ -85,7 +85,7 @@ def prune(options: argparse.Namespace) -> int:
             f"checkpoint; name {str(path.parent)!r}"
         )
     if options.dry_run:
-        chosen = retry_if_gone(lambda: _choose(read_directory(path), policies))
+        chosen = retry_if_gone(lambda: _choose(read_directory(path), policies), path)
     else:
         directory = SharedDirectory(path, renames=not options.no_atomic_rename)
         directory.lock()
@@ -140,7 +140,7 @@ def _choose(contents: DirectoryContents, policies: Sequence[Policy]) -> _Choice:
 
 
 def _problems(checkpoint: Checkpoint) -> list[str]:
-    with open_checkpoint(checkpoint.path) as opened:
+    with open_checkpoint(checkpoint.path, hold=True) as opened:
         opened.check_same(checkpoint)
         return problems(opened)
 

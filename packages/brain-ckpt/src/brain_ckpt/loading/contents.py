@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from brain_ckpt.loading.shards import assemble
 from brain_ckpt.recoverables.serialization import read_plain_state
 from brain_ckpt.storage import filesystem
 from brain_ckpt.storage.file_format import file_format
-from brain_ckpt.storage.layout import PARAMFILE_EXT, SHARDS_DIRECTORY
+from brain_ckpt.storage.layout import PARAMFILE_EXT
 
 if TYPE_CHECKING:
     from brain_ckpt.storage.opened import OpenedCheckpoint
@@ -65,21 +65,23 @@ class Entry:
         return self.value.item() if self.value.numel() == 1 else None
 
 
-def state_files(opened: OpenedCheckpoint) -> dict[str, Path]:
-    """Return the files with states, by their names below the directory."""
-    path, manifest = opened.directory, opened.manifest
-    existing = (name for name, directory in filesystem.walk(path) if not directory)
-    names = existing if manifest is None else manifest.files
-    return {
-        name: path / name
+def state_files(opened: OpenedCheckpoint) -> list[str]:
+    """Return the names of the files with states, below the directory."""
+    if opened.manifest is None:
+        walked = filesystem.walk(opened.directory)
+        names = [name for name, directory in walked if not directory]
+    else:
+        names = list(opened.manifest.files)
+    return [
+        name
         for name in names
         if name.endswith(_STATE_SUFFIXES)
-        or (name.endswith(_TEXT_SUFFIXES) and (path / (Path(name).stem + PARAMFILE_EXT)).exists())
-    }
+        or (name.endswith(_TEXT_SUFFIXES) and Path(name).stem + PARAMFILE_EXT in names)
+    ]
 
 
-def choose_file(opened: OpenedCheckpoint, requested: str) -> tuple[str, Path]:
-    """Return the file of a recoverable, or of a file name.
+def choose_file(opened: OpenedCheckpoint, requested: str) -> str:
+    """Return the name of the file of a recoverable, or of a file name.
 
     Raises
     ------
@@ -89,22 +91,29 @@ def choose_file(opened: OpenedCheckpoint, requested: str) -> tuple[str, Path]:
     files = state_files(opened)
     for name in (requested, requested + PARAMFILE_EXT):
         if name in files:
-            return name, files[name]
+            return name
     raise UsageError(
         f"FILE must be in {opened.checkpoint.path.name}, got {requested!r}; it holds "
         f"{', '.join(files) or 'none'}"
     )
 
 
-def read_file(file: Path, name: str) -> Any:
+def read_state_of(opened: OpenedCheckpoint, name: str) -> Any:
+    """Read a state file of a checkpoint, by its name below the directory; see `read_file`."""
+    return read_file(opened.locate(name), Path(name).stem, opened.locate)
+
+
+def read_file(file: Path, name: str, locate: Callable[[str], Path] | None = None) -> Any:
     """Read a state; text is returned as it is, and tensors are mapped.
 
     Parameters
     ----------
     file : Path
-        The file, in its checkpoint if it names shards.
+        The file.
     name : str
         The name of its recoverable.
+    locate : callable, optional
+        Returns the paths of the shards of its checkpoint; by default they are beside the file.
 
     Raises
     ------
@@ -117,7 +126,7 @@ def read_file(file: Path, name: str) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointDamagedError(f"{file} cannot be read: {error}") from error
     state = read_plain_state(file)
-    return assemble(None, state, file.parent / SHARDS_DIRECTORY, name)
+    return assemble(None, state, locate or file.parent.joinpath, name)
 
 
 def entries(state: Any) -> list[Entry]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from typing import TYPE_CHECKING
 
 from brain_ckpt.errors import (
@@ -20,22 +21,21 @@ from brain_ckpt.loading.restore import (
 )
 from brain_ckpt.ranks.agreement import gather_results, run_on_all_ranks, run_on_first_rank
 from brain_ckpt.retention.checkpoint import Checkpoint
+from brain_ckpt.storage import filesystem
 from brain_ckpt.storage.listing import Listing
-from brain_ckpt.storage.opened import OpenedCheckpoint, open_checkpoint
+from brain_ckpt.storage.opened import Handles, OpenedCheckpoint, Patience, open_checkpoint
 from brain_ckpt.storage.verify import verify_opened
 from brain_dist import get_rank
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from brain_ckpt.ranks.shared_directory import SharedDirectory
     from brain_ckpt.recoverables.registry import Recoverable
     from brain_ckpt.retention.selection import CheckpointQuery
 
 logger = logging.getLogger(__name__)
-
-# How often to list again after a running training has deleted the chosen checkpoint.
-_MAX_ATTEMPTS = 50
 
 
 class Reader:
@@ -89,7 +89,8 @@ class Reader:
             The restored checkpoint; None if there is none.
         """
         self.passed_over = []
-        for _ in range(_MAX_ATTEMPTS):
+        patience = Patience(self._root)
+        while True:
             listing = self._matching(query)
             if not listing.checkpoints and not listing.unreadable:
                 logger.info("No checkpoint found in %s", self._root)
@@ -116,10 +117,7 @@ class Reader:
                     f"{'; '.join(problems)}; restore a copy, or empty the directory to start "
                     f"from the beginning"
                 )
-        raise CheckpointError(
-            f"checkpoints must not be deleted while they are read, got {_MAX_ATTEMPTS} deletions "
-            f"in {self._root}; keep more checkpoints in the run that writes there"
-        )
+            run_on_first_rank(patience.wait)  # it decides, because ranks have their own clocks
 
     def load(
         self,
@@ -191,9 +189,11 @@ class Reader:
         """Open the checkpoint until `stack` is closed, and read the states of this rank."""
         checkpoint = self._on_this_node(checkpoint)
         prepared: list[tuple[OpenedCheckpoint, dict[str, RestoreStep]]] = []
+        held: list[OpenedCheckpoint] = []
+        handles = self._hold_on_first_rank(checkpoint, held, stack)
 
         def verify_and_read() -> str | None:
-            opened = stack.enter_context(open_checkpoint(checkpoint.path))
+            opened = held[0] if held else stack.enter_context(self._open(checkpoint.path, handles))
             opened.check_same(checkpoint)
             with opened.reading():
                 required = [] if partial else required_names(recoverables)
@@ -213,6 +213,29 @@ class Reader:
                 f"{checkpoint.path} in rank order; use a file system that all nodes share"
             )
         return prepared[0]
+
+    def _hold_on_first_rank(
+        self, checkpoint: Checkpoint, held: list[OpenedCheckpoint], stack: contextlib.ExitStack
+    ) -> tuple[str | None, Handles]:
+        """Open the checkpoint on the first rank; return its handles with its process space."""
+
+        def hold() -> tuple[str | None, Handles]:
+            opened = stack.enter_context(open_checkpoint(checkpoint.path, hold=True))
+            opened.check_same(checkpoint)
+            held.append(opened)
+            return filesystem.process_space(), opened.handles
+
+        return run_on_first_rank(hold)
+
+    def _open(
+        self, path: Path, first: tuple[str | None, Handles]
+    ) -> contextlib.AbstractContextManager[OpenedCheckpoint]:
+        """Open the checkpoint that the first rank holds, through its handles if possible."""
+        space, handles = first
+        is_local = space is not None and space == filesystem.process_space()
+        if is_local and self._directory.nodes().shared and os.path.isdir(handles.directory):
+            return open_checkpoint(path, through=handles)
+        return open_checkpoint(path, hold=True)
 
 
 def _call_hook(step: RestoreStep, opened: OpenedCheckpoint) -> bool:

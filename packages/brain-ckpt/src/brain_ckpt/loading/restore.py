@@ -13,7 +13,7 @@ from brain_ckpt.loading.shards import assemble
 from brain_ckpt.recoverables.encoding import decode_state
 from brain_ckpt.recoverables.serialization import read_state, rename_old_keys
 from brain_ckpt.recoverables.states import check_state, set_state
-from brain_ckpt.storage.layout import RANKS_DIRECTORY, SHARDS_DIRECTORY
+from brain_ckpt.storage.layout import RANKS_DIRECTORY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -131,7 +131,7 @@ def prepare_restore(
         if path is not None and one.loader is not None:
             steps[one.name] = _hook_step(one.loader.call, path, opened.file(path), end_of_epoch)
         elif path is not None:
-            steps[one.name] = _state_step(one, opened.file(path), checked_states, trusted=trusted)
+            steps[one.name] = _state_step(one, path, opened, checked_states, trusted=trusted)
     return steps
 
 
@@ -154,20 +154,25 @@ def _hook_step(call: Callable[..., Any], path: Path, file: Path, end_of_epoch: b
 
 
 def _state_step(
-    recoverable: Recoverable, file: Path, checked_states: Mapping[str, Any], *, trusted: bool
+    recoverable: Recoverable,
+    path: Path,
+    opened: OpenedCheckpoint,
+    checked_states: Mapping[str, Any],
+    *,
+    trusted: bool,
 ) -> RestoreStep:
     name, obj = recoverable.name, recoverable.obj
-    if not recoverable.per_rank and file.name in checked_states:
-        state = checked_states[file.name]
+    if not recoverable.per_rank and path.name in checked_states:
+        state = checked_states[path.name]
     else:
         # A module copies its state; an object that keeps its state must not keep a mapped file.
         state = read_state(
-            file,
+            opened.file(path),
             trusted=trusted,
             mmap=isinstance(obj, torch.nn.Module),
             safe_globals=recoverable.safe_globals,
         )
-    state = assemble(obj, state, file.parent / SHARDS_DIRECTORY, name)
+    state = assemble(obj, state, opened.locate, name)
     check_state(obj, state, name)
 
     def apply() -> None:

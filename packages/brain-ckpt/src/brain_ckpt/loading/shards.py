@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +29,7 @@ from brain_ckpt.recoverables.sharding import (
     map_parts,
 )
 from brain_ckpt.recoverables.states import bare_module
-from brain_ckpt.storage.layout import SHARDS_INDEX
+from brain_ckpt.storage.layout import SHARDS_DIRECTORY, SHARDS_INDEX
 from brain_ckpt.storage.manifest import safe_name
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ _METADATA_CLASSES = frozenset(
 )
 
 
-def assemble(obj: Any, state: Any, directory: Path, name: str) -> Any:
+def assemble(obj: Any, state: Any, locate: Callable[[str], Path], name: str) -> Any:
     """Put sharded tensors back into a state, each sharded as the object has it.
 
     Each rank reads the parts that it needs, without communication.
@@ -74,8 +74,8 @@ def assemble(obj: Any, state: Any, directory: Path, name: str) -> Any:
         The object to load the state into; None gives whole tensors.
     state : object
         A state from `split`, or one that was never sharded.
-    directory : Path
-        The directory of the shards.
+    locate : callable
+        Returns the path to read a file of the checkpoint from, by its name below the directory.
     name : str
         The name of the recoverable.
 
@@ -88,7 +88,7 @@ def assemble(obj: Any, state: Any, directory: Path, name: str) -> Any:
     """
     sharded = _sharded_tensors(obj, name) if is_sharded(obj) else {}
     targets: dict[str, Any] = {}
-    sizes = _sizes(directory) if has_placeholders(state) else {}
+    sizes = _sizes(locate) if has_placeholders(state) else {}
 
     def walk(value: Any, path: str) -> Any:
         if isinstance(value, Mapping):
@@ -104,7 +104,7 @@ def assemble(obj: Any, state: Any, directory: Path, name: str) -> Any:
 
     assembled = walk(state, name)
     if targets:
-        _load(targets, directory)
+        _load(targets, locate)
     return assembled
 
 
@@ -150,8 +150,8 @@ def _distribute(value: torch.Tensor, like: Any) -> Any:
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
-def _sizes(directory: Path) -> dict[str, Any]:
-    metadata = _reader(directory).read_metadata()
+def _sizes(locate: Callable[[str], Path]) -> dict[str, Any]:
+    metadata = _reader(locate).read_metadata()
     return {
         key: (entry.size, entry.properties.dtype)
         for key, entry in metadata.state_dict_metadata.items()
@@ -159,11 +159,11 @@ def _sizes(directory: Path) -> dict[str, Any]:
     }
 
 
-def _load(targets: dict[str, Any], directory: Path) -> None:
+def _load(targets: dict[str, Any], locate: Callable[[str], Path]) -> None:
     with warnings.catch_warnings():
         # torch warns if there is no process group; each rank reads on its own here.
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        load_distributed(targets, _reader(directory))
+        load_distributed(targets, _reader(locate))
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -190,15 +190,22 @@ def _enum_member(kind: Any, name: Any) -> enum.Enum:
     )
 
 
-def _reader(directory: Path) -> Any:
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
+def _reader(locate: Callable[[str], Path]) -> Any:
+    from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader
+
+    class Files(FileSystem):
+        """Finds files that are held open."""
+
+        def concat_path(self, path: Any, suffix: str) -> Path:
+            del path
+            return locate(f"{SHARDS_DIRECTORY}/{suffix}")
 
     class Reader(FileSystemReader):
         """Unpickles only known classes from the metadata."""
 
         def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
             del args, kwargs
-            file = directory / SHARDS_INDEX
+            file = locate(f"{SHARDS_DIRECTORY}/{SHARDS_INDEX}")
             try:
                 with file.open("rb") as content:
                     metadata = _MetadataUnpickler(content).load()
@@ -210,4 +217,6 @@ def _reader(directory: Path) -> Any:
                 metadata.storage_meta.load_id = self.load_id
             return metadata
 
-    return Reader(directory)
+    reader = Reader(SHARDS_DIRECTORY)
+    reader.fs = Files()
+    return reader

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from brain_ckpt.errors import CheckpointDamagedError, CheckpointGoneError
 from brain_ckpt.loading.shards import assemble
 from brain_ckpt.recoverables.serialization import read_state
-from brain_ckpt.storage.layout import SHARDS_DIRECTORY
 from brain_ckpt.storage.listing import has_manifest, is_unfinished
 from brain_ckpt.storage.manifest import MANIFEST_NAME
-from brain_ckpt.storage.opened import gone_error, open_checkpoint
-from brain_ckpt.storage.verify import verify_file
+from brain_ckpt.storage.opened import Patience, gone_error, open_checkpoint
+from brain_ckpt.storage.verify import verify_file, verify_state_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,16 +19,27 @@ if TYPE_CHECKING:
 
     from brain_ckpt.retention.checkpoint import Checkpoint
 
-# How often to read a file that is replaced while it is read, and the pause in between.
-_MAX_ATTEMPTS = 50
-_PAUSE_S = 0.01
-
 T = TypeVar("T")
 
 
+class StateFile(NamedTuple):
+    """A verified state file.
+
+    Parameters
+    ----------
+    path : Path
+        The path to read it from.
+    locate : callable
+        Returns the path to read another file of its checkpoint from, by name.
+    """
+
+    path: Path
+    locate: Callable[[str], Path]
+
+
 @contextlib.contextmanager
-def open_state_file(file: Path, listed: Checkpoint | None = None) -> Iterator[Path]:
-    """Verify a state file; yield a path that refers to it even if its checkpoint is replaced.
+def open_state_file(file: Path, listed: Checkpoint | None = None) -> Iterator[StateFile]:
+    """Verify a state file; yield where it can be read even if its checkpoint is replaced.
 
     Parameters
     ----------
@@ -49,13 +58,13 @@ def open_state_file(file: Path, listed: Checkpoint | None = None) -> Iterator[Pa
     commit_id = None if listed is None else listed.commit_id
     if commit_id is None and not (file.parent / MANIFEST_NAME).exists():
         _verify_without_manifest(file)
-        yield file
+        yield StateFile(file, file.parent.joinpath)
         return
-    with open_checkpoint(file.parent) as opened, opened.reading():
+    with open_checkpoint(file.parent, hold=True) as opened, opened.reading():
         if listed is not None:
             opened.check_same(listed)
-        verify_file(opened.file(file))
-        yield opened.file(file)
+        verify_state_file(opened, file.name)
+        yield StateFile(opened.file(file), opened.locate)
         opened.check_unchanged()
 
 
@@ -87,9 +96,9 @@ def read_state_file(
     UnsafeCheckpointError
         If the file names code to run.
     """
-    with open_state_file(file, listed) as path:
+    with open_state_file(file, listed) as (path, locate):
         state = read_state(path, mmap=mmap)
-        return assemble(obj, state, path.parent / SHARDS_DIRECTORY, name)
+        return assemble(obj, state, locate, name)
 
 
 def _verify_without_manifest(file: Path) -> None:
@@ -102,10 +111,10 @@ def _verify_without_manifest(file: Path) -> None:
         raise
 
 
-def retry_if_gone(read: Callable[[], T]) -> T:
-    """Call a function that reads from a path, again if the checkpoint there is replaced."""
-    for _ in range(_MAX_ATTEMPTS):
+def retry_if_gone(read: Callable[[], T], path: Path) -> T:
+    """Call a function that reads from a path, again if a checkpoint there is replaced."""
+    patience = Patience(path)
+    while True:
         with contextlib.suppress(CheckpointGoneError):
             return read()
-        time.sleep(_PAUSE_S)
-    return read()
+        patience.wait()

@@ -82,16 +82,16 @@ def digest_file(path: Path, algorithm: Algorithm) -> FileDigest:
 
 
 def first_damage(
-    directory: Path, files: Iterable[tuple[str, FileDigest]], algorithm: Algorithm
+    locate: Callable[[str], Path], files: Iterable[tuple[str, FileDigest]], algorithm: Algorithm
 ) -> str | None:
     """Compare files with their digests, in several threads.
 
     Parameters
     ----------
-    directory : Path
-        The directory of the files.
+    locate : callable
+        Returns the path of a file, by its name.
     files : iterable of (str, FileDigest)
-        Names below the directory, with the expected digests.
+        Names, with the expected digests.
     algorithm : str
         The algorithm of the digests.
 
@@ -102,10 +102,11 @@ def first_damage(
     """
     checks: list[Callable[[], str | None]] = []
     for name, digest in files:
-        problem = _size_problem(directory, name, digest)
+        path = locate(name)
+        problem = _size_problem(path, name, digest)
         if problem is not None:
             return problem
-        checks.extend(_chunk_checks(directory, name, digest, algorithm))
+        checks.extend(_chunk_checks(path, name, digest, algorithm))
     if sum(digest.size for _, digest in files) <= CHUNK_BYTES // 4:
         return next((found for check in checks if (found := check())), None)
     return next((found for found in in_parallel(checks) if found), None)
@@ -161,9 +162,9 @@ class _Sha256:
         return self._hash.hexdigest()
 
 
-def _size_problem(directory: Path, name: str, digest: FileDigest) -> str | None:
+def _size_problem(path: Path, name: str, digest: FileDigest) -> str | None:
     try:
-        with filesystem.opened(directory / name) as (_, size):
+        with filesystem.opened(path) as (_, size):
             if size != digest.size:
                 return f"{name} must have {digest.size} bytes, got {size}"
     except OSError as error:
@@ -172,13 +173,13 @@ def _size_problem(directory: Path, name: str, digest: FileDigest) -> str | None:
 
 
 def _chunk_checks(
-    directory: Path, name: str, digest: FileDigest, algorithm: Algorithm
+    path: Path, name: str, digest: FileDigest, algorithm: Algorithm
 ) -> list[Callable[[], str | None]]:
     def check(number: int, expected: str) -> str | None:
         start = number * CHUNK_BYTES
         length = min(CHUNK_BYTES, digest.size - start)
         try:
-            found = _digest_range(directory / name, start, length, algorithm)
+            found = _digest_range(path, start, length, algorithm)
         except OSError as error:
             return f"{name} cannot be read: {error.strerror or error}"
         if found != expected:

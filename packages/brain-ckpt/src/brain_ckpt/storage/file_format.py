@@ -34,13 +34,15 @@ def file_format(path: Path) -> Literal["zip", "pickle", "text", "empty"]:
     return "text" if magic else "empty"
 
 
-def find_damage(path: Path, *, trusted: bool = False) -> str | None:
+def find_damage(path: Path, name: str, *, trusted: bool = False) -> str | None:
     """Find damage in a file that has no manifest, by the checksums that the file itself holds.
 
     Parameters
     ----------
     path : Path
         The file.
+    name : str
+        Its name, for the text.
     trusted : bool
         Whether to accept a zip file without checksums.
 
@@ -53,17 +55,17 @@ def find_damage(path: Path, *, trusted: bool = False) -> str | None:
     try:
         kind = file_format(path)
         if kind == "empty":
-            return f"{path.name} is empty"
+            return f"{name} is empty"
         if kind == "zip":
-            return _zip_damage(path, trusted=trusted)
+            return _zip_damage(path, name, trusted=trusted)
         if kind == "pickle":
             # The old format has no checksum; reading it to its end is the only check there is.
             torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         unsafe = "weights_only" in str(error).lower() and "Unsupported" in str(error)
-        return None if unsafe else f"{path.name} cannot be unpickled: {first_line(error)}"
+        return None if unsafe else f"{name} cannot be unpickled: {first_line(error)}"
     except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
-        return f"{path.name} cannot be read: {first_line(error)}"
+        return f"{name} cannot be read: {first_line(error)}"
     return None
 
 
@@ -72,7 +74,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
-def _zip_damage(path: Path, *, trusted: bool) -> str | None:
+def _zip_damage(path: Path, name: str, *, trusted: bool) -> str | None:
     with (
         filesystem.opened(path) as (descriptor, size),
         zipfile.ZipFile(_file_object(descriptor)) as archive,
@@ -80,18 +82,18 @@ def _zip_damage(path: Path, *, trusted: bool) -> str | None:
         for entry in archive.infolist():
             # torch.save never compresses; a compressed entry may be a zip bomb.
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
-                return f"{path.name} holds {entry.filename!r}, which torch.save did not write"
+                return f"{name} holds {entry.filename!r}, which torch.save did not write"
         if all(entry.CRC == 0 for entry in archive.infolist()):
             # This package turns torch's checksums off, because its manifest has its own.
             if trusted:
                 return None
             return (
-                f"MANIFEST.json is missing, and {path.name} has no checksums of its own (load it "
+                f"MANIFEST.json is missing, and {name} has no checksums of its own (load it "
                 f"with trusted=True if something other than brain-ckpt wrote it)"
             )
         for entry in archive.infolist():
             if _crc32(archive, entry) != entry.CRC:
-                return f"{path.name} is damaged in {entry.filename!r}"
+                return f"{name} is damaged in {entry.filename!r}"
     return None
 
 

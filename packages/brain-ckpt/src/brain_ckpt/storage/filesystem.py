@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import itertools
 import os
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 # Called as failpoint(operation, path, detail); the detail is the target of a rename or the bytes of
 # a write.
@@ -25,8 +26,10 @@ failpoint: Callable[[str, str, Any], int | None] | None = None
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _DIRECTORY = getattr(os, "O_DIRECTORY", 0)
-# Linux has a path for each open directory.
+# Linux has a path for each open file and directory.
 _HANDLES = Path("/proc/self/fd")
+# A process opens at most this part of the files that it may open.
+_HELD_PART = 4
 # Errors of file systems that cannot fsync a directory.
 _NO_DIRECTORY_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})
 
@@ -156,7 +159,8 @@ def is_directory(path: Path) -> bool:
 def opened(path: Path) -> Iterator[tuple[int, int]]:
     """Open a regular file, not a link, for reading; yield its descriptor and its size in bytes."""
     _call_failpoint("open", path)
-    descriptor = os.open(path, os.O_RDONLY | _CLOEXEC | _NO_FOLLOW | os.O_NONBLOCK)
+    no_follow = 0 if _is_handle(path) else _NO_FOLLOW
+    descriptor = os.open(path, os.O_RDONLY | _CLOEXEC | no_follow | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -170,15 +174,47 @@ def opened(path: Path) -> Iterator[tuple[int, int]]:
 def opened_directory(path: Path) -> Iterator[Path]:
     """Open a directory; yield a path that refers to it even after it is renamed.
 
-    Where the system has no such paths, this is the path itself.
+    Other processes of the same machine and user can use it, too.  Where the system has no such
+    paths, this is the path itself.
     """
     _call_failpoint("open", path)
     descriptor = os.open(path, os.O_RDONLY | _CLOEXEC | _DIRECTORY)
     try:
-        by_handle = _HANDLES / str(descriptor)
-        yield by_handle if by_handle.exists() else path
+        yield _handle(descriptor) or path
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held_files(directory: Path, files: Iterable[str]) -> Iterator[dict[str, Path]]:
+    """Open files below a directory; yield paths by which they can be read also once deleted.
+
+    Files that cannot be opened are left out, and files beyond a quarter of what the process may
+    open, and all of them where the system has no such paths.
+    """
+    held: dict[str, Path] = {}
+    with contextlib.ExitStack() as stack:
+        left = _descriptor_limit() // _HELD_PART if _HANDLES.exists() else 0
+        for name in itertools.islice(files, left):
+            with contextlib.suppress(OSError):
+                descriptor, _ = stack.enter_context(opened(directory / name))
+                path = _handle(descriptor)
+                if path is not None:
+                    held[name] = path
+        yield held
+
+
+@functools.cache
+def process_space() -> str | None:
+    """Return an identity of this machine's process numbers; None if it has none.
+
+    Two processes of the same space can use each other's paths of open files.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')} {os.getuid()}"
+    except (OSError, AttributeError):
+        return None
 
 
 def read(path: Path, limit_bytes: int) -> bytes:
@@ -223,6 +259,28 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
         return None
     call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
     return cast("Callable[[int, int, int, int], int]", call)
+
+
+def _handle(descriptor: int) -> Path | None:
+    """Return a path of an open file or directory; None if the system has none."""
+    try:
+        process = _HANDLES.parent.resolve(strict=True)
+    except OSError:
+        return None
+    path = process / _HANDLES.name / str(descriptor)
+    return path if os.path.lexists(path) else None
+
+
+def _is_handle(path: Path) -> bool:
+    return path.parts[1:2] == _HANDLES.parts[1:2] and path.parent.name == _HANDLES.name
+
+
+def _descriptor_limit() -> int:
+    try:
+        import resource
+    except ImportError:  # pragma: no cover - Windows
+        return 0
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def _call_failpoint(operation: str, path: Path, detail: Any = None) -> None:

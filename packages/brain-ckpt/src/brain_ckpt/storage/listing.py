@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from brain_ckpt.errors import CheckpointError, CheckpointGoneError
@@ -20,7 +19,7 @@ from brain_ckpt.storage.layout import (
 )
 from brain_ckpt.storage.lock import LOCK_NAME
 from brain_ckpt.storage.manifest import MANIFEST_NAME
-from brain_ckpt.storage.opened import open_checkpoint, read_manifest
+from brain_ckpt.storage.opened import Patience, open_checkpoint, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,10 +27,8 @@ if TYPE_CHECKING:
 
 # A directory is listed until two listings agree, at most so often.
 _MAX_CHANGES = 5
-# While checkpoints are deleted during each listing, or none is seen beside a writer.
-_MAX_ATTEMPTS = 200
+# None is seen beside a writer in so many listings: there is none.
 _MAX_EMPTY = 10
-_PAUSE_S = 0.005
 
 
 class Listing(NamedTuple):
@@ -62,23 +59,22 @@ def list_published(root: Path) -> Listing:
     """
     names = filesystem.names(root)
     empty = 0
-    for attempt in range(_MAX_ATTEMPTS):
+    patience = Patience(root)
+    changes = 0
+    while True:
         listing, is_complete = _read_all(_published_paths(root, names).values())
         previous, names = names, filesystem.names(root)
         is_stable = is_complete and (_published(names) == _published(previous))
         if listing.checkpoints or listing.unreadable:
-            if is_stable or attempt >= _MAX_CHANGES:
+            changes += 1
+            if is_stable or changes > _MAX_CHANGES:
                 return listing
             continue
         # Listing a directory is not atomic: a checkpoint can be renamed while it is listed.
         empty = empty + 1 if is_stable else 0
         if empty and (empty >= _MAX_EMPTY or not _was_written(names)):
             return listing
-        time.sleep(_PAUSE_S)
-    raise CheckpointGoneError(
-        f"checkpoints must not be deleted while they are listed, got {_MAX_ATTEMPTS} deletions in "
-        f"{root}; keep more checkpoints in the run that writes there"
-    )
+        patience.wait()
 
 
 def published_directory(path: Path) -> Path:

@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from brain_ckpt.errors import CheckpointDamagedError, UnsafeCheckpointError
-from brain_ckpt.storage import filesystem
 from brain_ckpt.storage.checksum import first_damage
 from brain_ckpt.storage.file_format import find_damage
 from brain_ckpt.storage.layout import META_NAME, SHARDS_DIRECTORY
-from brain_ckpt.storage.opened import open_checkpoint, read_manifest
+from brain_ckpt.storage.opened import open_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 def verify(checkpoint: Checkpoint) -> Manifest | None:
     """Compare all files of a checkpoint with what was written; see `verify_opened`."""
-    with open_checkpoint(checkpoint.path) as opened:
+    with open_checkpoint(checkpoint.path, hold=True) as opened:
         opened.check_same(checkpoint)
         verify_opened(opened)
         return opened.manifest
@@ -67,39 +66,66 @@ def verify_opened(
     for name in manifest.files:
         _refuse_links(opened.directory, name)
     unchecked = [(name, digest) for name, digest in manifest.files.items() if name not in checked]
-    damage = first_damage(opened.directory, unchecked, manifest.algorithm)
+    damage = first_damage(opened.locate, unchecked, manifest.algorithm)
     if damage is None and META_NAME not in manifest.files:
         damage = f"{META_NAME} is not in the manifest"
     if damage is not None:
         raise CheckpointDamagedError(f"{path} is damaged: {damage}")
 
 
-def verify_file(file: Path) -> None:
-    """Compare one file with the manifest of its directory, or with its own checksums.
+def verify_state_file(opened: OpenedCheckpoint, name: str) -> None:
+    """Compare one state file of a checkpoint, and the shards, with what was written.
 
     Parameters
     ----------
-    file : Path
-        A state file, not a link.  A file that is not part of a checkpoint can have no checksums at
-        all; then there is nothing to compare it with.
+    opened : OpenedCheckpoint
+        The checkpoint.
+    name : str
+        The name of the file.
 
     Raises
     ------
     CheckpointDamagedError
-        If the file, or a shard of its checkpoint, differs from what was written.
+        If the file, or a shard of the checkpoint, differs from what was written.
     """
-    directory = file.parent
-    manifest = read_manifest(directory)
-    if manifest is None or file.name not in manifest.files:
-        damage = find_damage(file, trusted=True)
-    else:
-        shards = [name for name in manifest.files if name.startswith(SHARDS_DIRECTORY + "/")]
-        files = [(name, manifest.files[name]) for name in (file.name, *shards)]
-        damage = first_damage(directory, files, manifest.algorithm)
-        if damage is None and shards and not filesystem.is_directory(directory / SHARDS_DIRECTORY):
-            damage = f"{SHARDS_DIRECTORY} is a link"
+    manifest = opened.manifest
+    if opened.problem is not None:
+        raise opened.problem
+    if manifest is None or name not in manifest.files:
+        verify_file(opened.locate(name), opened.checkpoint.path / name)
+        return
+    shards = [other for other in manifest.files if other.startswith(SHARDS_DIRECTORY + "/")]
+    for shard in shards:
+        _refuse_links(opened.directory, shard)
+    files = [(one, manifest.files[one]) for one in (name, *shards)]
+    damage = first_damage(opened.locate, files, manifest.algorithm)
     if damage is not None:
-        raise CheckpointDamagedError(f"{file} must be intact, got damage: {damage}")
+        raise _damaged_file(opened.checkpoint.path / name, damage)
+
+
+def verify_file(file: Path, shown: Path | None = None) -> None:
+    """Compare a state file with its own checksums; it can have none.
+
+    Parameters
+    ----------
+    file : Path
+        The file, not a link.
+    shown : Path, optional
+        Its path in errors.
+
+    Raises
+    ------
+    CheckpointDamagedError
+        If it differs from what was written.
+    """
+    shown = file if shown is None else shown
+    damage = find_damage(file, shown.name, trusted=True)
+    if damage is not None:
+        raise _damaged_file(shown, damage)
+
+
+def _damaged_file(file: Path, damage: str) -> CheckpointDamagedError:
+    return CheckpointDamagedError(f"{file} must be intact, got damage: {damage}")
 
 
 def _verify_without_manifest(
@@ -107,7 +133,7 @@ def _verify_without_manifest(
 ) -> None:
     checkpoint = opened.checkpoint
     for file in checkpoint.paramfiles.values():
-        damage = find_damage(opened.file(file), trusted=trusted)
+        damage = find_damage(opened.file(file), file.name, trusted=trusted)
         if damage is not None:
             raise CheckpointDamagedError(f"{checkpoint.path} is damaged: {damage}")
     missing = [name for name in required if name not in checkpoint.paramfiles]

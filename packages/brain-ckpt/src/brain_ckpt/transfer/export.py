@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from brain_ckpt.errors import CheckpointSaveError, UsageError
-from brain_ckpt.loading.contents import choose_file, read_file
+from brain_ckpt.loading.contents import choose_file, read_state_of
 from brain_ckpt.storage import filesystem
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def export_safetensors(opened: OpenedCheckpoint, name: str, target: str | Path) 
             "safetensors files need the package safetensors, which is not installed; run "
             "pip install 'brain-ckpt[safetensors]'"
         ) from error
-    file = choose_file(opened, name)[1]
-    state = read_file(file, file.stem)
+    file = choose_file(opened, name)
+    state = read_state_of(opened, file)
     if not isinstance(state, Mapping):
         raise UsageError(
             f"only a state dict can be exported, got a {type(state).__name__} in {file}; name "

@@ -36,7 +36,7 @@ def torch_parameter_transfer(obj: torch.nn.Module, path: str | Path) -> None:
     """
     file = Path(path).resolve()
     module = bare_module(obj)
-    state = retry_if_gone(lambda: read_state_file(file, file.stem, module))
+    state = retry_if_gone(lambda: read_state_file(file, file.stem, module), file)
     if not isinstance(state, Mapping):
         raise CheckpointMismatchError(
             f"{path} must hold a state dict, got a {type(state).__name__}; save "

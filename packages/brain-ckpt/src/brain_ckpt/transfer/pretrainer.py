@@ -200,7 +200,7 @@ class Pretrainer:
         if not _is_url(source):
             path = _existing(Path(source), name)
             if (path.resolve().parent / MANIFEST_NAME).exists():
-                retry_if_gone(lambda: _verify(path))
+                retry_if_gone(lambda: _verify(path), path)
             if self.collect_in is None or strategy == "no_link":
                 return path
         elif self.collect_in is None:
@@ -219,7 +219,7 @@ class Pretrainer:
             if _is_url(source):
                 _download(source, partial, name)
             elif strategy == "copy":
-                retry_if_gone(lambda: _copy(Path(source), partial))
+                retry_if_gone(lambda: _copy(Path(source), partial), Path(source))
             else:
                 partial.symlink_to(Path(source).resolve())
             partial.replace(target)
@@ -247,7 +247,7 @@ class Pretrainer:
             torch_parameter_transfer(obj, path)
         else:
             file = path.resolve()
-            state = retry_if_gone(lambda: read_state_file(file, file.stem, obj))
+            state = retry_if_gone(lambda: read_state_file(file, file.stem, obj), file)
             set_state(obj, state, file.stem)
 
 
@@ -283,8 +283,8 @@ def _copy(source: Path, target: Path) -> None:
     if not (source.resolve().parent / MANIFEST_NAME).exists():
         shutil.copyfile(source, target)
         return
-    with open_state_file(source.resolve()) as path:
-        shutil.copyfile(path, target)
+    with open_state_file(source.resolve()) as verified:
+        shutil.copyfile(verified.path, target)
 
 
 def _is_url(source: str) -> bool:
