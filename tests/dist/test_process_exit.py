@@ -35,7 +35,7 @@ def _run(runs, *options, environ=None):
 def _forked_exit_codes(runs, *options):
     """Return the exit codes of both ranks of each run, forks of one process, and their stderr."""
     process = _run(runs, *options)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=60 + 30 * len(runs))
     assert process.returncode == 0, errors
     return json.loads(output), errors
 
@@ -103,3 +103,17 @@ def test_a_hundred_scripts_of_two_ranks_have_their_own_exit_codes(free_port):
     expected = list(islice(cycle(product(COLLECTIVES, CODES)), 100))
     codes = [_fresh_exit_codes(f"{name}/{code}/{free_port()}") for name, code in expected]
     assert codes == [[code] * 2 for _, code in expected]
+
+
+@pytest.mark.long
+def test_two_thousand_scripts_of_two_ranks_have_their_own_exit_codes(free_port):
+    """Behind a collective, an exception, sys.exit(3) and SIGTERM."""
+    ends = [*product(COLLECTIVES, CODES), ("terminated", -signal.SIGTERM), ("stopped", 75)]
+    expected = list(islice(cycle(ends), 2000))
+    wrong = []
+    for start in range(0, len(expected), 50):
+        part = expected[start : start + 50]
+        runs = [f"{name}/{max(code, 0)}/{free_port()}" for name, code in part]
+        codes, _ = _forked_exit_codes(runs)
+        wrong += [(end, got) for end, got in zip(part, codes, strict=True) if got != [end[1]] * 2]
+    assert wrong == []

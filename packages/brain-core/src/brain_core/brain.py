@@ -291,6 +291,7 @@ class Brain(SetupMethods, BatchMethods):
         """
         self._stop_control.request(reason)
 
+    @collective_call("_fit_train")
     def _fit_train(self, train_set: Any, epoch: int, enable: bool) -> None:
         self.on_stage_start(Stage.TRAIN, epoch)
         self.modules.train()
@@ -332,6 +333,7 @@ class Brain(SetupMethods, BatchMethods):
         else:
             epoch_pass.add_loss(self.fit_batch(batch))
 
+    @collective_call("_fit_valid")
     def _fit_valid(self, valid_set: Any, epoch: int, enable: bool) -> None:
         if valid_set is None:
             return

@@ -105,6 +105,8 @@ class Operation:
         calls = {get_rank(): (self.name, description)}
         with contextlib.suppress(RuntimeError, ValueError, TimeoutError):
             calls |= call_within(3 * _REPORT_S, lambda: self._exchange(description))
+        if len(calls) == get_world_size():
+            return OutOfStepError(out_of_step_message(calls))
         # A rank in a vote reports at its next vote only.
         names = {name for name, _ in calls.values()} - {self.name}
         unreported = [call.value for call in others if call.value not in names]
