@@ -74,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="chaos readers", description=__doc__)
     parser.add_argument("--minutes", type=float, default=20.0, help="20 by default")
+    parser.add_argument(
+        "--reads", type=int, default=0, help="of each kind at least, if it takes longer, too"
+    )
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument(
         "--writers", choices=WRITERS, action="append", help="only this kind; can be repeated"
@@ -89,12 +92,14 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace, results: dict[str, Result], folder: Path) -> None:
     end = time.monotonic() + 60 * options.minutes
     number = 0
-    while (left_s := end - time.monotonic()) > 1:
+    while (left_s := end - time.monotonic()) > 1 or (options.reads and number < len(results)):
         kind = list(results)[number % len(results)]
         place = folder / str(number)
         place.mkdir()
-        slice_s = min(left_s, _SLICE_S, 60 * options.minutes / len(results))
-        part = run(kind, place, slice_s, options.seed + number, kills=not options.no_kills)
+        slice_s = min(max(left_s, 1.0), _SLICE_S, 60 * options.minutes / len(results))
+        missing = options.reads - results[kind].outcomes["ok"]
+        seed = options.seed + number
+        part = run(kind, place, slice_s, seed, kills=not options.no_kills, reads=missing)
         _add(results[kind], part)
         shutil.rmtree(place)
         number += 1

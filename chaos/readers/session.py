@@ -26,6 +26,7 @@ __all__ = ["Result", "run"]
 _READERS = 2
 _PAUSES_S = (0.0, 0.05, 0.3)
 _KILL_INTERVAL_S = 1.5
+_MORE_S = 60.0  # for a busy machine
 _GONE = "CheckpointGoneError"
 
 
@@ -53,7 +54,9 @@ class Result:
     saves: int = 0
 
 
-def run(kind: str, folder: Path, seconds: float, seed: int, *, kills: bool) -> Result:
+def run(
+    kind: str, folder: Path, seconds: float, seed: int, *, kills: bool, reads: int = 0
+) -> Result:
     """Let readers read beside one kind of writer.
 
     Parameters
@@ -68,6 +71,8 @@ def run(kind: str, folder: Path, seconds: float, seed: int, *, kills: bool) -> R
         Determines pauses, reads and kills.
     kills : bool
         Whether to kill processes.
+    reads : int
+        It takes longer, up to a minute, until this many reads have been made.
     """
     draw = random.Random(f"{seed} {kind}")
     writer, result = WRITERS[kind], Result()
@@ -94,9 +99,13 @@ def run(kind: str, folder: Path, seconds: float, seed: int, *, kills: bool) -> R
 
     writing, reading = start_writer(), [start_reader(number) for number in range(_READERS)]
     deadline = time.monotonic() + seconds
+    latest = deadline + _MORE_S
     try:
-        while (left_s := deadline - time.monotonic()) > 0:
-            time.sleep(min(left_s, draw.random() * 2 * _KILL_INTERVAL_S))
+        while (left_s := deadline - time.monotonic()) > 0 or (
+            _reads_in(folder) < reads and time.monotonic() < latest
+        ):
+            pause_s = draw.random() * 2 * _KILL_INTERVAL_S
+            time.sleep(min(left_s, pause_s) if left_s > 0 else pause_s)
             result.problems += _ended(writing)
             if not kills and not result.problems:
                 continue
@@ -128,6 +137,11 @@ def _read(directory: Path, log: Path, kind: str, draw: random.Random) -> None:
             }
             file.write(json.dumps(entry) + "\n")
             file.flush()
+
+
+def _reads_in(folder: Path) -> int:
+    logs = folder.glob("reads-*.jsonl")
+    return sum(log.read_bytes().count(b'"outcome": "ok"') for log in logs)
 
 
 def _outcome(directory: Path, name: str, draw: random.Random) -> dict[str, object]:

@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).with_name("forming_script.py")
 TIMEOUT_S = 2.0
 # Beyond the timeout: what finding the lost ranks takes, and a busy machine.
 MORE_S = 20.0
-STORE = "the process that holds the store|has not returned after|Failed to recv|timed out|joined"
+STORE = "the process that holds the store|has not returned after|[Ff]ailed to recv|timed out|joined"
 
 
 def _form(runs, seed, *options):
