@@ -69,6 +69,16 @@ def test_every_answer_of_the_map_defines_what_it_names(repository):
     assert wrong == []
 
 
+def test_the_page_of_platforms_names_existing_tests(repository):
+    """Each fallback names a file, or a test in one."""
+    text = (repository.root / "docs/platforms.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/\S+\.py)(?:::(test_\w+))?`", text)
+    assert len(named) >= 10
+    wrong = [row for row in named if row[1] and not defines(repository.root / row[0], row[1])]
+    wrong += [row for row in named if not (repository.root / row[0]).exists()]
+    assert wrong == []
+
+
 def test_a_name_that_is_missing_is_found(tmp_path):
     """Functions, classes, methods and constants are looked up, and nothing else."""
     path = tmp_path / "module.py"

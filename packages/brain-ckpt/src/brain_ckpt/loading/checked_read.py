@@ -7,7 +7,6 @@ the checksum and once for the tensors.  No tensor is used before the whole file 
 from __future__ import annotations
 
 import bisect
-import os
 import struct
 import sys
 import zipfile
@@ -144,7 +143,7 @@ def _checks(
         start = number * CHUNK_BYTES
         running = new_checksum(algorithm)
         for offset, buffers in _batches(segments, start, min(start + CHUNK_BYTES, digest.size)):
-            if os.preadv(descriptor, buffers, offset) != sum(map(len, buffers)):
+            if filesystem.read_into(descriptor, buffers, offset) != sum(map(len, buffers)):
                 return False
             for buffer in buffers:
                 running.update(buffer)

@@ -199,7 +199,7 @@ def _digest_range(path: Path, start: int, length: int, algorithm: Algorithm) -> 
     with filesystem.opened(path) as (descriptor, _):
         end = start + length
         while start < end:
-            length_read = os.preadv(descriptor, [view[: end - start]], start)
+            length_read = filesystem.read_into(descriptor, [view[: end - start]], start)
             if length_read == 0:
                 return "the end of the file"
             running.update(view[:length_read])

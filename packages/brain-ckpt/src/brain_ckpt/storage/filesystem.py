@@ -13,19 +13,24 @@ import functools
 import itertools
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 # Called as failpoint(operation, path, detail); the detail is the target of a rename or the bytes of
 # a write.
 failpoint: Callable[[str, str, Any], int | None] | None = None
 
+# Windows has none of the first four, and translates line ends without the last.
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _DIRECTORY = getattr(os, "O_DIRECTORY", 0)
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
+_offset_lock = threading.Lock()
 # Linux has a path for each open file and directory.
 _HANDLES = Path("/proc/self/fd")
 # A process opens at most this part of the files that it may open.
@@ -54,7 +59,7 @@ def make_directories(path: Path) -> None:
 
 def create(path: Path) -> int:
     """Make a new file and open it for writing."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOEXEC | _NO_FOLLOW
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOEXEC | _NO_FOLLOW | _BINARY
     return _retry_interrupted("create", path, lambda: os.open(path, flags, 0o666))
 
 
@@ -88,7 +93,7 @@ def start_writeback(descriptor: int, start: int, length: int) -> None:
 
 def fsync_file(path: Path) -> None:
     """Flush the content of a file that was not opened here."""
-    descriptor = os.open(path, os.O_RDWR | _CLOEXEC | _NO_FOLLOW)
+    descriptor = os.open(path, os.O_RDWR | _CLOEXEC | _NO_FOLLOW | _BINARY)
     try:
         fsync(descriptor, path)
     finally:
@@ -96,8 +101,10 @@ def fsync_file(path: Path) -> None:
 
 
 def fsync_directory(path: Path) -> None:
-    """Flush the entries of a directory to the disk."""
+    """Flush the entries of a directory to the disk; Windows cannot open one, and needs no flush."""
     _call_failpoint("fsync_directory", path)
+    if not _DIRECTORY:
+        return
     descriptor = os.open(path, os.O_RDONLY | _CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -160,7 +167,7 @@ def opened(path: Path) -> Iterator[tuple[int, int]]:
     """Open a regular file, not a link, for reading; yield its descriptor and its size in bytes."""
     _call_failpoint("open", path)
     no_follow = 0 if _is_handle(path) else _NO_FOLLOW
-    descriptor = os.open(path, os.O_RDONLY | _CLOEXEC | no_follow | os.O_NONBLOCK)
+    descriptor = os.open(path, os.O_RDONLY | _CLOEXEC | no_follow | _NONBLOCK | _BINARY)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -178,6 +185,9 @@ def opened_directory(path: Path) -> Iterator[Path]:
     paths, this is the path itself.
     """
     _call_failpoint("open", path)
+    if not _DIRECTORY:
+        yield path
+        return
     descriptor = os.open(path, os.O_RDONLY | _CLOEXEC | _DIRECTORY)
     try:
         yield _handle(descriptor) or path
@@ -230,7 +240,26 @@ def read(path: Path, limit_bytes: int) -> bytes:
 
 def read_at(descriptor: int, length: int, start: int) -> bytes:
     """Return bytes of an open file from an offset; fewer at its end."""
-    return os.pread(descriptor, length, start)
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, length, start)
+    buffer = memoryview(bytearray(length))
+    return bytes(buffer[: read_into(descriptor, [buffer], start)])
+
+
+def read_into(descriptor: int, buffers: Sequence[memoryview], start: int) -> int:
+    """Read from an offset of an open file into buffers; return the number of bytes read."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, buffers, start)
+    read_bytes = 0
+    with _offset_lock:  # on Windows, threads share the offset of a descriptor
+        os.lseek(descriptor, start, os.SEEK_SET)
+        for buffer in buffers:
+            part = os.read(descriptor, len(buffer))
+            buffer[: len(part)] = part
+            read_bytes += len(part)
+            if len(part) < len(buffer):
+                break
+    return read_bytes
 
 
 def walk(root: Path, prefix: str = "") -> Iterator[tuple[str, bool]]:

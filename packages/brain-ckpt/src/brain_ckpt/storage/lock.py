@@ -23,6 +23,7 @@ except ImportError:  # pragma: no cover - Windows
 
 LOCK_NAME = ".brain.lock"
 
+_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
 _BUSY = frozenset({errno.EACCES, errno.EAGAIN})
 
 # The locks that this process holds, as (descriptor, pid of the owner, uses).  A record lock belongs
@@ -59,7 +60,7 @@ class DirectoryLock:
                 with contextlib.suppress(OSError):
                     os.close(descriptor)
                 _open_locks.pop(self._key)
-            descriptor, uses = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC), 0
+            descriptor, uses = os.open(self._path, _FLAGS), 0
             holder = self._try_lock(descriptor)
             if holder is not None:
                 os.close(descriptor)
