@@ -101,11 +101,9 @@ def run(
     deadline = time.monotonic() + seconds
     latest = deadline + _MORE_S
     try:
-        while (left_s := deadline - time.monotonic()) > 0 or (
-            _reads_in(folder) < reads and time.monotonic() < latest
-        ):
+        while (now := time.monotonic()) < (latest if _reads_in(folder) < reads else deadline):
             pause_s = draw.random() * 2 * _KILL_INTERVAL_S
-            time.sleep(min(left_s, pause_s) if left_s > 0 else pause_s)
+            time.sleep(min(abs(deadline - now), pause_s))
             result.problems += _ended(writing)
             if not kills and not result.problems:
                 continue
