@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     )
     from brain_dist.control_group import set_control_timeout
     from brain_dist.errors import OutOfStepError, RanksLostError, RemoteError
-    from brain_dist.evaluation import ExactMean, gather_sharded, local_forward, shard_items
+    from brain_dist.evaluation import (
+        ExactMean,
+        gather_sharded,
+        local_forward,
+        shard_items,
+        share_buffers,
+    )
     from brain_dist.group import ddp_init_group
     from brain_dist.main_process import (
         main_process_only,
@@ -37,7 +43,7 @@ if TYPE_CHECKING:
     from brain_dist.parallel.warm_up import warm_up_step
     from brain_dist.parallel.weighted_gradients import WeightedGradients
     from brain_dist.parallel.wrap import wrap_modules
-    from brain_dist.parallel.wrapped_modules import unwrap_module
+    from brain_dist.parallel.wrapped_modules import reshard, sync_trainable, unwrap_module
     from brain_dist.precision import (
         AMPConfig,
         TorchAutocast,
@@ -99,12 +105,15 @@ __all__ = [
     "once_per_node",
     "propagate_failures",
     "raise_on_all_ranks",
+    "reshard",
     "run_on_main",
     "run_once_per_node",
     "set_control_timeout",
     "shard_items",
+    "share_buffers",
     "shield_from_stop_signals",
     "sum_over_ranks",
+    "sync_trainable",
     "unwrap_module",
     "warm_up_step",
     "wrap_modules",
@@ -120,11 +129,11 @@ _HOMES = {
     ".out_of_step": "collective_call",
     ".control_group": "set_control_timeout",
     ".errors": "OutOfStepError RanksLostError RemoteError",
-    ".evaluation": "ExactMean shard_items gather_sharded local_forward",
+    ".evaluation": "ExactMean shard_items share_buffers gather_sharded local_forward",
     ".stopping.failures": "propagate_failures",
     ".parallel.bucket_order": "BucketOrder",
     ".group": "ddp_init_group",
-    ".parallel.wrapped_modules": "unwrap_module",
+    ".parallel.wrapped_modules": "reshard sync_trainable unwrap_module",
     ".main_process": "main_process_only once_per_node run_on_main run_once_per_node",
     ".precision": "AMPConfig TorchAutocast fwd_default_precision make_grad_scaler",
     ".parallel.warm_up": "warm_up_step",

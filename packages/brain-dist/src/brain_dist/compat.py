@@ -9,6 +9,7 @@ import torch
 from torch import distributed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import timedelta
 
     from torch import nn
@@ -54,6 +55,17 @@ def gloo_worker_names() -> frozenset[str]:
 def fsdp_supports_cpu() -> bool:
     """Return whether FSDP2 of this torch runs on the CPU; that of torch 2.6 does not."""
     return hasattr(torch.cpu.Stream, "record_event")
+
+
+def fsdp_parameters(part: FSDPModule) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+    """Yield the sharded and the whole form of each parameter that FSDP2 has gathered before."""
+    state = cast("Any", part)._get_fsdp_state()  # noqa: SLF001 - there is no public way
+    groups = getattr(state, "_fsdp_param_groups", None)  # several since torch 2.13
+    for group in [state._fsdp_param_group] if groups is None else groups:  # noqa: SLF001
+        for parameter in () if group is None else group.fsdp_params:
+            whole = getattr(parameter, "_unsharded_param", None)
+            if whole is not None:
+                yield parameter.sharded_param, whole
 
 
 def reset_forward_order(root: FSDPModule) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import distributed, nn
@@ -13,7 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from brain_dist import compat
 from brain_dist.collectives import gather_objects
-from brain_dist.parallel.wrapped_modules import RESHARDS, is_fsdp, iter_modules
+from brain_dist.parallel.wrapped_modules import (
+    RESHARDS,
+    fsdp_parts,
+    is_fsdp,
+    is_wrapped,
+    iter_modules,
+)
 from brain_dist.process_exit import register_exit_handler
 from brain_dist.world import get_rank, get_world_size, is_distributed_initialized
 
@@ -145,13 +151,11 @@ def local_forward(
     all_modules = list(iter_modules(modules))
     ddp = [module for module in all_modules if isinstance(module, DistributedDataParallel)]
     fsdp_roots = [module for module in all_modules if is_fsdp(module)]
-    sharded = [
-        part for root in fsdp_roots for part in cast("nn.Module", root).modules() if is_fsdp(part)
-    ]
+    share_buffers(all_modules)
+    sharded = fsdp_parts(all_modules)
     syncs_before = [module.require_forward_param_sync for module in ddp]
     try:
         for module in ddp:
-            _broadcast_buffers(module)
             module.require_forward_param_sync = False
         for part in sharded:
             part.unshard()
@@ -167,9 +171,25 @@ def local_forward(
             compat.reset_forward_order(root)
 
 
-def _broadcast_buffers(module: nn.Module) -> None:
-    for buffer in module.buffers():
-        distributed.broadcast(buffer, src=0)
+def share_buffers(
+    modules: nn.Module | Mapping[str, nn.Module] | Iterable[nn.Module],
+) -> None:
+    """Copy rank 0's buffers of DDP and FSDP2 modules to every rank, which all have to call it.
+
+    Without SyncBatchNorm each rank has running statistics of its own. DDP copies rank 0's in every
+    forward; FSDP2 does not, so call this before an evaluation. A checkpoint has those of rank 0.
+
+    Parameters
+    ----------
+    modules : nn.Module, mapping or iterable of nn.Module
+        Others are left unchanged.
+    """
+    if not is_distributed_initialized():
+        return
+    for module in iter_modules(modules):
+        if is_wrapped(module):
+            for buffer in module.buffers():
+                distributed.broadcast(buffer, src=0)
 
 
 def _add_exactly(partials: list[float], value: float) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from brain_dist.parallel.wrapped_modules import unwrap_module
+from brain_dist.parallel.wrapped_modules import is_fsdp, unwrap_module
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +24,8 @@ def is_sharded(obj: nn.Module | torch.optim.Optimizer) -> bool:
     obj : nn.Module or torch.optim.Optimizer
     """
     if isinstance(obj, nn.Module):
-        return any(map(_is_dtensor, obj.parameters()))
+        # Also while FSDP2 has gathered the parameters, which are plain tensors then.
+        return any(map(is_fsdp, obj.modules())) or any(map(_is_dtensor, obj.parameters()))
     return any(_is_dtensor(p) for group in obj.param_groups for p in group["params"])
 
 

@@ -1,13 +1,15 @@
-"""Tell wrapped modules from plain ones, and unwrap them."""
+"""Tell wrapped modules from plain ones; unwrap them, and shard FSDP2's again."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from brain_dist import compat
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -42,6 +44,48 @@ def iter_modules(
         yield module
         if isinstance(module, _CONTAINERS) and not is_fsdp(module):
             yield from iter_modules(module.children())
+
+
+def fsdp_parts(
+    modules: nn.Module | Mapping[str, nn.Module] | Iterable[nn.Module],
+) -> list[FSDPModule]:
+    """Return every module that FSDP2 gathers as one unit, among the modules and inside them."""
+    roots = [module for module in iter_modules(modules) if is_fsdp(module)]
+    return [part for root in roots for part in cast("nn.Module", root).modules() if is_fsdp(part)]
+
+
+def reshard(modules: nn.Module | Mapping[str, nn.Module] | Iterable[nn.Module]) -> None:
+    """Shard FSDP2 modules that a forward without a backward has left gathered.
+
+    Such a forward, of an evaluation for example, leaves the outermost module with whole parameters:
+    FSDP2 shards them in the backward. ``state_dict()`` shards them too, on the rank that calls it;
+    if only one does, the next forward gathers on that rank alone and never ends. Optimizers hold
+    the sharded parameters, so ``module.parameters()`` are other objects meanwhile.
+
+    Nothing is sent, so any rank may call it, between a backward and the next forward. Other modules
+    are left unchanged.
+
+    Parameters
+    ----------
+    modules : nn.Module, mapping or iterable of nn.Module
+    """
+    for part in fsdp_parts(modules):
+        part.reshard()
+
+
+def sync_trainable(modules: nn.Module | Mapping[str, nn.Module] | Iterable[nn.Module]) -> None:
+    """Let FSDP2 compute gradients for those parameters whose ``requires_grad`` is set now.
+
+    FSDP2 copies the flag to the whole parameter at the first forward, and never again. Every rank
+    calls this after a change; modules have to be sharded, see `reshard`.
+
+    Parameters
+    ----------
+    modules : nn.Module, mapping or iterable of nn.Module
+    """
+    for part in fsdp_parts(modules):
+        for sharded, whole in compat.fsdp_parameters(part):
+            whole.requires_grad_(sharded.requires_grad)
 
 
 def unwrap_module(module: nn.Module) -> nn.Module:
