@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         Policy,
         any_of,
     )
+    from brain_ckpt.setting_aside import set_aside
     from brain_ckpt.transfer.average import average_checkpoints, average_state_dicts
     from brain_ckpt.transfer.parameters import torch_parameter_transfer
     from brain_ckpt.transfer.pretrainer import Pretrainer
@@ -76,6 +77,7 @@ __all__ = [
     "mark_as_saver",
     "mark_as_transfer",
     "register_checkpoint_hooks",
+    "set_aside",
     "torch_parameter_transfer",
     "torch_recovery",
     "torch_save",
@@ -97,6 +99,7 @@ _HOMES = {
     ".retention.checkpoint": "Checkpoint ckpt_recency",
     ".retention.policies": "DAY_S HOUR_S KeepBest KeepEvery KeepLast KeepMostImportant "
     "KeepPinned KeepWithinBytes Policy any_of",
+    ".setting_aside": "set_aside",
     ".transfer.average": "average_checkpoints average_state_dicts",
     ".transfer.parameters": "torch_parameter_transfer",
     ".transfer.pretrainer": "Pretrainer",

@@ -11,9 +11,17 @@ from brain_ckpt.errors import CheckpointMismatchError
 from brain_ckpt.loading.checked_read import MIN_BYTES, read_checked
 from brain_ckpt.loading.shards import assemble
 from brain_ckpt.recoverables.encoding import decode_state
+from brain_ckpt.recoverables.parameter_groups import (
+    GroupNames,
+    GroupPlan,
+    add_missing_groups,
+    decode_names,
+    plan_groups,
+)
 from brain_ckpt.recoverables.serialization import read_state, rename_old_keys
 from brain_ckpt.recoverables.states import check_state, set_state
-from brain_ckpt.storage.layout import RANKS_DIRECTORY
+from brain_ckpt.storage import filesystem
+from brain_ckpt.storage.layout import PARAMETER_NAMES, RANKS_DIRECTORY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -125,13 +133,15 @@ def prepare_restore(
             f"only=..., or add what may be missing with add_recoverable(..., optional_load=True)"
         )
     end_of_epoch = bool(checkpoint.meta.get("end-of-epoch", True))
+    names = _read_names(opened)
     steps = {}
     for one in recoverables:
         path = _file_of(one, opened, rank)
         if path is not None and one.loader is not None:
             steps[one.name] = _hook_step(one.loader.call, path, opened.file(path), end_of_epoch)
         elif path is not None:
-            steps[one.name] = _state_step(one, path, opened, checked_states, trusted=trusted)
+            plan = _plan_groups(one, names.get(path.stem))
+            steps[one.name] = _state_step(one, path, opened, checked_states, plan, trusted=trusted)
     return steps
 
 
@@ -153,11 +163,25 @@ def _hook_step(call: Callable[..., Any], path: Path, file: Path, end_of_epoch: b
     return RestoreStep(lambda: call(path, end_of_epoch), lambda: call(file, end_of_epoch))
 
 
+def _read_names(opened: OpenedCheckpoint) -> dict[str, GroupNames]:
+    if opened.manifest is None or not opened.has_file(PARAMETER_NAMES):
+        return {}
+    size = opened.manifest.files[PARAMETER_NAMES].size
+    return decode_names(filesystem.read(opened.locate(PARAMETER_NAMES), size))
+
+
+def _plan_groups(one: Recoverable, names: GroupNames | None) -> GroupPlan | None:
+    if not isinstance(one.obj, torch.optim.Optimizer):
+        return None
+    return plan_groups(one.obj, names, one.parameters)
+
+
 def _state_step(
     recoverable: Recoverable,
     path: Path,
     opened: OpenedCheckpoint,
     checked_states: Mapping[str, Any],
+    plan: GroupPlan | None,
     *,
     trusted: bool,
 ) -> RestoreStep:
@@ -172,10 +196,13 @@ def _state_step(
             mmap=isinstance(obj, torch.nn.Module),
             safe_globals=recoverable.safe_globals,
         )
-    state = assemble(obj, state, opened.locate, name)
-    check_state(obj, state, name)
+    groups = None if plan is None else plan.parameters
+    state = assemble(obj, state, opened.locate, name, groups)
+    check_state(obj, state, name, groups)
 
     def apply() -> None:
+        if plan is not None:
+            add_missing_groups(obj, plan, state, name)
         set_state(obj, state, name)
 
     return RestoreStep(apply, apply)

@@ -33,6 +33,7 @@ from brain_ckpt.storage.layout import SHARDS_DIRECTORY, SHARDS_INDEX
 from brain_ckpt.storage.manifest import safe_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 # The classes in the metadata of a distributed checkpoint, which is a pickle.
@@ -63,7 +64,13 @@ _METADATA_CLASSES = frozenset(
 )
 
 
-def assemble(obj: Any, state: Any, locate: Callable[[str], Path], name: str) -> Any:
+def assemble(
+    obj: Any,
+    state: Any,
+    locate: Callable[[str], Path],
+    name: str,
+    groups: Sequence[Sequence[torch.Tensor]] | None = None,
+) -> Any:
     """Put sharded tensors back into a state, each sharded as the object has it.
 
     Each rank reads the parts that it needs, without communication.
@@ -78,6 +85,8 @@ def assemble(obj: Any, state: Any, locate: Callable[[str], Path], name: str) -> 
         Returns the path to read a file of the checkpoint from, by its name below the directory.
     name : str
         The name of the recoverable.
+    groups : sequence of sequence of Tensor, optional
+        The parameters of an optimizer's groups; by default those that it has.
 
     Raises
     ------
@@ -86,7 +95,7 @@ def assemble(obj: Any, state: Any, locate: Callable[[str], Path], name: str) -> 
     CheckpointMismatchError
         If a tensor does not fit.
     """
-    sharded = _sharded_tensors(obj, name) if is_sharded(obj) else {}
+    sharded = _sharded_tensors(obj, name, groups) if groups or is_sharded(obj) else {}
     targets: dict[str, Any] = {}
     sizes = _sizes(locate) if has_placeholders(state) else {}
 
@@ -108,11 +117,14 @@ def assemble(obj: Any, state: Any, locate: Callable[[str], Path], name: str) -> 
     return assembled
 
 
-def _sharded_tensors(obj: Any, name: str) -> dict[str, Any]:
+def _sharded_tensors(
+    obj: Any, name: str, groups: Sequence[Sequence[torch.Tensor]] | None
+) -> dict[str, Any]:
     if isinstance(obj, nn.Module):
         state = bare_module(obj).state_dict()
         return {f"{name}/{key}": value for key, value in state.items() if is_dtensor(value)}
-    parameters = [p for group in obj.param_groups for p in group["params"]]
+    groups = groups or [group["params"] for group in obj.param_groups]
+    parameters = [parameter for group in groups for parameter in group]
     keys = {key for entry in obj.state.values() for key in entry}
     return {
         f"{name}/state/{number}/{key}": parameter

@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from brain_ckpt.ranks.agreement import run_on_all_ranks
 from brain_ckpt.recoverables.encoding import encode_state
 from brain_ckpt.recoverables.hooks import HookRegistry, PathHook, find_loader, find_saver
+from brain_ckpt.recoverables.parameter_groups import named_parameters
 from brain_ckpt.recoverables.safe_globals import SafeGlobal, SafeGlobals
 from brain_ckpt.recoverables.sharding import is_sharded, split
 from brain_ckpt.recoverables.states import get_state
@@ -35,6 +38,8 @@ class Recoverable:
         Whether each rank has its own state.
     safe_globals : SafeGlobals
         Registered classes, whose objects its state can hold.
+    parameters : mapping of str to Tensor
+        For an optimizer, the parameters of all modules that are saved, by name.
     """
 
     name: str
@@ -44,6 +49,7 @@ class Recoverable:
     optional: bool = False
     per_rank: bool = False
     safe_globals: SafeGlobals = field(default_factory=SafeGlobals)
+    parameters: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def encoded_state(self) -> Any:
         """Return the state of the object as it is saved, without sharded tensors."""
@@ -166,6 +172,10 @@ class RecoverableRegistry:
 
     def _select(self, only: RecoverableFilter | None = None) -> list[Recoverable]:
         # Built at each save and load, because users may change the mappings in between.
+        optimizers = {
+            n for n, o in self.recoverables.items() if isinstance(o, torch.optim.Optimizer)
+        }
+        parameters = named_parameters(self.recoverables) if optimizers else {}
         return [
             Recoverable(
                 check_name(name, "the name of a recoverable"),
@@ -175,6 +185,7 @@ class RecoverableRegistry:
                 optional=self.optional_recoverables.get(name, False),
                 per_rank=name in self._per_rank,
                 safe_globals=self._safe_globals,
+                parameters=parameters if name in optimizers else {},
             )
             for name, obj in self.recoverables.items()
             if only is None or only(name, obj)

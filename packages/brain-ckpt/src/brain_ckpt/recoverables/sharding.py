@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from brain_ckpt.recoverables.states import bare_module
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -24,13 +22,9 @@ PLACEHOLDER = "__brain_ckpt_shard__"
 
 def is_sharded(obj: Any) -> bool:
     """Return whether the state of an object has tensors of which this rank holds a part."""
-    if "torch.distributed.tensor" not in sys.modules:
-        return False
-    if isinstance(obj, nn.Module):
-        return any(is_dtensor(tensor) for tensor in bare_module(obj).parameters())
-    if isinstance(obj, torch.optim.Optimizer):
-        return any(is_dtensor(p) for group in obj.param_groups for p in group["params"])
-    return False
+    from brain_dist import is_sharded as has_shards
+
+    return isinstance(obj, (nn.Module, torch.optim.Optimizer)) and has_shards(obj)
 
 
 def is_dtensor(value: Any) -> bool:

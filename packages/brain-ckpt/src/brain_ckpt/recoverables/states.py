@@ -7,7 +7,7 @@ an optimizer keeps its dtypes, which torch casts to those of the parameters (pyt
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,8 +53,17 @@ def set_state(obj: Any, state: Any, name: str, *, strict: bool = True) -> None:
         ) from error
 
 
-def check_state(obj: Any, state: Any, name: str) -> None:
+def check_state(
+    obj: Any, state: Any, name: str, groups: Sequence[Sequence[torch.Tensor]] | None = None
+) -> None:
     """Check whether a state fits a module or an optimizer, without changing it.
+
+    Parameters
+    ----------
+    obj, state, name : object, object, str
+        As in `set_state`.
+    groups : sequence of sequence of Tensor, optional
+        The parameters that an optimizer's groups will have; by default those that they have.
 
     Raises
     ------
@@ -64,7 +73,7 @@ def check_state(obj: Any, state: Any, name: str) -> None:
     if isinstance(obj, nn.Module) and _loads_as_torch_does(obj) and isinstance(state, Mapping):
         _check_module(obj, state, name)
     elif isinstance(obj, torch.optim.Optimizer):
-        _check_optimizer(obj, state, name)
+        _check_optimizer(obj, state, name, groups)
 
 
 def fit_keys(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,16 +180,23 @@ def _is_lazy(value: torch.Tensor) -> bool:
     )
 
 
-def _check_optimizer(optimizer: torch.optim.Optimizer, state: Any, name: str) -> None:
+def _check_optimizer(
+    optimizer: torch.optim.Optimizer,
+    state: Any,
+    name: str,
+    groups: Sequence[Sequence[torch.Tensor]] | None,
+) -> None:
     if not isinstance(state, Mapping) or "param_groups" not in state:
         return
-    expected = [len(group["params"]) for group in optimizer.param_groups]
+    groups = groups or [group["params"] for group in optimizer.param_groups]
+    expected = [len(group) for group in groups]
     saved = [len(group["params"]) for group in state["param_groups"]]
     if expected != saved:
         raise CheckpointMismatchError(
             f"the state saved as {name!r} must fit the {type(optimizer).__name__}, which has "
             f"{expected!r} parameters in its groups, got {saved!r}; build it from the same "
-            f"parameters"
+            f"parameters. Groups that training added come back if each of their parameters is in a "
+            f"module of the checkpointer: call add_recoverable with it before saving"
         )
 
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from brain_ckpt.errors import CheckpointSaveError
+from brain_ckpt.recoverables.parameter_groups import encode_names
 from brain_ckpt.recoverables.serialization import find_unsafe_names, write_state
 from brain_ckpt.retention.checkpoint import Checkpoint
 from brain_ckpt.saving.shards import index_file
-from brain_ckpt.storage.layout import PARAMFILE_EXT, RANKS_DIRECTORY
+from brain_ckpt.storage.layout import PARAMETER_NAMES, PARAMFILE_EXT, RANKS_DIRECTORY
 from brain_ckpt.storage.manifest import Manifest
 from brain_ckpt.storage.stream import Stream, write_file
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from brain_ckpt.recoverables.registry import Recoverable
     from brain_ckpt.saving.plan import SavePlan
     from brain_ckpt.saving.shards import ShardFile, ShardPlan
+    from brain_ckpt.saving.snapshot import Snapshot
     from brain_ckpt.storage.store import Store
 
 
@@ -60,23 +62,23 @@ class CheckpointFiles:
             if recoverable.loader is None:
                 _check_loadable(recoverable, path)
 
-    def write_states(
-        self, states: Mapping[str, Any], rank_files: Sequence[Mapping[str, bytes]]
-    ) -> None:
+    def write_states(self, snapshot: Snapshot, rank_files: Sequence[Mapping[str, bytes]]) -> None:
         """Write the states of a snapshot.
 
         Parameters
         ----------
-        states : mapping of str to object
-            By recoverable.
+        snapshot : Snapshot
+            The states of this rank.
         rank_files : sequence of mapping
             The files that each rank has its own of, in rank order.
         """
         store, staging = self._store, self._staging
-        for name, state in states.items():
+        for name, state in snapshot.states.items():
             file = f"{name}{PARAMFILE_EXT}"
             produce = _producer(state)
             staging.files[file] = write_file(staging.path / file, produce, store.algorithm)
+        if snapshot.parameter_names:
+            store.write(staging, PARAMETER_NAMES, encode_names(snapshot.parameter_names))
         for rank, files in enumerate(rank_files):
             for name, content in files.items():
                 directory = f"{RANKS_DIRECTORY}/{rank}"

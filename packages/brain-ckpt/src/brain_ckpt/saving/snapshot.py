@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from brain_ckpt.recoverables.encoding import encode_state
+from brain_ckpt.recoverables.parameter_groups import GroupNames, group_names
 from brain_ckpt.recoverables.sharding import is_sharded, split
 from brain_ckpt.recoverables.states import get_state
 from brain_ckpt.storage.layout import PARAMFILE_EXT
@@ -39,12 +40,15 @@ class Snapshot:
         Tensors of which each rank has a part.
     parts : dict of str to Tensor
         The parts of this rank, by the same names.
+    parameter_names : dict of str to list
+        The names of the parameters in the groups of each optimizer.
     """
 
     states: dict[str, Any] = field(default_factory=dict)
     rank_files: dict[str, bytes] = field(default_factory=dict)
     shards: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, torch.Tensor] = field(default_factory=dict)
+    parameter_names: dict[str, GroupNames] = field(default_factory=dict)
 
 
 def take_snapshot(
@@ -101,6 +105,9 @@ def _add_state(
             logger.warning("The state of %r is empty", name)
         state = encode_state(state, name, recoverable.safe_globals)
         snapshot.states[name] = state if copy is None else copy(state)
+        if isinstance(recoverable.obj, torch.optim.Optimizer):
+            names = group_names(recoverable.obj, recoverable.parameters)
+            snapshot.parameter_names[name] = names
 
 
 def _to_bytes(recoverable: Recoverable) -> bytes:

@@ -229,7 +229,7 @@ class Writer:
     def _write(self, pending: PendingSave) -> None:
         """Write the files of this rank, without communication."""
         if self._files is not None:
-            self._files.write_states(pending.snapshot.states, pending.rank_files)
+            self._files.write_states(pending.snapshot, pending.rank_files)
         if pending.shards is not None:
             parts = pending.snapshot.parts
             pending.shard_file = write_shards(

@@ -81,6 +81,9 @@ class CommitProtocol(Protocol):
     def delete(self, paths: list[Path]) -> None:
         """Delete checkpoints, each atomically."""
 
+    def move(self, source: Path, target: Path) -> None:
+        """Move a checkpoint to another folder."""
+
 
 class RenameCommit:
     """Publishes a checkpoint by renaming its finished directory.
@@ -149,6 +152,12 @@ class RenameCommit:
         for trash in trashed:
             filesystem.remove_tree(trash)
 
+    def move(self, source: Path, target: Path) -> None:
+        """Rename the directory, and flush the rename to the disk."""
+        filesystem.rename(source, target)
+        filesystem.fsync_directory(target.parent)
+        filesystem.fsync_directory(source.parent)
+
 
 class ManifestCommit:
     """Publishes a checkpoint by writing its manifest last; no directory is renamed.
@@ -211,6 +220,10 @@ class ManifestCommit:
         for path in paths:
             mark_unfinished(path, self._run_id)
             remove_marked(path)
+
+    def move(self, source: Path, target: Path) -> None:
+        """Copy the directory, and delete it once the copy is complete."""
+        self.replace(source, target)
 
     def replace(self, source: Path, final: Path) -> None:
         """Replace a checkpoint with a copy; the source is listed until the copy is complete."""

@@ -15,6 +15,11 @@ PARAMFILE_EXT = ".ckpt"
 RANKS_DIRECTORY = "ranks"
 SHARDS_DIRECTORY = "shards"
 SHARDS_INDEX = ".metadata"
+# The names of the parameters in optimizers' groups, beside the states that SpeechBrain knows.
+PARAMETER_NAMES = "parameter_names.json"
+
+# The folder of checkpoints that a run has gone back behind.
+SET_ASIDE = "set_aside"
 
 TEMPORARY = ".tmp-"
 OLD = ".old-"

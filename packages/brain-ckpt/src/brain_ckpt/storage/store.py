@@ -150,6 +150,12 @@ class Store:
         """Delete checkpoints, each atomically."""
         self._protocol.delete(paths)
 
+    def move(self, source: Path, target: Path) -> None:
+        """Move a checkpoint to a folder below the directory; killed, it is in one of them."""
+        if not filesystem.is_directory(target.parent):
+            filesystem.mkdir(target.parent)
+        self._protocol.move(source, target)
+
     def clean_up(self) -> None:
         """Restore replaced checkpoints and delete unfinished directories of ended runs.
 

@@ -213,7 +213,8 @@ class EpochPass:
             raise ValueError(
                 f"a position of at most {plan.num_batches} batches is required, got "
                 f"{resume.batches!r}: the state was saved with more data or smaller batches; "
-                "restore those, or do not load the state"
+                "restore those, or let the epoch start again, as Brain does with "
+                "--accept_changes=data"
             )
         if self._elastic and not shards.is_round_start(resume.batches):
             logger.info("Sharding the micro-batches after %d in new groups", resume.batches)

@@ -138,8 +138,8 @@ def check_unchanged(kind: str, saved: dict[str, Any], present: dict[str, Any]) -
     if changed:
         raise ValueError(
             f"a position is valid only for the {kind} that it was saved with, got another one: "
-            f"{'; '.join(changed)}. Restore what changed, or do not load the loader's state, which "
-            "starts the epoch again"
+            f"{'; '.join(changed)}. Restore what changed, or let the epoch start again: Brain does "
+            "with --accept_changes=data; elsewhere, do not load the loader's state"
         )
 
 

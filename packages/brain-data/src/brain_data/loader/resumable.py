@@ -253,7 +253,8 @@ class ResumableLoader:
             raise ResumeError(
                 f"the state of a {kind} of format {FORMAT} is required, got "
                 f"{state.get('kind')!r} of format {state.get('format')!r}: give the loader that "
-                "was used before, or do not load the state, which starts the epoch again"
+                "was used before, or let the epoch start again: Brain does with "
+                "--accept_changes=data; elsewhere, do not load the loader's state"
             )
         try:
             self._source.check(state)
