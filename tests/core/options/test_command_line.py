@@ -102,6 +102,7 @@ def test_the_options_of_the_command_line_are_frozen():
     """Adding or removing an option requires a change of this test."""
     assert sorted(RunOptions().keys()) == sorted(
         [
+            "accept_changes",
             "auto_mix_prec",
             "bfloat16_mix_prec",
             "ckpt_interval_minutes",
@@ -142,6 +143,7 @@ def test_the_options_of_the_command_line_are_frozen():
             "recover_attributes",
             "remove_vector_weight_decay",
             "resume_anyway",
+            "resume_from",
             "shard_evaluation",
             "shard_loaders",
             "skip_nonfinite_grads",

@@ -9,6 +9,7 @@ import torch
 
 from brain_core.hooks import BrainHooks
 from brain_core.loop.gradients import drop_nonfinite_gradients
+from brain_core.loop.padding_batches import without_gradients
 from brain_core.loop.progress_bar import should_show
 from brain_core.loop.running_mean import is_finite
 from brain_core.loop.train_step import explain_loss, report_nonfinite
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
+    from brain_core.loop.epoch_pass import EpochPass
     from brain_core.modules.container import Modules
     from brain_core.resume.run_state import RunState
 
@@ -45,6 +47,9 @@ class BatchMethods(BrainHooks):
         optimizer_step_limit: int | None
         _run: RunState
         _overrides: frozenset[str]
+        _looks_after_batch: bool
+
+        def _after_hook(self) -> None: ...
 
     _nonfinite_losses = 0  # of the pass, skipped by update_average
 
@@ -73,6 +78,8 @@ class BatchMethods(BrainHooks):
         """
         should_step = self._window_ends()
         self.on_fit_batch_start(batch, should_step)
+        if self._looks_after_batch:
+            self._after_hook()
         train_step = self._run.train_step
         train_step.begin_batch()
         with self.no_sync(not should_step):
@@ -206,6 +213,16 @@ class BatchMethods(BrainHooks):
         """Whether the batch is a copy of another rank's, processed with zero weight."""
         epoch_pass = self._run.epoch_pass
         return epoch_pass is not None and epoch_pass.is_padding
+
+    def _train_batch(self, batch: Any, epoch_pass: EpochPass) -> None:
+        self._run.train_step.padding_batches += epoch_pass.padding_batches
+        if epoch_pass.is_padding:
+            with without_gradients(self.modules):
+                self.fit_batch(batch)
+        else:
+            epoch_pass.add_loss(self.fit_batch(batch))
+        if self._looks_after_batch:
+            self._after_hook()
 
     def _user_average(self) -> Callable[[Any, float], float] | None:
         """Return `update_average` if a recipe overrides it."""

@@ -13,7 +13,6 @@ import torch
 from brain_core.batch_methods import BatchMethods
 from brain_core.fit_state import FitState, RunCount, find_overrides
 from brain_core.loop.evaluation import evaluate_batches
-from brain_core.loop.padding_batches import without_gradients
 from brain_core.loop.profiler import StepProfiler
 from brain_core.loop.stage_loader import check_not_empty
 from brain_core.modules.container import HParams, as_modules
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from brain_ckpt import Checkpointer
-    from brain_core.loop.epoch_pass import EpochPass
 
 __all__ = ["Brain"]
 
@@ -293,7 +291,7 @@ class Brain(SetupMethods, BatchMethods):
 
     @collective_call("_fit_train")
     def _fit_train(self, train_set: Any, epoch: int, enable: bool) -> None:
-        self.on_stage_start(Stage.TRAIN, epoch)
+        self._start_training_stage(epoch)
         self.modules.train()
         self.zero_grad()
         self._begin_epoch(train_set, epoch)
@@ -325,18 +323,11 @@ class Brain(SetupMethods, BatchMethods):
         self.on_stage_end(Stage.TRAIN, self._run.mean.mean_over_ranks(), epoch)
         self._run.end_epoch()
 
-    def _train_batch(self, batch: Any, epoch_pass: EpochPass) -> None:
-        self._run.train_step.padding_batches += epoch_pass.padding_batches
-        if epoch_pass.is_padding:
-            with without_gradients(self.modules):
-                self.fit_batch(batch)
-        else:
-            epoch_pass.add_loss(self.fit_batch(batch))
-
     @collective_call("_fit_valid")
     def _fit_valid(self, valid_set: Any, epoch: int, enable: bool) -> None:
         if valid_set is None:
             return
+        self._after_hook()
         self.on_stage_start(Stage.VALID, epoch)
         with torch.no_grad():
             loss = self._evaluate_batches(valid_set, Stage.VALID, enable=enable)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from brain_core.epochs import epochs_left
@@ -12,10 +13,11 @@ from brain_core.loop.stage_loader import is_loader, make_resumable, make_stage_l
 from brain_core.loop.train_step import check_no_closure
 from brain_core.modules.compiling import compile_modules
 from brain_core.modules.container import Modules, describe_parameters
-from brain_core.modules.wrapping import trainable_parameters, wrap_for_ranks
+from brain_core.modules.wrapping import RankWrapping
 from brain_core.options.seed import seed_per_rank
 from brain_core.resume.attributes import attribute_owners
 from brain_core.resume.evaluation_epoch import check_metric, is_of_the_model, log_evaluated
+from brain_core.resume.going_back import go_back
 from brain_core.resume.next_fit import TensorCopies, carry_over
 from brain_core.resume.recoverables import add_missing_modules, named_objects
 from brain_core.resume.recovery import Recovery
@@ -23,7 +25,7 @@ from brain_core.stage import Stage
 from brain_dist import ddp_broadcast, get_rank, unwrap_module
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import torch
 
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from brain_core.options.run_options import RunOptions
     from brain_core.resume.evaluation_epoch import EvaluationEpoch
     from brain_core.resume.run_state import RunState
-    from brain_dist import BucketOrder
 
 __all__ = ["SetupMethods"]
 
@@ -70,11 +71,11 @@ class SetupMethods:
         _overrides: frozenset[str]
         _private: frozenset[str]
         _evaluation_epoch: EvaluationEpoch
+        on_stage_start: Any
 
-    _unwrapped: Collection[str] = ()  # modules that the recipe has not wrapped itself
-    _wrapped_parameters: frozenset[int] = frozenset()  # whose gradients the ranks share
     _former_opt_class: Any = None  # of the call of fit before
-    _bucket_order: BucketOrder | None = None  # of DDP; None before modules are wrapped
+    _wrapping: RankWrapping | None = None  # None before the first fit
+    _looks_after_batch = False  # whether hooks of a batch may have changed wrapped modules
 
     def on_fit_start(self) -> None:
         """Compile, wrap for several ranks, make optimizers, and recover the newest checkpoint.
@@ -82,17 +83,20 @@ class SetupMethods:
         Called by `fit` on every rank. What an override adds to the checkpointer before it calls
         this is recovered here, too.
         """
-        if self._bucket_order is None:
+        if self._wrapping is None:
             compile_modules(self.modules, self.run_options)
-            self._unwrapped = [n for n, m in self.modules.items() if unwrap_module(m) is m]
-        trainable = trainable_parameters(self.modules)
-        if self._bucket_order is None or trainable - self._wrapped_parameters:
-            self._bucket_order = wrap_for_ranks(
-                self.modules, self.run_options, self.device, self.checkpointer, self._unwrapped
+            self._wrapping = RankWrapping(
+                self.modules, self.run_options, self.device, self.checkpointer
             )
-            self._wrapped_parameters = trainable_parameters(self.modules)
-        self.init_optimizers()
+        setup, recovery = self._run.setup, self._fit_state.recovery
+        setup.begin(self.modules)
+        if recovery is not None:
+            recovery.restore_trainable(self._run)
+        self._wrapping.wrap()
+        with setup.as_at_start():
+            self.init_optimizers()
         self._recover_newest()
+        self._looks_after_batch = self._wrapping.is_needed_after_batch(self._overrides)
 
     def init_optimizers(self) -> None:
         """Make the optimizers, once modules are compiled and wrapped.
@@ -235,8 +239,10 @@ class SetupMethods:
         if not fit_state.is_nested:
             self._run.begin_fit()
             if self.checkpointer is not None:
-                fit_state.recovery = Recovery(self.checkpointer, trusted=self.run_options.trusted)
-                fit_state.recovery.add_objects_of_fit(self._run.rank_state, train_set, epochs)
+                fit_state.recovery = Recovery(self.checkpointer, self.run_options)
+                if self._run.starts_from == "checkpoint" and self._run.fit == 1:
+                    go_back(self.checkpointer, self.run_options.resume_from)
+                fit_state.recovery.add_objects_of_fit(self._run, train_set, epochs)
         recoverables = {} if self.checkpointer is None else self.checkpointer.recoverables
         former = {} if self._run.starts_from == "checkpoint" else dict(recoverables)
         self.on_fit_start()
@@ -245,8 +251,9 @@ class SetupMethods:
         if self.opt_class is self._former_opt_class and self.checkpointer is not None:
             carry_over(former, self.checkpointer.recoverables)
         self._former_opt_class = self.opt_class
-        if self._bucket_order is not None:
-            self._bucket_order.apply()
+        self._run.setup.restore()
+        if self._wrapping is not None and self._wrapping.order is not None:
+            self._wrapping.order.apply()
         if not fit_state.is_nested and self.checkpointer is not None:
             owners = attribute_owners(self, self._private)
             self._run.rank_state.attributes.restore(owners)
@@ -260,6 +267,10 @@ class SetupMethods:
     def _begin_epoch(self, train_set: Any, epoch: int) -> None:
         if self._run.resumes_epoch:  # on_stage_start has set them anew
             self._run.rank_state.attributes.restore(attribute_owners(self, self._private))
+            self._run.setup.restore()
+        if self._fit_state.recovery is not None:
+            self._fit_state.recovery.training_begins()
+        self._after_hook()
         self._run.begin_epoch(epoch)
         if self._fit_state.is_nested and self._fit_state.has_user_sampler:
             return  # its sampler counts the outer epochs; these are others
@@ -267,6 +278,20 @@ class SetupMethods:
         for part in parts:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
+
+    def _start_training_stage(self, epoch: int) -> None:
+        """Call `on_stage_start`; an epoch that it had begun before the stop goes on as it was."""
+        self._after_hook()
+        recovery = self._fit_state.recovery
+        repeats = self._run.resumes_epoch and recovery is not None
+        with recovery.resuming_epoch() if repeats and recovery is not None else nullcontext():
+            self.on_stage_start(Stage.TRAIN, epoch)
+
+    def _after_hook(self) -> None:
+        """Bring wrapped modules into the same state on all ranks, whatever a hook did."""
+        if self._wrapping is not None:
+            optimizers = {**(self.optimizers_dict or {}), "": getattr(self, "optimizer", None)}
+            self._wrapping.after_hook(o for o in optimizers.values() if o is not None)
 
     def _epochs_left(self, epochs: Iterable[int]) -> Iterator[int]:
         """Return the epochs to train: a counter that was recovered knows them by itself."""

@@ -26,7 +26,8 @@ class _Buffer:
     version: int
 
     def is_replaced(self) -> bool:
-        return self.place.get(self.name) is not self.tensor
+        # The mapping of a scripted module has no get.
+        return self.name not in self.place or self.place[self.name] is not self.tensor
 
     def is_written(self) -> bool:
         """Whether torch has counted a write; batch norm's own kernels are not counted."""

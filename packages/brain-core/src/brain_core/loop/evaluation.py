@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from brain_core.loop.epoch_pass import EpochPass, evaluating
 from brain_core.loop.running_mean import LossMean
 from brain_core.loop.stage_loader import common_batch_count, shard_evaluation_batches
-from brain_dist import get_world_size, local_forward
+from brain_dist import get_world_size, local_forward, reshard, share_buffers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +36,8 @@ def evaluate_batches(
 ) -> float:
     """Evaluate every batch with the modules in evaluation mode, and return the mean loss.
 
+    Modules that FSDP2 has sharded are sharded again at the end, on every rank.
+
     Parameters
     ----------
     loader : iterable
@@ -58,6 +60,8 @@ def evaluate_batches(
     float
         Mean over the finite losses of all ranks.
     """
+    reshard(modules)  # a hook may have run a forward
+    share_buffers(modules)
     shard = shard and get_world_size() > 1
     batches = shard_evaluation_batches(loader) if shard else loader
     common_batches = 0 if after_batch is None else common_batch_count(batches)
@@ -74,4 +78,5 @@ def evaluate_batches(
                     after_batch()
     finally:
         counter.step = former_step
+        reshard(modules)
     return epoch_pass.mean.mean_over_ranks()

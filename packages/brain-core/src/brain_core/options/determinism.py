@@ -67,6 +67,7 @@ def deterministic_algorithms(wanted: bool = True) -> Iterator[None]:
     """Use deterministic algorithms in this context, and restore torch's flags after it.
 
     An operation without a deterministic algorithm runs anyway and is named in the log, once.
+    TorchScript does not optimize.
 
     Parameters
     ----------
@@ -86,7 +87,9 @@ def deterministic_algorithms(wanted: bool = True) -> Iterator[None]:
             if not former:
                 torch.use_deterministic_algorithms(mode=True, warn_only=True)
             cudnn.deterministic, cudnn.benchmark = True, False
-            yield
+            # TorchScript computes its first calls with other kernels than those that follow.
+            with torch.jit.optimized_execution(should_optimize=False):  # type: ignore[attr-defined,no-untyped-call,unused-ignore]  # torch's
+                yield
     finally:
         torch.use_deterministic_algorithms(mode=former > 0, warn_only=former == 1)
         cudnn.deterministic, cudnn.benchmark = former_cudnn

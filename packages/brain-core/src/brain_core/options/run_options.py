@@ -20,6 +20,7 @@ Backend = Literal["nccl", "gloo", "mpi"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 Parallel = Literal["ddp", "fsdp"]
 
+_KINDS_OF_CHANGES = ("data", "modules", "optimizer", "optimizer_options")
 _AT_LEAST = {
     "debug_batches": 1,
     "grad_accumulation_factor": 1,
@@ -71,6 +72,17 @@ class RunOptions:
     elastic : bool
         Resume on any number of ranks: where they cannot take the same steps, shard the rest of the
         epoch in steps of about the same size. Not an option of SpeechBrain.
+    accept_changes : bool or list of str
+        Resume although the script was changed since the checkpoint was saved: all of these kinds of
+        changes, none, or those named. ``data``: other batches start the interrupted epoch again.
+        ``optimizer``: one of another class starts anew. ``optimizer_options``: a learning rate or
+        another option that was changed counts, instead of the checkpoint's. ``modules``: the
+        parameters that fit are loaded, the others start as the script makes them, and so do
+        optimizers. Each applies once, at the change. Not an option of SpeechBrain.
+    resume_from : str, optional
+        Go back to an older checkpoint, once: its name, ``step:N`` for the one saved after N
+        optimizer steps, or ``epoch:N`` for the last of that epoch. Newer checkpoints are moved into
+        the folder ``set_aside`` beside them. Not an option of SpeechBrain.
     resume_anyway : bool
         Resume although a loader cannot find the same batches again: the position is kept, and rows
         may be repeated or missing. Not an option of SpeechBrain.
@@ -144,6 +156,8 @@ class RunOptions:
     recover_attributes: bool | list[str] = True
     trusted: bool = False
     elastic: bool = False
+    accept_changes: bool | list[str] = False
+    resume_from: str | None = None
     resume_anyway: bool = False
     shard_loaders: bool = True
     shard_evaluation: bool = False
@@ -199,6 +213,13 @@ class RunOptions:
                 "ckpt_interval_minutes and ckpt_interval_steps exclude each other, got "
                 f"{self.ckpt_interval_minutes!r} and {self.ckpt_interval_steps!r}. Set one to 0."
             )
+        kinds = [] if isinstance(self.accept_changes, bool) else self.accept_changes
+        for kind in kinds:
+            if kind not in _KINDS_OF_CHANGES:
+                raise ValueError(
+                    f"accept_changes must name some of {', '.join(_KINDS_OF_CHANGES)}, got "
+                    f"{kind!r}.{nearest(kind, _KINDS_OF_CHANGES)}"
+                )
         if self.data_parallel_backend:
             raise ValueError(
                 "data_parallel_backend is not supported: torch's DataParallel is superseded by one "
@@ -259,6 +280,12 @@ class RunOptions:
         given = run_opts.overridden_args or set()
         merged |= {key: run_opts[key] for key in given & options}
         return cls(**merged)
+
+    def why_inexact(self) -> list[str]:
+        """Return what keeps a run with these options from resuming with the same bits."""
+        if self.jit and not self.deterministic:
+            return ["TorchScript optimizes after its first calls (--deterministic turns that off)"]
+        return []
 
     def as_dict(self) -> dict[str, Any]:
         """Return the options as a new dict."""

@@ -6,11 +6,13 @@ import logging
 import shutil
 import tempfile
 import weakref
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brain_ckpt import CheckpointMismatchError, ckpt_recency
 from brain_core.epochs import is_epoch_counter
+from brain_core.resume.changes import ScriptChanges
 from brain_core.resume.evaluation_epoch import is_of_the_model
 from brain_core.resume.recoverables import (
     add_missing_modules,
@@ -19,18 +21,20 @@ from brain_core.resume.recoverables import (
     missing_states,
     unsaved_states,
 )
+from brain_core.resume.replay import RestoredGroups, undoing_changes
 from brain_core.resume.report import Resumption, samples_in
 from brain_core.resume.run_state import Progress
 from brain_core.stage import Stage
 from brain_dist import ddp_broadcast, gather_objects, get_world_size, if_main_process
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import torch
 
     from brain_ckpt import Checkpoint, Checkpointer
-    from brain_core.resume.run_state import RankState, RunState
+    from brain_core.options.run_options import RunOptions
+    from brain_core.resume.run_state import RunState
 
 __all__ = ["INTRA_EPOCH_CKPT_FLAG", "Recovery", "save_to_temporary_directory"]
 
@@ -48,8 +52,8 @@ class Recovery:
     ----------
     checkpointer : Checkpointer
         Where to save, and where to resume from.
-    trusted : bool
-        Whether to load checkpoints that name code to run.
+    options : RunOptions
+        ``trusted`` and ``accept_changes`` are used.
 
     Attributes
     ----------
@@ -57,17 +61,23 @@ class Recovery:
         The names that the loaded checkpoint had a state for; None before one is loaded.
     """
 
-    def __init__(self, checkpointer: Checkpointer, *, trusted: bool = False) -> None:
+    def __init__(self, checkpointer: Checkpointer, options: RunOptions) -> None:
         self._checkpointer = checkpointer
-        self._trusted = trusted
+        self._options = options
+        self._trusted = options.trusted
+        self._train_set: Any = None
+        self._changes: ScriptChanges | None = None
         self._epochs: Any = None  # of this call of fit
         self.restored: frozenset[str] | None = None
+        self._checkpoint: Checkpoint | None = None  # that was loaded
+        self._restored_groups = RestoredGroups({})
 
-    def add_objects_of_fit(self, rank_state: RankState, train_set: Any, epochs: Any) -> None:
+    def add_objects_of_fit(self, run: RunState, train_set: Any, epochs: Any) -> None:
         """Add what `fit` was given and needs in order to resume exactly."""
-        self._epochs = epochs
+        self._epochs, self._train_set = epochs, train_set
         add = self._checkpointer.add_recoverable
-        add("rank_state", rank_state, optional_load=True, per_rank=True)
+        add("rank_state", run.rank_state, optional_load=True, per_rank=True)
+        add("brain_setup", run.setup, optional_load=True)
         known = {id(obj) for obj in self._checkpointer.recoverables.values()}
         if id(train_set) not in known and hasattr(train_set, "state_dict"):
             per_rank = getattr(train_set, "state_is_per_rank", False)
@@ -75,6 +85,17 @@ class Recovery:
         if id(epochs) not in known and has_state(epochs):
             name = free_name("counter", "fit", self._checkpointer.recoverables)
             add(name, epochs, optional_load=True)
+
+    def restore_trainable(self, run: RunState) -> None:
+        """Freeze and unfreeze parameters as the newest checkpoint says, before they are wrapped.
+
+        Every rank calls it.
+        """
+        self._changes = ScriptChanges(self._checkpointer, run.setup, self._options, self._train_set)
+        if run.starts_from == "checkpoint":
+            text = ddp_broadcast(self._text_of_newest("brain_setup"))
+            run.setup.load_text(text, is_of_this_fit=self._fit_of_newest() == run.fit)
+            run.setup.restore()
 
     def recover(
         self,
@@ -96,6 +117,8 @@ class Recovery:
             What `named_objects` returns.
         """
         self._add_missing(modules, places)
+        assert self._changes is not None
+        self._changes.note_optimizers()
         if run.starts_from == "memory":
             return
         if run.starts_from == "evaluated modules":
@@ -105,15 +128,13 @@ class Recovery:
         if saved_fit > run.fit:
             self._skip(run, saved_fit)
             return
-        checkpoint = self._recover_if_possible(
-            only=None if saved_fit == run.fit else lambda name, _: name != TRAIN_LOADER
-        )
+        checkpoint = self._load(run, is_of_this_fit=saved_fit == run.fit)
         if checkpoint is None:
             return
         if not is_end_of_epoch(checkpoint):
             self._correct_other_counters(checkpoint)
         names = set(self._checkpointer.recoverables)
-        restored = names & set(checkpoint.paramfiles)
+        restored = {n for n in names & set(checkpoint.paramfiles) if self._changes.restores(n)}
         if run.rank_state.holds_rng:
             restored.add("rank_state")
         self.restored = frozenset(restored)
@@ -127,10 +148,65 @@ class Recovery:
             missing=sorted(names - restored),
             attributes=run.rank_state.attributes.selected(),
             left_out=run.rank_state.attributes.left_out,
-            inexact=_why_inexact(run),
+            changed=self._changes.described(checkpoint),
+            inexact=[*_why_inexact(run), *self._options.why_inexact()],
             passed_over=self._checkpointer.passed_over,
         )
         logger.log(logging.WARNING if report.is_warning else logging.INFO, "%s", report)
+
+    def _load(self, run: RunState, *, is_of_this_fit: bool) -> Checkpoint | None:
+        """Load the newest checkpoint, as far as what the script has changed leaves it valid."""
+        changes = self._changes
+        assert changes is not None
+        if is_of_this_fit:
+            changes.check(self._epoch_inside())
+        groups = RestoredGroups(self._checkpointer.recoverables)
+
+        def load(is_restored: Callable[[str, Any], bool]) -> Checkpoint | None:
+            return self._recover_if_possible(
+                only=lambda name, obj: (
+                    is_restored(name, obj) and (is_of_this_fit or name != TRAIN_LOADER)
+                )
+            )
+
+        checkpoint: Checkpoint | None = changes.load(load)
+        self._checkpoint, self._restored_groups = checkpoint, groups
+        groups.loaded()
+        run.setup.restore()
+        changes.use_accepted_options()
+        if changes.restarts_epoch:
+            run.restart_epoch()
+        return checkpoint
+
+    def _epoch_inside(self) -> str | None:
+        """Return the epoch inside which the newest checkpoint was saved; None at its end."""
+        newest = self._checkpointer.find_checkpoint() if if_main_process() else None
+        inside = newest is not None and not is_end_of_epoch(newest)
+        try:
+            text = self._text_of_newest("brain") if inside else None
+            epoch = None if text is None else str(Progress.from_yaml(text).epoch)
+        except (ValueError, KeyError, TypeError):
+            epoch = "?"  # damaged, which the recovery will report
+        return ddp_broadcast(epoch)
+
+    @contextmanager
+    def resuming_epoch(self) -> Iterator[None]:
+        """Keep the state of the checkpoint, whatever the hooks in this block do once more."""
+        checkpoint, changes = self._checkpoint, self._changes
+        assert checkpoint is not None
+        assert changes is not None
+
+        def load(is_restored: Callable[[str, Any], bool]) -> None:
+            self._checkpointer.load_checkpoint(checkpoint, only=is_restored, trusted=self._trusted)
+
+        with undoing_changes(
+            self._checkpointer.recoverables, lambda names: changes.load_again(names, load)
+        ):
+            yield
+
+    def training_begins(self) -> None:
+        """Let hooks add any parameter group from now on."""
+        self._restored_groups.end()
 
     def restores(self, epochs: Any) -> bool:
         """Return whether an epoch counter knows from the checkpoint which epochs are left."""
@@ -198,13 +274,21 @@ class Recovery:
 
     def _fit_of_newest(self) -> int:
         """Return which call of `Brain.fit` the newest checkpoint belongs to; 1 without any."""
-        newest = self._checkpointer.find_checkpoint() if if_main_process() else None
-        path = None if newest is None else newest.paramfiles.get("brain")
+        text = self._text_of_newest("brain")
         try:
-            fit = 1 if path is None else Progress.from_yaml(path.read_text("utf-8")).fit
-        except (OSError, ValueError, KeyError, TypeError):
+            fit = 1 if text is None else Progress.from_yaml(text).fit
+        except (ValueError, KeyError, TypeError):
             fit = 1  # damaged, which the recovery will report
         return ddp_broadcast(fit)
+
+    def _text_of_newest(self, name: str) -> str | None:
+        """Return a file of the newest checkpoint on rank 0; None where it cannot be read."""
+        newest = self._checkpointer.find_checkpoint() if if_main_process() else None
+        path = None if newest is None else newest.paramfiles.get(name)
+        try:
+            return None if path is None else path.read_text("utf-8")
+        except (OSError, ValueError):
+            return None  # damaged, which the recovery will report
 
     def _skip(self, run: RunState, saved_fit: int) -> None:
         """Leave out a call of fit that was complete; show its script the checkpoint's model."""

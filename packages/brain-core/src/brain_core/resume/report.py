@@ -33,6 +33,8 @@ class Resumption:
         The recoverables that the checkpoint holds, and those that it does not.
     attributes, left_out : sequence of str
         Attributes that are restored, and those that training had changed and no checkpoint holds.
+    changed : sequence of str
+        What the script has changed since the checkpoint was saved.
     inexact : sequence of str
         Why the bits may differ from those of an undisturbed run.
     passed_over : sequence of str
@@ -48,13 +50,14 @@ class Resumption:
     missing: Sequence[str] = ()
     attributes: Sequence[str] = ()
     left_out: Sequence[str] = ()
+    changed: Sequence[str] = ()
     inexact: Sequence[str] = ()
     passed_over: Sequence[str] = ()
 
     @property
     def is_warning(self) -> bool:
         """Whether the line is a warning."""
-        return bool(self.inexact or self.passed_over)
+        return bool(self.changed or self.inexact or self.passed_over)
 
     def __str__(self) -> str:
         """Return the line."""
@@ -71,7 +74,9 @@ class Resumption:
             line += f" Not in the checkpoint, unchanged: {', '.join(self.missing)}."
         if self.inexact:
             line += f" Same data order, but not the same bits: {', '.join(self.inexact)}."
-        if not (self.inexact or self.left_out or self.missing):
+        if self.changed:
+            line += f" Changed since it was saved: {', '.join(self.changed)}."
+        if not (self.changed or self.inexact or self.left_out or self.missing):
             line += " The run continues bit for bit."
         if self.passed_over:
             line += f" Skipped as damaged: {'; '.join(self.passed_over)}."

@@ -12,6 +12,7 @@ from brain_core.loop.running_mean import LossMean
 from brain_core.loop.train_step import TrainStep
 from brain_core.resume.attributes import AttributeState
 from brain_core.resume.environment import differences
+from brain_core.resume.setup_state import SetupState
 from brain_dist import get_world_size, if_main_process, sum_over_ranks
 
 if TYPE_CHECKING:
@@ -239,6 +240,8 @@ class RunState:
         The epoch's mean loss on this rank.
     rank_state : RankState
         What each rank saves for itself.
+    setup : SetupState
+        What the script has set up.
     train_step : TrainStep
         The accumulation window.
     epoch_pass : EpochPass or None
@@ -257,6 +260,7 @@ class RunState:
         self.grad_accumulation_factor = options.grad_accumulation_factor
         self.keeps_average = False
         self.train_step = TrainStep()
+        self.setup = SetupState()
         self.epoch_pass: EpochPass | None = None
         self.fit = 1
         self.starts_from: StartsFrom = "checkpoint"
@@ -287,8 +291,10 @@ class RunState:
         """Count a call of fit that no exception has ended."""
         if self.is_skipped:
             self.rank_state.restore_rng_after(self.fit)
+            self.setup.restore_after(self.fit)
         else:
             self.rank_state.fit_ended(self.fit)
+            self.setup.fit_ended(self.fit)
             self.starts_from = "memory"
         self.fit += 1
 
@@ -323,6 +329,12 @@ class RunState:
         """Begin the counts of the next epoch."""
         self.step = 0
         self.mean = LossMean()
+
+    def restart_epoch(self) -> None:
+        """Begin an interrupted epoch at its first batch: its position is of no use."""
+        self.end_epoch()
+        self.nonfinite_count = 0
+        self.rank_state.pop_losses()
 
     def sum_losses(self) -> None:
         """Sum the epoch's losses over all ranks for the next save; every rank calls it."""

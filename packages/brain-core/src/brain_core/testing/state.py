@@ -14,7 +14,7 @@ from brain_core.resume.recoverables import (
     missing_states,
     named_objects,
 )
-from brain_dist import unwrap_module
+from brain_dist import if_main_process, unwrap_module
 
 if TYPE_CHECKING:
     from brain_core.brain import Brain
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Pieces", "describe", "is_outcome", "snapshot"]
 
 _OUTCOMES = ("modules.", "recoverables.", "unsaved.", "progress.")
-_OWN = {"brain", "rank_state"}  # their state is under progress. and random.
+_OWN = {"brain", "brain_setup", "rank_state"}  # under progress., modules. and random.
 
 
 def is_outcome(piece: str) -> bool:
@@ -43,8 +43,11 @@ def snapshot(brain: Brain, epochs: Any) -> Pieces:
         pieces[f"random.{name}"] = digest(state)
     for name, module in brain.modules.items():
         plain = unwrap_module(module)
-        for key, tensor in (*plain.named_parameters(), *plain.named_buffers()):
-            pieces[f"modules.{name}.{key}"] = text_of_tensor(tensor)
+        # Those of other ranks are replaced by rank 0's before they are read.
+        buffers = plain.named_buffers() if if_main_process() else ()
+        for key, tensor in (*plain.named_parameters(), *buffers):
+            frozen = isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad
+            pieces[f"modules.{name}.{key}"] = text_of_tensor(tensor) + " (frozen)" * frozen
         for key, parameter in plain.named_parameters():
             if parameter.grad is not None and bool(parameter.grad.any()):
                 pieces[f"gradients.{name}.{key}"] = text_of_tensor(parameter.grad)
