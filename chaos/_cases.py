@@ -53,6 +53,10 @@ class Config:
         How often the script calls `Brain.fit`.
     loader : str
         "set" for a Dataset, "plain" for a shuffled torch DataLoader of the script's own.
+    unfreezing : bool
+        Whether the first layer is frozen until epoch 2, and gets a parameter group of its own then.
+    parallel : str
+        "ddp" or, on several ranks, "fsdp".
     epochs : int
         The length of the run.
     """
@@ -65,6 +69,8 @@ class Config:
     interval: int = 2
     fits: int = 1
     loader: str = "set"
+    unfreezing: bool = False
+    parallel: str = "ddp"
     epochs: int = 3
 
     @property
@@ -73,7 +79,8 @@ class Config:
         kind = "async" if self.asynchronous else "blocking"
         return (
             f"ranks{self.ranks}-workers{self.workers}-accum{self.accumulation}-{self.precision}"
-            f"-{kind}-every{self.interval}-fits{self.fits}-{self.loader}-epochs{self.epochs}"
+            f"-{kind}-every{self.interval}-fits{self.fits}-{self.loader}"
+            f"-{'unfreezing' if self.unfreezing else 'all'}-{self.parallel}-epochs{self.epochs}"
         )
 
     def fields(self) -> dict[str, Any]:
@@ -139,14 +146,19 @@ class Durations:
 
 def configs(ranks: Sequence[int]) -> list[Config]:
     """Return all settings of the matrix."""
+    either = (False, True)
     cells = itertools.product(
-        ranks, (0, 2), (1, 3), ("fp32", "bf16"), (False, True), (3, 5), (1, 2), ("set", "plain")
+        ranks, (0, 2), (1, 3), ("fp32", "bf16"), either, (3, 5), (1, 2), ("set", "plain"), either
     )
-    return [Config(*cell) for cell in cells]
+    return [
+        Config(*cell, parallel=parallel)
+        for cell in cells
+        for parallel in (("ddp",) if cell[0] == 1 else ("ddp", "fsdp"))
+    ]
 
 
 def draw_case(seed: int, number: int, ranks: Sequence[int]) -> Case:
-    """Return a case; each 128 consecutive numbers draw every setting besides the ranks once.
+    """Return a case; 256 consecutive numbers, or 512 on several ranks, draw every setting once.
 
     Several ranks take longer, and are drawn less often.
     """

@@ -14,7 +14,7 @@ from torch.nn.functional import mse_loss
 from brain_ckpt import Checkpoint, Checkpointer
 from brain_ckpt.storage import filesystem
 from brain_core import Brain, EpochCounter, FileTrainLogger, Stage, seed_everything
-from brain_dist import get_rank
+from brain_dist import full_state_dict, get_rank
 from chaos._cases import BATCH_SIZE, ROWS, VALID_ROWS
 from chaos._journal import Journal, checksums
 from chaos._status import Phase, Status
@@ -165,9 +165,11 @@ class Run(Brain):
     Its loss depends on attributes that training changes, and on a state of NumPy arrays.
     """
 
-    def __init__(self, *args: Any, journal: Journal, status: Status, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, journal: Journal, status: Status, unfreezing: bool, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.journal, self.status = journal, status
+        self.journal, self.status, self.unfreezing = journal, status, unfreezing
         self.epoch = 0
         self.temperature = 1.0
         self.history: list[float] = []
@@ -181,10 +183,15 @@ class Run(Brain):
         self.checkpointer.add_recoverable("scheduler", self.scheduler)
 
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
-        """Write the phase."""
+        """Write the phase, and train the first layer, too, from epoch 2 on."""
         self.epoch = epoch or 0
         if stage is Stage.VALID:
             self.status.enter(Phase.VALID)
+        if self.unfreezing and stage is Stage.TRAIN and epoch == 2:  # noqa: PLR2004
+            first = next(self.raw_modules["model"].children()).requires_grad_(True)  # noqa: FBT003 - torch's
+            rate = {"lr": 0.01, "initial_lr": 0.01}
+            self.optimizer.add_param_group({"params": first.parameters(), **rate})
+            self.scheduler.base_lrs.append(0.01)
 
     def fit_batch(self, batch: Any) -> torch.Tensor:
         """Write the phase."""
@@ -240,8 +247,8 @@ class Run(Brain):
     def whole_state(self) -> dict[str, str]:
         """Return a text for each weight, each state of the optimizer and the learning rate."""
         return {
-            **checksums("model", self.raw_modules["model"].state_dict()),
-            **checksums("optimizer", self.optimizer.state_dict()["state"]),
+            **checksums("model", full_state_dict(self.raw_modules["model"])),
+            **checksums("optimizer", full_state_dict(self.optimizer)["state"]),
             **checksums("learning rate", self.scheduler.get_last_lr()),
         }
 
@@ -255,6 +262,7 @@ def train(config: Config, folder: Path, journal: Journal, status: Status) -> Non
     model = torch.nn.Sequential(
         torch.nn.Linear(4, 8), torch.nn.Dropout(0.4), torch.nn.Tanh(), torch.nn.Linear(8, 2)
     )
+    model[0].requires_grad_(not config.unfreezing)
     averages = Averages()
     counter = EpochCounter(config.epochs if config.fits == 1 else 1)
     log = folder / LOG_FILE
@@ -268,17 +276,19 @@ def train(config: Config, folder: Path, journal: Journal, status: Status) -> Non
     checkpointer.add_recoverable("averages", averages, per_rank=True)
     brain = Run(
         {"model": model},
-        lambda parameters: torch.optim.AdamW(parameters, lr=0.05),
+        lambda ps: torch.optim.AdamW([p for p in ps if p.requires_grad], lr=0.05),
         {"train_logger": FileTrainLogger(log), "averages": averages},
         {
             "device": "cpu",
             "precision": config.precision,
             "grad_accumulation_factor": config.accumulation,
             "ckpt_interval_steps": config.interval,
+            "parallel": config.parallel,
         },
         checkpointer,
         journal=journal,
         status=status,
+        unfreezing=config.unfreezing,
     )
     _fit(brain, counter, config)
     if config.fits > 1:
