@@ -157,6 +157,13 @@ def chaos(session: nox.Session) -> None:
 
 
 @nox.session(requires=["wheels"], default=False)
+def parity(session: nox.Session) -> None:
+    """Compare public functions with SpeechBrain's over random arguments: ``PARITY_RUNS=1000``."""
+    install_wheels(session, "all", *PACKAGES, groups=("test", "parity"))
+    session.run("pytest", "tests/parity", *session.posargs, env=ENVIRON)
+
+
+@nox.session(requires=["wheels"], default=False)
 def bench(session: nox.Session) -> None:
     """Measure next to other libraries: ``-- ckpt`` runs benchmarks/ckpt*.py; default: all."""
     install_wheels(session, "all", *PACKAGES, extras=TESTED, groups=("examples", "bench"))

@@ -2,7 +2,9 @@
 
 import time
 
+import numpy as np
 import pytest
+import torch
 
 import brain_dist
 
@@ -37,6 +39,20 @@ def test_in_one_process_each_helper_calls_the_function():
     assert brain_dist.run_once_per_node(max, [1, 5], post_func=log.append, post_args=["no"]) == 5
     assert brain_dist.run_once_per_node(max, [1, 5], None, len, ["abc"], run_post_on_all=True) == 3
     assert log == ["yes"]
+
+
+@pytest.mark.parametrize("arguments", [np.arange(2), torch.ones(2), (0, 1), range(2), "ab"])
+def test_arguments_are_any_sequence(arguments):
+    """An array has no truth value, and is taken all the same."""
+    first, second = arguments
+    taken = []
+    run = brain_dist.run_on_main
+    assert run(lambda a, b: (a, b), arguments) == (first, second)
+    run(lambda: None, None, None, lambda a, b: taken.append((a, b)), arguments, run_post_on_main=True)
+    run = brain_dist.run_once_per_node
+    assert run(lambda a, b: (a, b), arguments) == (first, second)
+    run(lambda: None, None, None, lambda a, b: taken.append((a, b)), arguments, run_post_on_all=True)
+    assert taken == [(first, second)] * 2
 
 
 def _fail_on_main(rank, error):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from brain_core import FileTrainLogger, TensorboardLogger, WandBLogger
 
@@ -20,6 +22,17 @@ def test_a_line_contains_meta_train_and_valid_figures(tmp_path):
     logger.log_stats({"epoch": 1, "lr": 0.5}, {"loss": 12.345}, {"loss": 0.00123})
     assert (tmp_path / "log.txt").read_text() == (
         "epoch: 1, lr: 5.00e-01 - train loss: 12.35 - valid loss: 1.23e-03\n"
+    )
+
+
+def test_a_tensor_or_numpy_number_is_written_as_its_number(tmp_path):
+    """Without a type around it; a tensor of one element keeps its brackets."""
+    logger = FileTrainLogger(tmp_path / "log.txt")
+    figures = {"a": torch.tensor(293), "b": np.float64(0.5), "c": np.int64(7), "d": np.asarray(2)}
+    logger.log_stats({"epoch": 1}, figures, {"e": torch.tensor(0.25), "f": np.float32(0.1)})
+    assert (tmp_path / "log.txt").read_text() == (
+        "epoch: 1 - train a: 293, train b: 5.00e-01, train c: 7, train d: 2"
+        " - valid e: 0.25, valid f: 0.10000000149011612\n"
     )
 
 

@@ -81,7 +81,11 @@ def test_a_batch_may_consist_of_empty_tensors():
 
 @pytest.mark.parametrize(
     "tensors",
-    [[torch.ones(2), torch.ones(2, 1)], [torch.ones(2, 1), torch.ones(2, 2)], [torch.tensor(1)]],
+    [
+        [torch.ones(2), torch.ones(2, 1)],
+        [torch.ones(2, 1), torch.ones(2, 2)],
+        [torch.tensor(1)] * 2,
+    ],
 )
 def test_shapes_that_do_not_fit_are_refused(tensors):
     """Only the first dimension may vary, and there must be one."""
@@ -93,6 +97,31 @@ def test_an_empty_list_cannot_be_padded():
     """An empty list has no shape."""
     with pytest.raises(PaddingError, match="at least one tensor"):
         batch_pad_right([])
+
+
+def test_one_number_is_padded_as_one_step():
+    """A batch of one row takes a tensor without dimensions."""
+    data, lengths = batch_pad_right((torch.tensor(3),))
+    assert (data.tolist(), data.dtype, lengths.tolist()) == ([3], torch.int64, [1.0])
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(lambda lengths: lengths.unsqueeze(1), id="a column"),
+        pytest.param(list, id="a list of tensors"),
+        pytest.param(lambda lengths: tuple(lengths.unsqueeze(1)), id="tensors of one element"),
+        pytest.param(lambda lengths: lengths.tolist(), id="numbers"),
+        pytest.param(lambda lengths: lengths.numpy(), id="an array"),
+        pytest.param(lambda lengths: lengths.numpy().reshape(-1, 1), id="a column of an array"),
+    ],
+)
+def test_undo_padding_takes_lengths_in_any_form(form):
+    """A beam search returns a column; relative lengths and steps alike."""
+    batch = torch.arange(12).reshape(3, 4)
+    rows = [[0, 1], [4, 5, 6, 7], []]
+    assert undo_padding(batch, form(torch.tensor([0.5, 1.0, 0.0]))) == rows
+    assert undo_padding(batch, form(torch.tensor([2, 4, 0]))) == rows
 
 
 def test_lengths_of_another_batch_are_refused():

@@ -112,7 +112,8 @@ def test_arrays_become_tensors_in_containers_too():
     assert batch.x.data.tolist() == [[0, 0], [0, 1]]
     assert isinstance(batch["in"][0]["y"], torch.Tensor)
     assert batch.s[0].tolist() == ["a"]
-    assert isinstance(PaddedBatch(rows, apply_default_convert=False).x[0], np.ndarray)
+    kept = PaddedBatch(rows, apply_default_convert=False, nonpadded_stack=False)
+    assert isinstance(kept.x[0], np.ndarray)
 
 
 def test_lengths_stay_exact_when_the_data_is_cast():
@@ -286,3 +287,26 @@ def test_a_guesser_works_for_batches_of_different_types():
         *(1, 1, 2, 3, 1, 4)
     ]
     assert callable(guesser.method)
+
+
+@pytest.mark.parametrize(
+    ("values", "stacked"),
+    [
+        ([np.int64(1), np.int64(2)], torch.tensor([1, 2])),
+        ([np.float32(0.5), np.float32(1)], torch.tensor([0.5, 1.0])),
+        ([np.asarray(3), np.asarray(4)], torch.tensor([3, 4])),
+        ([np.ones(2, np.float32)] * 2, torch.ones(2, 2)),
+    ],
+)
+def test_numpy_numbers_that_are_not_converted_are_stacked(values, stacked):
+    """As numbers of Python are; arrays of one shape too."""
+    batch = PaddedBatch([{"x": value} for value in values], apply_default_convert=False)
+    assert torch.equal(batch.x, stacked)
+    assert batch.x.dtype == stacked.dtype
+
+
+def test_arrays_of_text_remain_in_a_list():
+    """They have no tensor."""
+    words = [np.array(["a", "b"]), np.array(["c"])]
+    batch = PaddedBatch([{"x": value} for value in words], apply_default_convert=False)
+    assert all(one is other for one, other in zip(batch.x, words, strict=True))

@@ -219,6 +219,15 @@ def test_an_empty_dataset_has_no_batches() -> None:
         assert len(sampler) == 0
 
 
+def test_a_dataset_smaller_than_a_batch_has_no_full_batch() -> None:
+    """All its rows in one batch are not a full one, where no number of rows limits a batch."""
+    options: dict[str, Any] = {"lengths_list": [3.0, 3.0], "drop_last": True}
+    options["bucket_boundaries"] = [5]  # a batch may have six rows
+    assert list(DynamicBatchSampler([0, 1], 30, **options)) == []
+    assert len(DynamicBatchSampler([0, 1], 30, **options)) == 0
+    assert len(DynamicBatchSampler([0, 1], 30, max_batch_ex=2, **options)) == 1
+
+
 def test_statistics_are_logged_at_debug_only(caplog: pytest.LogCaptureFixture) -> None:
     """Those of batches are logged in epoch 0 if verbose."""
     caplog.set_level(logging.INFO)

@@ -117,10 +117,10 @@ def run_on_main(
         What `func` raised, on every rank; what `post_func` raised, on every rank too unless it
         runs on rank 0 as well.
     """
-    result = main_process_only(func)(*(args or ()), **(kwargs or {}))
+    result = main_process_only(func)(*_arguments(args), **(kwargs or {}))
     if post_func is None:
         return result
-    post_args, post_kwargs = post_args or (), post_kwargs or {}
+    post_args, post_kwargs = _arguments(post_args), post_kwargs or {}
     if run_post_on_main:
         post_func(*post_args, **post_kwargs)
     else:
@@ -163,15 +163,19 @@ def run_once_per_node(
         What a function raised on any rank, on every rank, except from a `post_func` that runs in
         every process.
     """
-    result: Any = once_per_node(func)(*(args or ()), **(kwargs or {}))
+    result: Any = once_per_node(func)(*_arguments(args), **(kwargs or {}))
     if post_func is None:
         return result
-    post_args, post_kwargs = post_args or (), post_kwargs or {}
+    post_args, post_kwargs = _arguments(post_args), post_kwargs or {}
     if run_post_on_all:
         return post_func(*post_args, **post_kwargs)
     runs_post = not is_local_rank_zero()
     post_result = _run_on_some_ranks(runs_post, post_func, post_args, post_kwargs)
     return post_result if runs_post else result
+
+
+def _arguments(given: Sequence[Any] | None) -> Sequence[Any]:
+    return () if given is None else given  # an array has no truth value
 
 
 def _run_on_some_ranks(

@@ -67,6 +67,6 @@ class FileTrainLogger(MainProcessLogger):
 
     def _number(self, value: Any) -> str:
         if not isinstance(value, float):
-            return str(value)
+            return f"{value}"  # a tensor or NumPy number as the number that it holds
         style = "f" if 1.0 < value < 100.0 else "e"  # noqa: PLR2004  # SpeechBrain's range
         return f"{value:.{self.precision}{style}}"

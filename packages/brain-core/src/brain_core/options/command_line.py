@@ -147,7 +147,8 @@ def _with_lists_joined(words: list[str]) -> list[str]:
     """Join the words of a list that the shell has split at its blanks, as SpeechBrain does."""
     joined: list[str] = []
     for word in words:
-        value = joined[-1].partition("=")[2] if joined else ""
+        last = joined[-1] if joined else ""
+        value = last.partition("=")[2] if last.startswith("--") else last
         is_open = value.startswith(("[", "{")) and not value.rstrip().endswith(("]", "}"))
         if is_open and not word.startswith("--"):
             joined[-1] += f" {word}"

@@ -52,6 +52,8 @@ def pad_and_count(
     tensors: Sequence[Tensor], mode: str = "constant", value: float = 0
 ) -> tuple[Tensor, Tensor, list[int]]:
     """Pad as :func:`batch_pad_right`, and return the lengths in steps too."""
+    if len(tensors) == 1 and getattr(tensors[0], "ndim", None) == 0:
+        return torch.stack(list(tensors)), torch.ones(1), [1]
     counts = _checked_lengths(tensors)
     longest = max(counts)
     if longest == min(counts):
@@ -63,21 +65,29 @@ def pad_and_count(
     return padded, _relative_lengths(counts, longest), counts
 
 
-def undo_padding(batch: Tensor, lengths: Tensor) -> list[Any]:
+def undo_padding(batch: Tensor, lengths: Tensor | Sequence[Any]) -> list[Any]:
     """Return the rows of a padded batch as lists, without their padding.
 
     Parameters
     ----------
     batch : Tensor, shape ``(batch, time, ...)``
-    lengths : Tensor, shape ``(batch,)``
+    lengths : Tensor, shape ``(batch,)`` or ``(batch, 1)``; or a sequence of numbers
         Relative lengths, or lengths in steps (``PaddedData.integer_lengths``), which are exact for
         any length.
+
+    Raises
+    ------
+    ValueError
+        If there is not one length for each row; SpeechBrain drops the rows without one.
 
     Examples
     --------
     >>> undo_padding(torch.tensor([[1, 2, 0], [3, 4, 5]]), torch.tensor([2 / 3, 1.0]))
     [[1, 2], [3, 4, 5]]
     """
+    if not isinstance(lengths, Tensor):
+        lengths = torch.stack([torch.as_tensor(length).reshape(()) for length in lengths])
+    lengths = lengths.flatten()  # a beam search returns a column
     if batch.ndim < 2 or len(lengths) != len(batch):  # noqa: PLR2004 - batch and time
         raise ValueError(
             "undo_padding needs a batch of shape (batch, time, ...) and one length for each row; "
@@ -96,7 +106,7 @@ def integer_lengths(lengths: Tensor, longest: int) -> Tensor:
 
 
 def stack_if_possible(values: list[Any]) -> Any:
-    """Return one tensor of numbers or of tensors of one shape; else the list unchanged."""
+    """Return one tensor of numbers, tensors or arrays of one shape; else the list unchanged."""
     first = values[0]
     if isinstance(first, Tensor):
         if any(not isinstance(value, Tensor) or value.shape != first.shape for value in values):
@@ -105,11 +115,18 @@ def stack_if_possible(values: list[Any]) -> Any:
     if not isinstance(first, (int, float)) or not all(
         isinstance(value, (int, float)) for value in values
     ):
-        return values
+        return _stack_arrays(values) if isinstance(first, (np.ndarray, np.generic)) else values
     has_float = any(isinstance(value, float) for value in values)
     try:
         return torch.tensor(values, dtype=torch.float64 if has_float else None)
     except (RuntimeError, ValueError, OverflowError):  # an integer of more than 64 bits
+        return values
+
+
+def _stack_arrays(values: list[Any]) -> Any:
+    try:
+        return stack_if_possible([torch.as_tensor(value) for value in values])
+    except TypeError:  # of text or objects
         return values
 
 

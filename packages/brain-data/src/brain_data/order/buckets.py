@@ -92,7 +92,8 @@ def place_boundaries(
 
 def batch_size_of_each(edges: Floats, limit: float, max_rows: int | None, rows: int) -> Ints:
     """Return the batch size of each bucket, ``[buckets + 1]``; beyond the last edge it is one."""
-    most = max(1, rows if max_rows is None else int(max_rows))
+    # One more than there are rows is no limit, and a batch of all rows is not a full one.
+    most = max(1, rows + 1 if max_rows is None else int(max_rows))
     sizes = [most if edge == 0 else max(1, min(most, int(limit / edge))) for edge in edges.tolist()]
     return np.asarray([*sizes, 1], dtype=np.int64)
 
