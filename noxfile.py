@@ -21,11 +21,11 @@ SIBLINGS = {"dist": (), "ckpt": ("dist",), "data": ("dist",), "core": ("dist", "
 # The extras that a package's own tests use; tests of an extra are skipped where it is missing.
 EXTRAS = {
     "dist": "",
-    "ckpt": "[fast,safetensors,fsspec]",
+    "ckpt": "[fast,safetensors,fsspec,mirror]",
     "data": "[arrow]",
     "core": "[tensorboard,plot]",
 }
-TESTED = "[arrow,fast,fsspec,plot,safetensors,tensorboard]"
+TESTED = "[arrow,fast,fsspec,mirror,plot,safetensors,tensorboard]"
 ALL_GROUPS = ("test", "repository", "examples")
 KILL_OPTIONS = ("--kills", "--chain", "--case", "--minutes", "--without")
 # The tests start hundreds of interpreters: each would compile torch again without bytecode files.

@@ -68,6 +68,7 @@ COUNTED = {
     "errors injected": "errors of the disk injected",
     "damaged files loaded": "damaged files tried",
     "ranks lost": "ranks lost",
+    "deaths of a store": "object stores that died",
     "losses": "losses",
     "silent wrong loads": "silent wrong loads",
     "hangs": "hangs",

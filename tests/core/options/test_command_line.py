@@ -130,6 +130,8 @@ def test_the_options_of_the_command_line_are_frozen():
             "jit_module_keys",
             "log_config",
             "max_grad_norm",
+            "mirror",
+            "mirror_grace_seconds",
             "nonfinite_patience",
             "noprogressbar",
             "optimizer_step_limit",

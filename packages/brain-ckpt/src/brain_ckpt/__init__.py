@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         CheckpointError,
         CheckpointGoneError,
         CheckpointLockedError,
+        CheckpointMirrorError,
         CheckpointMismatchError,
         CheckpointSaveError,
         NoIntactCheckpointError,
@@ -54,6 +55,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointGoneError",
     "CheckpointLockedError",
+    "CheckpointMirrorError",
     "CheckpointMismatchError",
     "CheckpointSaveError",
     "Checkpointer",
@@ -90,8 +92,8 @@ check_same_version(__name__, __version__)
 _HOMES = {
     ".checkpointer": "Checkpointer",
     ".errors": "CheckpointDamagedError CheckpointDeleteError CheckpointError "
-    "CheckpointGoneError CheckpointLockedError CheckpointMismatchError CheckpointSaveError "
-    "NoIntactCheckpointError UnsafeCheckpointError",
+    "CheckpointGoneError CheckpointLockedError CheckpointMirrorError CheckpointMismatchError "
+    "CheckpointSaveError NoIntactCheckpointError UnsafeCheckpointError",
     ".recoverables.hooks": "HookRegistry torch_recovery torch_save",
     ".recoverables.marks": "mark_as_loader mark_as_saver mark_as_transfer "
     "register_checkpoint_hooks",

@@ -6,12 +6,12 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from brain_ckpt.deletion import Deleter, check_spare
+from brain_ckpt.finder import CheckpointFinder
 from brain_ckpt.loading.reader import Reader
 from brain_ckpt.ranks.agreement import gather_results
 from brain_ckpt.ranks.shared_directory import SharedDirectory
-from brain_ckpt.recoverables.registry import RecoverableRegistry
 from brain_ckpt.retention.checkpoint import Checkpoint, Key, ckpt_recency
-from brain_ckpt.retention.selection import CheckpointQuery, Predicate, Retention
+from brain_ckpt.retention.selection import Predicate, Retention
 from brain_ckpt.saving.plan import SaveRequest, make_request
 from brain_ckpt.saving.writer import Writer
 from brain_ckpt.storage.checksum import check_checksum
@@ -24,19 +24,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from brain_ckpt.recoverables.hooks import HookRegistry
-    from brain_ckpt.recoverables.registry import Recoverable, RecoverableFilter
+    from brain_ckpt.recoverables.registry import Recoverable
     from brain_ckpt.recoverables.safe_globals import SafeGlobal
     from brain_ckpt.retention.policies import Policy
     from brain_ckpt.storage.checksum import Algorithm
 
 
-class Checkpointer(RecoverableRegistry):
+class Checkpointer(CheckpointFinder):
     """Saves crash-safe checkpoints and restores objects from them.
 
     Parameters
     ----------
     checkpoints_dir : str or Path
-        The directory; it is made if it does not exist.
+        The directory; it is made if it does not exist.  The URL of an object store is that of a
+        `mirror`, with a temporary directory.
     recoverables : mapping of str to object, optional
         The objects to save, by name: anything with `state_dict` and `load_state_dict` or with
         marked methods, and dataclasses.
@@ -60,6 +61,8 @@ class Checkpointer(RecoverableRegistry):
     atomic_rename : bool
         Whether the file system renames a directory atomically.  Pass False for a mounted object
         store: a checkpoint then exists once its manifest, written last, is complete.
+    mirror, mirror_keep, mirror_grace_seconds
+        As in `set_mirror`.
 
     Examples
     --------
@@ -86,6 +89,9 @@ class Checkpointer(RecoverableRegistry):
         hooks: HookRegistry | None = None,
         safe_globals: Iterable[SafeGlobal] = (),
         atomic_rename: bool = True,
+        mirror: str | None = None,
+        mirror_keep: Policy | None = None,
+        mirror_grace_seconds: float = 120.0,
     ) -> None:
         check_checksum(checksum)
         check_spare(spare)
@@ -94,22 +100,33 @@ class Checkpointer(RecoverableRegistry):
         self.asynchronous = asynchronous
         self.spare = spare
         self.keep = keep
+        self.mirror_keep = mirror_keep
         self._checksum = checksum
         self._atomic_rename = atomic_rename
-        self._writer: Writer
+        if "://" in str(checkpoints_dir):
+            from brain_ckpt.mirror.staging import stage_url
+
+            checkpoints_dir, mirror = stage_url(str(checkpoints_dir), mirror)
         self.checkpoints_dir = checkpoints_dir
+        if mirror is not None:
+            self.set_mirror(mirror, keep=mirror_keep, grace_seconds=mirror_grace_seconds)
         self.add_recoverables({} if recoverables is None else recoverables)
 
     @property
     def checkpoints_dir(self) -> Path:
-        """The directory of checkpoints; assigning another one closes the current one first."""
+        """The directory of checkpoints.
+
+        Assigning another one closes the current one first, and leaves the new one without mirror.
+        """
         return self._directory.root
 
     @checkpoints_dir.setter
     def checkpoints_dir(self, directory: str | Path) -> None:
         path = check_directory(directory)
         if hasattr(self, "_writer"):
-            self._writer.close()
+            self.close()
+            self._end_mirror()
+        self._copies = None
         make_directories(path)
         self._directory = SharedDirectory(path, self._checksum, renames=self._atomic_rename)
         self._writer = Writer(self._directory)
@@ -117,9 +134,43 @@ class Checkpointer(RecoverableRegistry):
         self._deleter = Deleter(self._directory, self._reader)
 
     @property
-    def passed_over(self) -> list[str]:
-        """The damage in newer checkpoints that the last recovery passed over, with file names."""
-        return self._reader.passed_over
+    def mirror(self) -> str | None:
+        """The URL of the object store that checkpoints are copied to, without credentials."""
+        return None if self._copies is None else self._copies.shown
+
+    def set_mirror(
+        self, url: str | None, *, keep: Policy | None = None, grace_seconds: float = 120.0
+    ) -> None:
+        """Copy what is published here to an object store, beside training; every rank calls it.
+
+        Checkpoints are then found in both places, and those that are only in the store are
+        downloaded before they are loaded.  Needs the extra ``mirror``.
+
+        Parameters
+        ----------
+        url : str, optional
+            Such as "s3://bucket/runs/7", "gs://bucket/runs/7" or "az://container/runs/7"; one run
+            has one.  Credentials come from the environment variables of the store.  None ends it.
+        keep : Policy, optional
+            What to keep there besides the newest; by default what the saves ask to keep here.
+        grace_seconds : float
+            How long `close`, and so the end of a run, waits for the last upload.
+
+        Raises
+        ------
+        CheckpointMirrorError
+            If the store cannot be reached, read and written; the text says what to correct.
+        ValueError
+            If the URL or the time is not valid.
+        """
+        self._end_mirror()
+        self.mirror_keep = keep
+        if url is not None:
+            from brain_ckpt.mirror.copies import Copies
+            from brain_ckpt.mirror.upkeep import Rules
+
+            rules = Rules(keep, lambda: self.keep)
+            self._copies = Copies(url, self._directory, rules, grace_seconds)
 
     def save_checkpoint(
         self,
@@ -155,7 +206,7 @@ class Checkpointer(RecoverableRegistry):
         TypeError, ValueError
             If meta or a name is not valid; nothing is written.
         """
-        return self._save(meta, end_of_epoch, name, verbosity, lambda: None)
+        return self._save(meta, end_of_epoch, name, verbosity, None)
 
     def save_and_keep_only(
         self,
@@ -199,130 +250,7 @@ class Checkpointer(RecoverableRegistry):
             importance_keys=(*importance_keys, *((ckpt_recency,) if keep_recent else ())),
             ckpt_predicate=ckpt_predicate,
         )
-
-        self._save(
-            meta,
-            end_of_epoch,
-            name,
-            verbosity,
-            lambda: self._deleter.delete_after_save(retention, self.keep, self.spare, verbosity),
-        )
-
-    def find_checkpoint(
-        self,
-        importance_key: Key | None = None,
-        max_key: str | None = None,
-        min_key: str | None = None,
-        ckpt_predicate: Predicate | None = None,
-    ) -> Checkpoint | None:
-        """Return the best checkpoint, or None; the arguments are those of `find_checkpoints`."""
-        best = self.find_checkpoints(importance_key, max_key, min_key, ckpt_predicate, 1)
-        return best[0] if best else None
-
-    def find_checkpoints(
-        self,
-        importance_key: Key | None = None,
-        max_key: str | None = None,
-        min_key: str | None = None,
-        ckpt_predicate: Predicate | None = None,
-        max_num_checkpoints: int | None = None,
-    ) -> list[Checkpoint]:
-        """Return checkpoints, the best first.
-
-        Parameters
-        ----------
-        importance_key : callable, optional
-            Takes a checkpoint; the highest value is the best.  By default the newest is the best.
-        max_key, min_key : str, optional
-            A name in meta; only checkpoints that have it are returned.  A NaN is never the best.
-        ckpt_predicate : callable, optional
-            Only checkpoints for which it is true are returned.
-        max_num_checkpoints : int, optional
-            The largest number to return.
-
-        Raises
-        ------
-        ValueError
-            If more than one key is given.
-        """
-        query = CheckpointQuery(importance_key, max_key, min_key, ckpt_predicate)
-        return query.best_first(self.list_checkpoints())[:max_num_checkpoints]
-
-    def list_checkpoints(self) -> list[Checkpoint]:
-        """Return all checkpoints, the oldest first; log a warning for an unreadable one."""
-        return self._reader.listing().checkpoints
-
-    def recover_if_possible(
-        self,
-        importance_key: Key | None = None,
-        max_key: str | None = None,
-        min_key: str | None = None,
-        ckpt_predicate: Predicate | None = None,
-        *,
-        only: RecoverableFilter | None = None,
-        trusted: bool = False,
-    ) -> Checkpoint | None:
-        """Load the best checkpoint, if there is one; every rank calls it and loads the same one.
-
-        Parameters
-        ----------
-        importance_key, max_key, min_key, ckpt_predicate
-            As in `find_checkpoints`.  Without a key, if the newest checkpoint is damaged, the
-            damage is logged and the next older one is loaded.
-        only, trusted
-            As in `load_checkpoint`.
-
-        Returns
-        -------
-        Checkpoint or None
-            The loaded checkpoint; None if there is none.
-
-        Raises
-        ------
-        NoIntactCheckpointError
-            If there are checkpoints, and none is intact.
-        CheckpointDamagedError
-            If the best by a key is damaged.
-        CheckpointMismatchError
-            If an intact checkpoint does not fit.
-        """
-        self._writer.wait()
-        query = CheckpointQuery(importance_key, max_key, min_key, ckpt_predicate)
-        return self._reader.recover(
-            query, self._select(only), partial=self.allow_partial_load, trusted=trusted
-        )
-
-    def load_checkpoint(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        only: RecoverableFilter | None = None,
-        trusted: bool = False,
-    ) -> None:
-        """Load a checkpoint; every rank calls it.
-
-        Parameters
-        ----------
-        checkpoint : Checkpoint
-            The checkpoint.
-        only : callable, optional
-            ``only(name, obj)`` returns whether to restore a recoverable; by default all are.
-        trusted : bool
-            True unpickles any object, which runs the code that a file names.
-
-        Raises
-        ------
-        CheckpointDamagedError
-            If a file differs from what was written; no object is changed.
-        CheckpointMismatchError
-            If a file is missing or does not fit.
-        UnsafeCheckpointError
-            If a file names code to run.
-        """
-        self._writer.wait()
-        self._reader.load(
-            checkpoint, self._select(only), partial=self.allow_partial_load, trusted=trusted
-        )
+        self._save(meta, end_of_epoch, name, verbosity, retention)
 
     def delete_checkpoints(
         self,
@@ -356,7 +284,8 @@ class Checkpointer(RecoverableRegistry):
             ckpt_predicate=ckpt_predicate,
         )
         self._writer.wait()
-        self._deleter.delete(retention, self.keep, self.spare, verbosity)
+        bounded, keep = self._mirror_retention(retention)
+        self._deleter.delete(bounded or retention, keep, self.spare, verbosity)
 
     def poll(self) -> None:
         """Publish an asynchronous save that is written; every rank calls it after each step.
@@ -367,16 +296,31 @@ class Checkpointer(RecoverableRegistry):
             If it could not be written.
         """
         self._writer.poll()
+        if self._copies is not None:
+            self._copies.poll()
 
     def close(self) -> None:
         """Wait for an asynchronous save, publish it and release the lock of the directory.
+
+        With a mirror every rank calls it, and it waits for the last upload, for as long as
+        `set_mirror` was told; what is missing then is logged, and uploaded by the next run here.
 
         Raises
         ------
         CheckpointSaveError
             If it could not be written.
+        CheckpointLockedError
+            If another run writes to the mirror.
         """
-        self._writer.close()
+        try:
+            self._writer.wait()
+            if self._copies is not None:
+                self._copies.finish()
+                for retention in self._copies.take_postponed():
+                    keep = self._copies.kept_here(self.keep)
+                    self._deleter.delete_after_save(retention, keep, self.spare, logging.DEBUG)
+        finally:
+            self._writer.close()
 
     def _save(
         self,
@@ -384,13 +328,20 @@ class Checkpointer(RecoverableRegistry):
         end_of_epoch: bool,
         name: str | None,
         verbosity: int,
-        after: Callable[[], None],
+        retention: Retention | None,
     ) -> Checkpoint | None:
         recoverables: list[Recoverable] = []
 
         def check() -> SaveRequest:
+            if self._copies is not None:
+                self._copies.raise_error()
             recoverables.extend(self._select())
             return make_request(meta, end_of_epoch=end_of_epoch, name=name, verbosity=verbosity)
+
+        def after() -> None:
+            bounded, keep = self._mirror_retention(retention)
+            if bounded is not None:
+                self._deleter.delete_after_save(bounded, keep, self.spare, verbosity)
 
         request = gather_results(check)[0]
         saved = self._writer.save(request, recoverables, after, asynchronous=self.asynchronous)
@@ -398,3 +349,17 @@ class Checkpointer(RecoverableRegistry):
             return None
         self._deleter.mark_intact(saved)
         return saved
+
+    def _mirror_retention(
+        self, retention: Retention | None
+    ) -> tuple[Retention | None, Policy | None]:
+        """Upload what was published; return what to keep here, now and until it is uploaded."""
+        if self._copies is None:
+            return retention, self.keep
+        bounded = self._copies.saved(retention)
+        return bounded, self._copies.kept_here(self.keep)
+
+    def _end_mirror(self) -> None:
+        copies, self._copies = getattr(self, "_copies", None), None
+        if copies is not None:
+            copies.stop()

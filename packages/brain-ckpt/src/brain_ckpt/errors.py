@@ -35,6 +35,10 @@ class NoIntactCheckpointError(CheckpointDamagedError):
     """There are checkpoints, and none of them is intact."""
 
 
+class CheckpointMirrorError(CheckpointError):
+    """An object store cannot be used as a mirror; the text holds no credentials."""
+
+
 class CheckpointMismatchError(CheckpointError):
     """An intact checkpoint does not fit the objects to restore."""
 

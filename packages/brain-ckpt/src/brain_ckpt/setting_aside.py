@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from brain_ckpt.errors import CheckpointError
 from brain_ckpt.ranks.agreement import run_on_first_rank
+from brain_ckpt.retention.checkpoint import ckpt_recency
 from brain_ckpt.storage import filesystem
 from brain_ckpt.storage.layout import SET_ASIDE
 from brain_ckpt.storage.listing import is_unfinished
@@ -43,14 +44,18 @@ def set_aside(checkpointer: Checkpointer, newer_than: Checkpoint | None) -> list
     CheckpointLockedError
         If another process writes to the directory.
     CheckpointError
-        If a checkpoint could not be moved.
+        If a checkpoint could not be moved, or the mirror has newer ones, from where they would come
+        back.
     """
-    checkpointer.close()
+    # Not `close`, which would upload what is newer to a mirror.
+    close = checkpointer._writer.close  # noqa: SLF001 - of this package
+    close()
     directory = checkpointer._directory  # noqa: SLF001 - of this package
     store = directory.store
 
     def newer() -> list[str]:
         assert newer_than is not None
+        _check_mirror(checkpointer, newer_than)
         names = [one.path.name for one in store.listing().checkpoints]
         return names[names.index(newer_than.path.name) + 1 :]
 
@@ -72,8 +77,22 @@ def set_aside(checkpointer: Checkpointer, newer_than: Checkpoint | None) -> list
 
     if names:
         directory.nodes().run_on_leaders(move)
-        checkpointer.close()
+        close()
     return names
+
+
+def _check_mirror(checkpointer: Checkpointer, newer_than: Checkpoint) -> None:
+    copies = checkpointer._copies  # noqa: SLF001 - of this package
+    if copies is None:
+        return
+    newest_s = ckpt_recency(newer_than)
+    newer = [one.path.name for one in copies.only_there([]) if ckpt_recency(one) > newest_s]
+    if newer:
+        raise CheckpointError(
+            f"going back to {newer_than.path.name} needs a mirror without newer checkpoints, got "
+            f"{', '.join(newer)} in {copies.shown}; give this run a mirror of its own (brain-ckpt "
+            f"pull copies from the other one)"
+        )
 
 
 def _free(folder: Path, name: str) -> Path:

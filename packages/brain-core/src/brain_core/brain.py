@@ -23,7 +23,7 @@ from brain_core.resume.elastic import StepSize
 from brain_core.resume.environment import record_environment
 from brain_core.resume.evaluation_epoch import EvaluationEpoch
 from brain_core.resume.position import open_training_pass
-from brain_core.resume.recovery import save_to_temporary_directory
+from brain_core.resume.recovery import choose_places
 from brain_core.resume.report import nothing_to_train
 from brain_core.resume.run_state import RunState
 from brain_core.setup_methods import SetupMethods
@@ -145,8 +145,7 @@ class Brain(SetupMethods, BatchMethods):
         self._evaluation_epoch = EvaluationEpoch()
         self._private = frozenset(vars(self)) - {f.name for f in fields(options)} | {"_private"}
         if checkpointer is not None:
-            if options.debug and not options.debug_persistently:
-                save_to_temporary_directory(checkpointer)
+            choose_places(checkpointer, options)
             checkpointer.add_recoverable("brain", self._run)
 
     def fit(

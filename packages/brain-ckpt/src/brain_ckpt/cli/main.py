@@ -7,8 +7,14 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from brain_ckpt.cli import commands
-from brain_ckpt.cli.prune import parse_budget, parse_keep_best, parse_keep_last, prune
+from brain_ckpt.cli import commands, remote
+from brain_ckpt.cli.prune import (
+    parse_budget,
+    parse_keep_best,
+    parse_keep_last,
+    policies_of,
+    prune,
+)
 from brain_ckpt.errors import (
     CheckpointDamagedError,
     CheckpointError,
@@ -28,7 +34,10 @@ exit codes:
   0  fine
   1  damage was found, or (diff) a difference
   2  usage error: an invalid option or path, a directory that a run is writing to, an extra that
-     is not installed
+     is not installed, an object store that cannot be reached
+
+DIR can be the URL of a mirror, such as s3://bucket/runs/7, and CKPT that of a checkpoint in it,
+s3://bucket/runs/7/CKPT+...; credentials come from the environment variables of the store.
 
 No code from a file is run. Directories that SpeechBrain wrote are read, too; they have no
 manifest, so their files are compared with the checksums in the zip files themselves.
@@ -89,35 +98,67 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--json", action="store_true", help="write one JSON object")
         return added
 
-    ls = subcommand("ls", commands.ls, "list a directory, the newest first")
+    _add_reading(subcommand)
+    _add_changing(subcommand)
+    return parser
+
+
+def _add_reading(subcommand: Callable[..., argparse.ArgumentParser]) -> None:
+    list_here_or_there = remote.here_or_there("directory", commands.ls, remote.ls)
+    ls = subcommand("ls", list_here_or_there, "list a directory, the newest first")
     ls.add_argument("directory", metavar="DIR")
     ls.add_argument("--quick", action="store_true", help="do not read the files to verify them")
 
-    verify = subcommand("verify", commands.verify, "compare every file with what was written")
+    verify_here_or_there = remote.here_or_there("path", commands.verify, remote.verify)
+    verify = subcommand("verify", verify_here_or_there, "compare every file with what was written")
     verify.add_argument("path", metavar="DIR_OR_CKPT")
 
-    show = subcommand("show", commands.show, "show names, shapes, dtypes and text")
+    show = subcommand(
+        "show",
+        remote.downloaded("checkpoint", commands.show),
+        "show names, shapes, dtypes and text",
+    )
     show.add_argument("checkpoint", metavar="CKPT")
     show.add_argument("file", metavar="FILE", nargs="?", help="one of its files; all by default")
 
-    diff = subcommand("diff", commands.diff, "show which states differ, and by how much")
+    diff_downloaded = remote.downloaded("first", remote.downloaded("second", commands.diff))
+    diff = subcommand("diff", diff_downloaded, "show which states differ, and by how much")
     diff.add_argument("first", metavar="A")
     diff.add_argument("second", metavar="B")
 
-    average = subcommand("average", commands.average, "average parameters, for torch.load")
+    average_downloaded = remote.downloaded("checkpoints", commands.average)
+    average = subcommand("average", average_downloaded, "average parameters, for torch.load")
     average.add_argument("checkpoints", metavar="CKPT", nargs="+")
     average.add_argument("-o", "--output", metavar="FILE", required=True)
     average.add_argument("--recoverable", metavar="NAME", default="model")
 
-    export = subcommand("export", commands.export, "write a state dict as safetensors (an extra)")
+    export_downloaded = remote.downloaded("checkpoint", commands.export)
+    export = subcommand("export", export_downloaded, "write a state dict as safetensors (an extra)")
     export.add_argument("checkpoint", metavar="CKPT")
     export.add_argument("output", metavar="FILE.safetensors")
     export.add_argument("--recoverable", metavar="NAME", default="model")
 
-    _add_prune_options(
-        subcommand("prune", prune, "delete the checkpoints that no policy keeps; policies add up")
+
+def _add_changing(subcommand: Callable[..., argparse.ArgumentParser]) -> None:
+    prune_here_or_there = remote.here_or_there(
+        "directory", prune, lambda options: remote.prune(options, policies_of(options))
     )
-    return parser
+    _add_prune_options(
+        subcommand(
+            "prune",
+            prune_here_or_there,
+            "delete the checkpoints that no policy keeps; policies add up",
+        )
+    )
+
+    push = subcommand("push", remote.push, "copy checkpoints to an object store (an extra)")
+    push.add_argument("path", metavar="DIR_OR_CKPT")
+    push.add_argument("url", metavar="URL")
+
+    pull = subcommand("pull", remote.pull, "copy the newest, or URL/CKPT+..., into a directory")
+    pull.add_argument("url", metavar="URL")
+    pull.add_argument("directory", metavar="DIR")
+    pull.add_argument("--all", action="store_true", help="copy all checkpoints")
 
 
 def _add_prune_options(parser: argparse.ArgumentParser) -> None:

@@ -76,7 +76,7 @@ def parse_keep_last(text: str) -> KeepLast:
 
 def prune(options: argparse.Namespace) -> int:
     """Delete the checkpoints that no policy keeps, or show them."""
-    policies = _policies(options)
+    policies = policies_of(options)
     path = Path(options.directory)
     read_directory(path)
     if looks_like_checkpoint(path):
@@ -99,7 +99,8 @@ def prune(options: argparse.Namespace) -> int:
     return 0
 
 
-def _policies(options: argparse.Namespace) -> list[Policy]:
+def policies_of(options: argparse.Namespace) -> list[Policy]:
+    """Return the policies that the options name."""
     policies: list[Policy] = [
         *(options.keep_last or []),
         *(options.keep_best or []),

@@ -28,7 +28,7 @@ from brain_ckpt.storage.verify import verify_opened
 from brain_dist import get_rank
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from brain_ckpt.ranks.shared_directory import SharedDirectory
@@ -50,10 +50,13 @@ class Reader:
     ----------
     passed_over : list of str
         The damage in newer checkpoints that the last recovery tried or could not list.
+    repair : callable
+        Replaces a damaged checkpoint with a copy from elsewhere; returns whether it did.
     """
 
     def __init__(self, directory: SharedDirectory) -> None:
         self.passed_over: list[str] = []
+        self.repair: Callable[[Checkpoint], bool] = _no_copy
         self._directory = directory
         self._root = directory.root
 
@@ -102,7 +105,7 @@ class Reader:
                 except CheckpointGoneError:  # noqa: PERF203 - few
                     break
                 except (CheckpointDamagedError, FileNotFoundError) as error:
-                    if self._is_gone(candidate):
+                    if self._is_gone(candidate) or self.repair(candidate):
                         break
                     if not query.is_by_time or isinstance(error, FileNotFoundError):
                         raise
@@ -257,6 +260,11 @@ def _repeat_hook(step: RestoreStep, opened: OpenedCheckpoint) -> None:
 
 def _do_nothing() -> None:
     pass
+
+
+def _no_copy(checkpoint: Checkpoint) -> bool:
+    del checkpoint
+    return False
 
 
 _NOTHING = RestoreStep(_do_nothing, _do_nothing)

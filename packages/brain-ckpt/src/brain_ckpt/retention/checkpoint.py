@@ -30,9 +30,12 @@ class Checkpoint(_Fields):
         The file of each recoverable, by the recoverable's name.
     commit_id : str, optional
         The identity of the save, by which a replaced checkpoint is recognized.
+    size_bytes : int, optional
+        The size of its files, for one in a mirror.
     """
 
     commit_id: str | None = None
+    size_bytes: int | None = None
 
     def __new__(  # noqa: PYI034 - Self needs Python 3.11
         cls,
@@ -41,10 +44,12 @@ class Checkpoint(_Fields):
         paramfiles: dict[str, Path],
         *,
         commit_id: str | None = None,
+        size_bytes: int | None = None,
     ) -> Checkpoint:
         """Make a checkpoint."""
         made = super().__new__(cls, path, meta, paramfiles)
         made.commit_id = commit_id
+        made.size_bytes = size_bytes
         return made
 
     def __eq__(self, other: object) -> bool:

@@ -155,6 +155,8 @@ class KeepPinned:
 
 def directory_bytes(checkpoint: Checkpoint) -> int:
     """Return the total size of a checkpoint's files in bytes."""
+    if checkpoint.size_bytes is not None:
+        return checkpoint.size_bytes
     return sum(file.stat().st_size for file in checkpoint.path.rglob("*") if file.is_file())
 
 
@@ -185,14 +187,27 @@ class KeepWithinBytes:
         return _keep_flags(checkpoints, kept)
 
 
-def any_of(*policies: Policy) -> Policy:
-    """Combine policies: keep each checkpoint that any of them keeps."""
+@dataclass(frozen=True)
+class AnyOf:
+    """Keep each checkpoint that any of several policies keeps.
 
-    def combined(checkpoints: Sequence[Checkpoint], /) -> list[bool]:
-        votes = [policy(checkpoints) for policy in policies]
+    Parameters
+    ----------
+    policies : tuple of Policy
+        The policies.
+    """
+
+    policies: tuple[Policy, ...]
+
+    def __call__(self, checkpoints: Sequence[Checkpoint], /) -> list[bool]:
+        """Return True for each checkpoint to keep."""
+        votes = [policy(checkpoints) for policy in self.policies]
         return [any(column) for column in zip(*votes, strict=True)] or [False] * len(checkpoints)
 
-    return combined
+
+def any_of(*policies: Policy) -> Policy:
+    """Combine policies: keep each checkpoint that any of them keeps."""
+    return AnyOf(policies)
 
 
 def newest_first(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:

@@ -71,7 +71,7 @@ class PendingSave:
 
         def run() -> None:
             if self.background:
-                _lower_thread_priority()
+                lower_thread_priority()
             try:
                 work()
             except BaseException as error:  # noqa: BLE001 - raised by join
@@ -128,7 +128,8 @@ def _finish_all() -> None:
             logger.exception("The last checkpoint was not saved")
 
 
-def _lower_thread_priority() -> None:
+def lower_thread_priority() -> None:
+    """Give this thread, and those that it starts, a tenth of a core beside training."""
     # Training that uses all cores leaves the writer a tenth of one.
     if sys.platform != "linux":
         return  # elsewhere this would be the priority of the process

@@ -178,6 +178,24 @@ def opened(path: Path) -> Iterator[tuple[int, int]]:
 
 
 @contextlib.contextmanager
+def opened_for_update(path: Path) -> Iterator[int]:
+    """Open a file for reading and writing, which is made if it does not exist."""
+    flags = os.O_RDWR | os.O_CREAT | _CLOEXEC | _NO_FOLLOW | _BINARY
+    descriptor = _retry_interrupted("create", path, lambda: os.open(path, flags, 0o666))
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def truncate(descriptor: int, path: Path, length: int) -> None:
+    """Cut an open file to a length in bytes, and continue to write at its end."""
+    _call_failpoint("truncate", path)
+    os.ftruncate(descriptor, length)
+    os.lseek(descriptor, 0, os.SEEK_END)
+
+
+@contextlib.contextmanager
 def opened_directory(path: Path) -> Iterator[Path]:
     """Open a directory; yield a path that refers to it even after it is renamed.
 

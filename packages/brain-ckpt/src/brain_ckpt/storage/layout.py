@@ -25,6 +25,8 @@ TEMPORARY = ".tmp-"
 OLD = ".old-"
 TRASH = ".trash-"
 NEW = ".new-"
+# What was downloaded of a checkpoint; kept for the next attempt, and no leftover of a save.
+PULL = ".pull-"
 
 # Marks a directory that is written or deleted in place, where directories are not renamed.
 UNFINISHED = ".unfinished"

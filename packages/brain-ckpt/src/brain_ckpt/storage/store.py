@@ -35,7 +35,7 @@ from brain_ckpt.storage.listing import (
     list_published,
     read_checkpoint,
 )
-from brain_ckpt.storage.manifest import Manifest, dump_manifest
+from brain_ckpt.storage.manifest import MANIFEST_NAME, Manifest, dump_manifest
 from brain_ckpt.storage.meta import dump_meta
 from brain_ckpt.storage.stream import digest_external_file
 from brain_ckpt.storage.verify import verify
@@ -139,6 +139,13 @@ class Store:
         """Publish a sealed checkpoint durably."""
         self._protocol.publish(staging)
         _staged_paths.discard(os.path.realpath(staging.path))
+
+    def adopt(self, path: Path, name: str, manifest: bytes) -> None:
+        """Publish a directory with all files of a checkpoint, as another place holds them."""
+        staging = Staging(path, self.root / name, manifest=manifest)
+        filesystem.unlink(path / MANIFEST_NAME)  # of an earlier attempt
+        self._protocol.seal(staging)
+        self.publish(staging)
 
     def discard(self, staging: Staging) -> None:
         """Delete a staged checkpoint; files that cannot be deleted now are cleaned up later."""

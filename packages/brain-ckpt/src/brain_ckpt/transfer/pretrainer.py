@@ -43,7 +43,8 @@ class Pretrainer:
         The objects.
     paths : mapping of str to str
         The file of each object: a path, or a URL that fsspec (an extra) can read, such as
-        "https://...", "s3://..." or "hf://user/repository/model.ckpt".
+        "https://...", "s3://..." or "hf://user/repository/model.ckpt".  A file of a checkpoint in
+        a mirror, "s3://bucket/runs/7/CKPT+.../model.ckpt", is verified on its way.
     custom_hooks : mapping of str to callable
         ``hook(obj, path)`` for objects that are not loaded as usual.
     conditions : mapping of str to bool or callable
@@ -314,6 +315,11 @@ def _origin(target: Path) -> Path:
 
 
 def _download(source: str, target: Path, name: str) -> None:
+    if f"/{PREFIX}+" in source:
+        from brain_ckpt.mirror.single_file import download_one
+
+        if download_one(source, target):
+            return
     try:
         import fsspec
     except ImportError as error:

@@ -24,6 +24,7 @@ _KINDS_OF_CHANGES = ("data", "modules", "optimizer", "optimizer_options")
 _AT_LEAST = {
     "debug_batches": 1,
     "grad_accumulation_factor": 1,
+    "mirror_grace_seconds": 0,
     "nonfinite_patience": 0,
     "profile_warmup": 0,
     "profile_steps": 1,
@@ -117,6 +118,12 @@ class RunOptions:
     stop_after_minutes : float
         Minutes of training after which `Brain.fit` saves and stops, as after SIGTERM, for instance
         before a batch job's time is up; zero or less means never.
+    mirror : str, optional
+        Copy checkpoints to an object store beside training, such as ``s3://bucket/runs/7``, and
+        look for them there, too; see `brain_ckpt.Checkpointer.set_mirror`. Debug runs are not
+        copied. Not an option of SpeechBrain.
+    mirror_grace_seconds : float
+        How long the end of training, or a stop signal, waits for the last copy.
     grad_accumulation_factor : int
         Batches to an optimizer step.
     optimizer_step_limit : int, optional
@@ -179,6 +186,8 @@ class RunOptions:
     ckpt_interval_minutes: float = 0
     ckpt_interval_steps: int = 0
     stop_after_minutes: float = 0
+    mirror: str | None = None
+    mirror_grace_seconds: float = 120
     grad_accumulation_factor: int = 1
     optimizer_step_limit: int | None = None
     tqdm_colored_bar: bool = False

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from brain_core.options.run_options import RunOptions
     from brain_core.resume.run_state import RunState
 
-__all__ = ["INTRA_EPOCH_CKPT_FLAG", "Recovery", "save_to_temporary_directory"]
+__all__ = ["INTRA_EPOCH_CKPT_FLAG", "Recovery", "choose_places"]
 
 logger = logging.getLogger(__name__)
 
@@ -336,6 +336,18 @@ class Recovery:
 def is_end_of_epoch(checkpoint: Checkpoint) -> bool:
     """Return whether a checkpoint was saved at the end of an epoch."""
     return bool(checkpoint.meta.get("end-of-epoch", True))
+
+
+def choose_places(checkpointer: Checkpointer, options: RunOptions) -> None:
+    """Copy checkpoints to the mirror of the options; save those of a debug run elsewhere."""
+    if options.debug and not options.debug_persistently:
+        save_to_temporary_directory(checkpointer)
+    elif options.mirror is not None:
+        checkpointer.set_mirror(
+            options.mirror,
+            keep=checkpointer.mirror_keep,
+            grace_seconds=options.mirror_grace_seconds,
+        )
 
 
 def save_to_temporary_directory(checkpointer: Checkpointer) -> None:

@@ -1,0 +1,1 @@
+"""Checkpoints in an object store (S3, GCS, Azure): copied there during training, and back."""
