@@ -66,8 +66,26 @@ def values_in_mirror(make, s3, server, bucket):
         return values
 
 
-@pytest.mark.parametrize("chosen", [is_part, is_manifest, is_list])
-@pytest.mark.parametrize("kind", FAULTS)
+def every_fault(chosen, often):
+    """Return parameters for each fault at each request that is chosen; most are long."""
+    return [
+        pytest.param(kind, one, marks=() if (kind, one) in often else pytest.mark.long)
+        for kind in FAULTS
+        for one in chosen
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "chosen"),
+    every_fault(
+        (is_part, is_manifest, is_list),
+        {
+            *((kind, is_part) for kind in ("cut request", "503", "stall", "flip request")),
+            *((kind, is_manifest) for kind in ("cut answer", "lose answer", "flip request")),
+            ("403", is_list),
+        },
+    ),
+)
 def test_no_fault_of_an_upload_loses_or_damages_a_checkpoint(
     make, s3, server, proxy, bucket, fast_retries, caplog, kind, chosen
 ):
@@ -94,7 +112,7 @@ def test_no_fault_of_an_upload_loses_or_damages_a_checkpoint(
 @pytest.mark.parametrize(
     ("kind", "chosen"),
     [
-        *((kind, chosen) for kind in FAULTS for chosen in (is_read, is_list)),
+        *every_fault((is_read, is_list), {("cut answer", is_read), ("403", is_read)}),
         ("flip answer", is_read),
         ("truncate answer", is_read),
     ],

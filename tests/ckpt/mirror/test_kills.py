@@ -132,12 +132,12 @@ def kill_and_resume(ranks, world_size, tmp_path, s3, generator, kills_left, envi
         kills += 1
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_killed_run_goes_on_from_the_bucket_after_the_loss_of_its_disk(
     ranks, server, bucket, s3, tmp_path, times, progress, tally, world_size, training
 ):
     """Each time from the newest checkpoint there, to the same bits."""
-    total = times(4, 500) if world_size == 1 else times(1, 100)
+    total = times(3, 500) if world_size == 1 else 100
     generator = random.Random(progress.seed)
     expected, kills = None, 0
     environ = server.environment()
@@ -176,7 +176,7 @@ def test_a_store_that_dies_at_any_request_leaves_no_half_checkpoint(
     make, server, proxy, bucket, s3, times, progress, tally
 ):
     """In an upload and in a deletion; what is left of them is swept."""
-    moments = times(8, 100)
+    moments = times(4, 100)
     for moment in range(1, moments + 1):
         url = f"{s3}-{moment}"
         checkpointer = make(f"save-{moment}", mirror=url, mirror_grace_seconds=0)

@@ -49,7 +49,7 @@ def loading_run(rank, world_size, directory, url):
     return model.weight.full_tensor().unique().tolist()
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("nodes", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_each_node_uploads_the_shards_that_it_wrote(ranks, server, s3, tmp_path, nodes):
     """One rank publishes when all have arrived; a world of another size loads them."""
     environ = {
