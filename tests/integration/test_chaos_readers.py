@@ -30,7 +30,7 @@ def readers(tmp_path):
 
 def test_readers_see_whole_checkpoints(readers):
     """All kinds of writers are tried, with kills."""
-    code, results = readers("--minutes", "0.5", "--seed", "3", "--reads", "3")
+    code, results = readers("--minutes", "0.2", "--seed", "3", "--reads", "3")
     assert code == 0, [result["problems"][:1] for result in results.values()]
     assert len(results) > 6
     assert {kind for kind, result in results.items() if result["outcomes"]["ok"] < 3} == set()

@@ -58,18 +58,19 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.T
         The 2-norm before clipping, a scalar: not finite if any gradient is not. Zero without
         gradients.
     """
-    if max_norm < 0:
-        norm = torch.nn.utils.get_total_norm(gradients_of(optimizer))
-    else:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        try:
-            norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-        except NotImplementedError:  # torch clips no sparse gradients
-            if not any(p.grad is not None and p.grad.is_sparse for p in parameters):
-                raise
-            norm = _clip_values(gradients_of(optimizer), max_norm)
+    gradients = gradients_of(optimizer)
+    norm = torch.nn.utils.get_total_norm(gradients)
     # With sharded parameters the norm is a DTensor; its full tensor is the norm of all shards.
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    if max_norm >= 0:
+        # As torch's clip_grads_with_norm_, which takes no sparse gradients, and which in torch 2.9
+        # adds the constant to the norm of each shard.
+        factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+        local = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
+        for device in {gradient.device for gradient in local}:
+            here = [gradient for gradient in local if gradient.device == device]
+            torch._foreach_mul_(here, factor.to(device))  # as above
+    return norm
 
 
 def step_where_finite(optimizers: Optimizers, norms: Iterable[torch.Tensor]) -> bool:
@@ -129,13 +130,6 @@ def _dense(parameter: torch.Tensor) -> torch.Tensor:
         return parameter.grad
     parameter.grad = parameter.grad.coalesce()
     return parameter.grad.values()
-
-
-def _clip_values(gradients: list[torch.Tensor], max_norm: float) -> torch.Tensor:
-    """Clip gradients as ``clip_grad_norm_`` does."""
-    norm = torch.nn.utils.get_total_norm(gradients)
-    torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
-    return norm
 
 
 def _all_finite(norms: list[torch.Tensor]) -> bool:
