@@ -60,7 +60,7 @@ def types(session: nox.Session) -> None:
     """Check the types of the packages, of chaos and of this file with mypy, strictly."""
     share_torch(session, TORCH)
     session.install("--no-compile", *group("types"), *pins())
-    session.run("mypy", "-n", "2", *session.posargs)
+    session.run("mypy", *session.posargs)
 
 
 @nox.session
