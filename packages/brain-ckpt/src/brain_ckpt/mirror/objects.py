@@ -97,9 +97,10 @@ class ObjectStore:
         import obstore
 
         try:
-            return obstore.get(self._store, key).bytes().to_bytes()
+            content: bytes = obstore.get(self._store, key).bytes().to_bytes()
         except Exception as error:  # noqa: BLE001 - as above
             self._fail("read", key, error)
+        return content
 
     def list(self, prefix: str) -> list[ObjectInfo]:
         """Return the objects whose keys begin with a prefix, which ends at a slash, sorted."""
