@@ -117,7 +117,7 @@ def test_a_checkpoint_that_does_not_exist_is_an_error_that_lists_those_that_do(t
 def test_all_ranks_go_back(ranks, tmp_path):
     """Rank 0 moves, and every rank resumes from the chosen checkpoint."""
     ranks(train, 2, tmp_path, 4)
-    results = ranks(train, 2, tmp_path, 3, "step:4")
-    assert [first for first, _ in results] == [4, 4]
+    results = ranks(train, 2, tmp_path, 3, "step:2")
+    assert [first for first, _ in results] == [2, 2]
     assert results[0] == results[1]
     assert names(tmp_path)[1] == ["CKPT+epoch2", "CKPT+epoch3", "CKPT+epoch4"]

@@ -118,7 +118,8 @@ def text_of_tensor(tensor: torch.Tensor) -> str:
         return kind
     dense = tensor.to_dense() if tensor.layout is not torch.strided else tensor
     dense = torch.view_as_real(dense) if dense.is_complex() else dense
-    data = dense.cpu().contiguous().reshape(-1)
+    # A copy: FSDP2 cannot free a gathered parameter whose memory NumPy has seen.
+    data = dense.to("cpu", copy=True).contiguous().reshape(-1)
     if data.numel() == 1:
         return f"{kind} {data.item()!r}"
     return f"{kind} {_hash(data.view(torch.uint8).numpy().tobytes())}"
