@@ -117,6 +117,36 @@ class WithANewHead(AtAnEpoch):
             torch.nn.init.normal_(self.raw_modules.model.head.weight)
 
 
+class AWholeModule(Frozen):
+    """The encoder is a module of its own, frozen as a whole, and the recipe adds no recoverable."""
+
+    def compute_forward(self, batch, stage):
+        return self.modules.head(self.modules.encoder(batch).tanh())
+
+    @property
+    def encoder(self):
+        return self.raw_modules.encoder
+
+    def on_stage_start(self, stage, epoch=None):
+        if self.at_epoch(stage, epoch, 2):
+            self.unfreeze()
+
+
+def make_of_two_modules(**options):
+    """Return a function that makes an `AWholeModule`."""
+
+    def make_brain(folder):
+        encoder = torch.nn.Linear(3, 4).requires_grad_(requires_grad=False)
+        return AWholeModule(
+            {"encoder": encoder, "head": torch.nn.Linear(4, 2)},
+            lambda ps: torch.optim.AdamW([p for p in ps if p.requires_grad], lr=0.05),
+            run_opts={"device": "cpu", "ckpt_interval_steps": 2, **options},
+            checkpointer=Checkpointer(folder),
+        )
+
+    return make_brain
+
+
 def making(cls, **options):
     """Return a function that makes a Brain whose optimizer holds what is trainable at first."""
 
@@ -163,6 +193,14 @@ def test_a_run_that_unfreezes_is_equal_when_killed_at_five_places(cls):
 def test_so_is_one_on_two_ranks(cls, parallel):
     """DDP shares the gradients of the encoder from then on, and FSDP2 computes them."""
     assert_resumes_exactly(making(cls, parallel=parallel), fit_args, kills=KILLS[2], ranks=2)
+
+
+@pytest.mark.parametrize(("ranks", "parallel"), [(1, "ddp"), (2, "ddp"), (2, "fsdp")])
+def test_a_module_that_was_frozen_as_a_whole_is_saved_and_wrapped_once_it_trains(ranks, parallel):
+    """FSDP2 puts shards in place of the parameters that the hook gave to the optimizer."""
+    assert_resumes_exactly(
+        make_of_two_modules(parallel=parallel), fit_args, kills=KILLS[ranks], ranks=ranks
+    )
 
 
 def weights_after(rank, folder, parallel, name):

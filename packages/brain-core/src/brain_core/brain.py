@@ -319,6 +319,7 @@ class Brain(SetupMethods, BatchMethods):
             if boundary is not None:
                 boundary.data_ended()
         self.zero_grad(set_to_none=True)
+        self._add_unfrozen()
         self.on_stage_end(Stage.TRAIN, self._run.mean.mean_over_ranks(), epoch)
         self._run.end_epoch()
 
@@ -377,7 +378,11 @@ class Brain(SetupMethods, BatchMethods):
             return
         recovery = self._fit_state.recovery
         schedule = SaveSchedule(self.ckpt_interval_minutes, self.ckpt_interval_steps)
-        save = (lambda: None) if recovery is None else lambda: recovery.save_within_epoch(self._run)
+        save = (
+            (lambda: None)
+            if recovery is None
+            else lambda: recovery.save_within_epoch(self._run, self.modules)
+        )
         try:
             with self._stop_control.during_fit(
                 self.checkpointer, schedule, save, stop_after_minutes=self.stop_after_minutes

@@ -271,6 +271,7 @@ class SetupMethods:
         if self._fit_state.recovery is not None:
             self._fit_state.recovery.training_begins()
         self._after_hook()
+        self._add_unfrozen()
         self._run.begin_epoch(epoch)
         if self._fit_state.is_nested and self._fit_state.has_user_sampler:
             return  # its sampler counts the outer epochs; these are others
@@ -286,6 +287,11 @@ class SetupMethods:
         repeats = self._run.resumes_epoch and recovery is not None
         with recovery.resuming_epoch() if repeats and recovery is not None else nullcontext():
             self.on_stage_start(Stage.TRAIN, epoch)
+
+    def _add_unfrozen(self) -> None:
+        """Save modules, too, that were frozen when `fit` began, and that a hook has unfrozen."""
+        if self._fit_state.recovery is not None and self.checkpointer is not None:
+            add_missing_modules(self.checkpointer, dict(self.modules))
 
     def _after_hook(self) -> None:
         """Bring wrapped modules into the same state on all ranks, whatever a hook did."""

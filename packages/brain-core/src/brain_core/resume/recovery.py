@@ -215,8 +215,11 @@ class Recovery:
             for name, obj in self._checkpointer.recoverables.items()
         )
 
-    def save_within_epoch(self, run: RunState) -> None:
+    def save_within_epoch(
+        self, run: RunState, modules: Mapping[str, torch.nn.Module] | torch.nn.ModuleDict
+    ) -> None:
         """Save a checkpoint that replaces the previous one within an epoch."""
+        add_missing_modules(self._checkpointer, dict(modules.items()))  # a hook may unfreeze some
         run.sum_losses()
         self._checkpointer.save_and_keep_only(
             meta={INTRA_EPOCH_CKPT_FLAG: True},
