@@ -63,7 +63,8 @@ def test_a_resumed_run_says_in_one_line_what_it_did(run, said):
     assert line.startswith("Resuming from CKPT+")
     assert line.endswith(
         ": epoch 1, batch 4, optimizer step 4 (16 samples done). Restored: "
-        "brain, dataloader-TRAIN, model, optimizer, rank_state. The run continues bit for bit."
+        "brain, brain_setup, dataloader-TRAIN, model, optimizer, rank_state. The run continues bit "
+        "for bit."
     )
 
 
@@ -217,7 +218,7 @@ def test_a_recipe_that_adds_nothing_saves_everything(run, tmp_path):
 
     brain = run(change=forget)
     assert set(brain.checkpointer.recoverables) == {
-        *("brain", "rank_state", "dataloader-TRAIN"),
+        *("brain", "brain_setup", "rank_state", "dataloader-TRAIN"),
         *("model", "optimizer", "scheduler", "train_logger"),
     }
 
@@ -232,7 +233,7 @@ def test_what_a_recipe_adds_itself_is_not_saved_twice(regression, pairs, tmp_pat
     )
     brain.fit(counter, pairs)
     assert set(checkpointer.recoverables) == {
-        *("all", "brain", "dataloader-TRAIN", "epochs", "optimizer", "rank_state"),
+        *("all", "brain", "brain_setup", "dataloader-TRAIN", "epochs", "optimizer", "rank_state"),
     }
 
 

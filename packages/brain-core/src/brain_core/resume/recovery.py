@@ -145,7 +145,7 @@ class Recovery:
             samples=self._samples_done(run.step) if run.resumes_epoch else None,
             optimizer_step=run.optimizer_step,
             restored=sorted(restored),
-            missing=sorted(names - restored),
+            missing=sorted(names - restored - {"brain_setup"}),  # as in older checkpoints
             attributes=run.rank_state.attributes.selected(),
             left_out=run.rank_state.attributes.left_out,
             changed=self._changes.described(checkpoint),
