@@ -101,7 +101,8 @@ class WatchedCheckpointer(Checkpointer):
     def recover_if_possible(self, *args: Any, **kwargs: Any) -> Checkpoint | None:
         """Recover, and write to the journal from where."""
         found = super().recover_if_possible(*args, **kwargs)
-        if kwargs.get("only") is None:
+        only = kwargs.get("only")
+        if only is None or only("brain", self.recoverables.get("brain")):
             name, records = (None, 0) if found is None else (Path(found.path).name, _records(found))
             self._journal.resumed(name, records)
         return found
