@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -149,9 +150,14 @@ def save_error(error: BaseException, final: Path) -> CheckpointSaveError:
     reason = getattr(error, "strerror", None) or str(error) or repr(error)
     return CheckpointSaveError(
         f"{final} could not be saved: {type(error).__name__}: {reason}"
-        f"{f' ({file})' if file else ''}; existing checkpoints are unchanged: free "
-        f"space or fix the cause, and save again"
+        f"{f' ({file})' if file else ''}; existing checkpoints are unchanged: "
+        f"{_advice(error)}, and save again"
     )
+
+
+def _advice(error: BaseException) -> str:
+    full = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quotas
+    return "free space" if isinstance(error, OSError) and error.errno in full else "fix the cause"
 
 
 def _producer(state: Any) -> Callable[[Stream], None]:
