@@ -99,13 +99,65 @@ def test_a_value_that_could_not_be_read_safely_is_refused_when_it_is_stored(tmp_
     assert os.listdir(tmp_path) == []
 
 
-def test_a_cached_item_must_take_the_id_first(tmp_path):
-    """The ID names the file."""
-    with pytest.raises(ValueError, match="must take 'id' first"):
-        CachedDynamicItem(tmp_path, ["x", "id"], abs, ["y"])
+@pytest.mark.parametrize(
+    ("takes", "words"),
+    [
+        ([], "Expected 'takes' list to have at least one item, but 'takes' is empty"),
+        (["x", "id"], "First item in 'takes' list must be 'id'"),
+    ],
+)
+def test_a_cached_item_must_take_the_id_first(tmp_path, takes, words):
+    """The ID names the file; the errors begin with SpeechBrain's words."""
+    with pytest.raises(ValueError, match=f"^{words}.*write @takes"):
+        CachedDynamicItem(tmp_path, takes, abs, ["y"])
 
 
-def test_only_an_item_can_be_cached(tmp_path):
-    """A bare function has no keys."""
-    with pytest.raises(ValueError, match="above @takes and @provides"):
-        CachedDynamicItem.cache(tmp_path)(abs)
+def test_only_an_item_that_returns_its_value_can_be_cached(tmp_path):
+    """A bare function has no keys, and a generator no single value."""
+
+    @takes("id")
+    @provides("y")
+    def stepwise(uid):
+        yield uid
+
+    for other in (abs, stepwise):
+        with pytest.raises(ValueError, match=r"^Can only cache a DynamicItem.*above @takes"):
+            CachedDynamicItem.cache(tmp_path)(other)
+
+
+def test_a_subclass_may_store_values_elsewhere(tmp_path):
+    """It replaces the methods that a subclass of SpeechBrain's class replaces."""
+    stored = {}
+
+    class InMemory(CachedDynamicItem):
+        def _is_cached(self, uid):
+            return uid in stored
+
+        def _load(self, uid):
+            return stored[uid]
+
+        def _cache(self, result, uid):
+            stored[uid] = result
+
+    item = InMemory(tmp_path, ["id", "x"], lambda uid, x: object(), ["y"])
+    first = item("row1", 1)
+    assert item("row1", 2) is first is stored["row1"]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_subclass_may_name_its_files(tmp_path):
+    """The default methods ask for the path."""
+
+    class InFolders(CachedDynamicItem):
+        def _uid2path(self, uid):
+            folder = self.cache_location / uid[:2]
+            folder.mkdir(exist_ok=True)
+            return folder / f"{uid}.pt"
+
+    ran = []
+    item = InFolders(tmp_path, ["id"], lambda uid: ran.append(uid) or [1], ["y"])
+    assert item("row1") == item("row1") == [1]
+    assert ran == ["row1"]
+    assert os.listdir(tmp_path / "ro") == ["row1.pt"]
+    assert item._is_cached("row1")
+    assert item._load("row1") == [1]

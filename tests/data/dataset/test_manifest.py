@@ -1,6 +1,7 @@
 """Manifests in JSON and CSV: their content and their errors."""
 
 import json
+import sys
 
 import pytest
 
@@ -58,6 +59,8 @@ def test_datasets_are_made_of_csv_and_json(write):
         ("ID,wav,n\na,b,1\nc,d\n", r"line 3 \(ID 'c'\) has 2: it lacks \['n'\]"),
         ("ID,wav\na,b,c\n", r"line 2 \(ID 'a'\) has 3: too many by \['c'\]"),
         ("ID,wav\na,b\nc,d\na,e\n", "line 4 has 'a', and so has line 2"),
+        ("ID,wav\na,b\n,c\n", "must have an ID; it is empty in .*rows.csv, line 3"),
+        ("ID,wav\na,b\n  ,c\n", "is empty in .*rows.csv, line 3"),
         ("ID,duration\na,1.0\nb,long\n", r"line 3 \(ID 'b'\) has 'long'"),
         (
             "ID,wav\na,$rot/b\n",
@@ -71,6 +74,41 @@ def test_an_error_in_a_csv_file_names_the_line(write, text, says):
     with pytest.raises(ManifestError, match=says) as caught:
         load_data_csv(path, {"root": "/x"})
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("lines_before", [0, 5000])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_csv_file_in_another_encoding_is_refused_with_its_line(tmp_path, lines_before, encoding):
+    """A file is decoded in blocks, so the line is not the one that was read last."""
+    path = tmp_path / "rows.csv"
+    rows = [f"u{number},x.wav" for number in range(lines_before)]
+    path.write_bytes("\n".join(["ID,wav", *rows, "last,Tür.wav", "end,y"]).encode(encoding))
+    line, byte = (lines_before + 2, "fc") if encoding == "latin-1" else (1, "ff")
+    for read in (load_data_csv, DynamicItemDataset.from_csv):
+        with pytest.raises(
+            ManifestError, match=rf"must be in UTF-8; .*rows.csv, line {line} has the byte 0x{byte}"
+        ):
+            read(path)
+
+
+def test_a_field_that_csv_refuses_as_too_long_is_named_with_its_first_line(write):
+    """A quotation mark that is not closed makes one field of all lines after it."""
+    text = 'ID,words\na,b\nc,"not closed\n' + "d,some words\n" * 20_000
+    for body in (text, f"ID,words\na,b\nc,{'x' * 140_000}\n"):
+        with pytest.raises(
+            ManifestError, match=r"at most 131072 characters; .*rows.csv, line 3 has a longer one"
+        ):
+            load_data_csv(write(body))
+
+
+def test_a_null_byte_in_a_csv_file_is_named_with_its_line_or_read(write):
+    """Python's csv module refuses it in versions before 3.11."""
+    path = write("ID,words\na,b\nc,d\0e\n")
+    if sys.version_info < (3, 11):
+        with pytest.raises(ManifestError, match=r"rows.csv, line 3 must be a line of CSV"):
+            load_data_csv(path)
+    else:
+        assert load_data_csv(path)["c"] == {"words": "d\0e"}
 
 
 @pytest.mark.parametrize(

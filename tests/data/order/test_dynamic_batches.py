@@ -145,6 +145,25 @@ def test_a_row_longer_than_the_limit_is_named() -> None:
         DynamicBatchSampler(DynamicItemDataset(data), 5, num_buckets=2)
 
 
+def test_rows_longer_than_the_limit_come_alone_if_a_boundary_is_above_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As in SpeechBrain; one warning names the first of them."""
+    lengths = [4.0, 25.0, 5.0, 90.0, 15.0, 12.0]
+    sampler = DynamicBatchSampler(
+        range(6), 20, bucket_boundaries=[10, 30], lengths_list=lengths, shuffle=False,
+        batch_ordering="ascending",
+    )  # fmt: skip
+    assert list(sampler) == [[0, 2], [5], [4], [1], [3]]
+    assert len(sampler) == 5
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "2 rows" in record.message
+    assert "(row 1: 25.0, row 3: 90.0)" in record.message
+    with pytest.raises(ValueError, match=r"at most max_batch_length=20, got 2 rows"):
+        DynamicBatchSampler(range(6), 20, bucket_boundaries=[10, 20], lengths_list=lengths)
+
+
 def test_a_row_without_a_length_is_named() -> None:
     """The error of the function is the cause."""
     dataset = DynamicItemDataset({"a": {"duration": 1}, "b": {"words": "x"}})

@@ -26,6 +26,9 @@ class CachedDynamicItem(DynamicItem):
     Files are published by a rename, so several workers may write to one folder, and a run that is
     killed leaves no partial file.
 
+    A subclass that stores values elsewhere replaces the methods ``_is_cached(uid)``, ``_load(uid)``
+    and ``_cache(result, uid)``, or ``_uid2path(uid)``, as in SpeechBrain.
+
     Parameters
     ----------
     cache_location : path
@@ -36,9 +39,14 @@ class CachedDynamicItem(DynamicItem):
 
     def __init__(self, cache_location: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not self.takes or self.takes[0] != "id":
+        if not self.takes:
             raise ValueError(
-                "A cached item must take 'id' first, which is the name of its file; got "
+                "Expected 'takes' list to have at least one item, but 'takes' is empty: "
+                "write @takes('id', ...)."
+            )
+        if self.takes[0] != "id":
+            raise ValueError(
+                "First item in 'takes' list must be 'id', which is the name of the file; got "
                 f"takes={list(self.takes)!r}: write @takes('id', ...)."
             )
         self.cache_location = Path(cache_location)
@@ -47,14 +55,18 @@ class CachedDynamicItem(DynamicItem):
 
     def __call__(self, *args: Any) -> Any:
         """Read the item of row ``args[0]``, or compute and store it."""
-        path = self._path(args[0])
-        if path.exists():
+        uid = args[0]
+        if self._is_cached(uid):
             try:
-                return torch.load(path, weights_only=True)
-            except Exception as error:  # noqa: BLE001 - any unreadable file is replaced
-                warnings.warn(f"{path} cannot be read and is computed again: {error}", stacklevel=2)
+                return self._load(uid)
+            except Exception as error:  # noqa: BLE001 - any unreadable value is replaced
+                warnings.warn(
+                    f"The value of {uid!r} in {self.cache_location} cannot be read and is "
+                    f"computed again: {error}",
+                    stacklevel=2,
+                )
         result = super().__call__(*args)
-        self._store(result, path)
+        self._cache(result, uid)
         return result
 
     @classmethod
@@ -77,18 +89,24 @@ class CachedDynamicItem(DynamicItem):
         def decorator(obj: DynamicItem) -> CachedDynamicItem:
             if not isinstance(obj, DynamicItem) or isinstance(obj, GeneratorDynamicItem):
                 raise ValueError(  # noqa: TRY004 - SpeechBrain raises ValueError here
-                    "Only an item that returns its value can be cached; got "
+                    "Can only cache a DynamicItem that returns its value; got "
                     f"{obj!r}: put @CachedDynamicItem.cache above @takes and @provides."
                 )
             return cls(save_dir, takes=obj.takes, func=obj.func, provides=obj.provides)
 
         return decorator
 
-    def _path(self, uid: object) -> Path:
-        # An id with a slash is one file in this folder, too.
-        return self.cache_location / (quote(str(uid), safe=" +,=@()[]{}!$&;'~") + ".pt")
+    def _is_cached(self, uid: Any) -> bool:
+        """Return whether the value of a row is stored."""
+        return self._uid2path(uid).exists()
 
-    def _store(self, result: Any, path: Path) -> None:
+    def _load(self, uid: Any) -> Any:
+        """Return the stored value of a row."""
+        return torch.load(self._uid2path(uid), weights_only=True)
+
+    def _cache(self, result: Any, uid: Any) -> None:
+        """Store the value of a row."""
+        path = self._uid2path(uid)
         buffer = io.BytesIO()
         torch.save(result, buffer)
         if not self._checked:
@@ -101,6 +119,11 @@ class CachedDynamicItem(DynamicItem):
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _uid2path(self, uid: Any) -> Path:
+        """Return the path of the file of a row."""
+        # An id with a slash is one file in this folder, too.
+        return self.cache_location / (quote(str(uid), safe=" +,=@()[]{}!$&;'~") + ".pt")
 
     def _check_readable(self, buffer: io.BytesIO, result: Any) -> None:
         buffer.seek(0)

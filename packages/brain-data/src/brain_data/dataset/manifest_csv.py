@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from brain_data.dataset.packed_rows import PACK_BYTES, MarshalledRows
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     Path = str | os.PathLike[str]
 
+_SURROGATE = re.compile("[\udc80-\udcff]")
 _VARIABLE = re.compile(r"\$([\w.]+)")
 
 
@@ -35,8 +37,9 @@ def load_data_csv(
     Raises
     ------
     ManifestError
-        If a column, a field or a replacement is missing, an ID is not unique, or a duration is
-        not a number; the message names the file and the line.
+        If a column, a field or a replacement is missing, an ID is empty or not unique, a duration
+        is not a number, a field exceeds `csv.field_size_limit`, or the file is not UTF-8; the
+        message names the file and the line.
     """
     return dict(read_csv_rows(csv_path, replacements))
 
@@ -55,7 +58,15 @@ def read_csv_rows(
     csv_path: Path, replacements: Mapping[str, Any] | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the ID and the validated row of each line, without a dict of all rows."""
-    values = {} if replacements is None else replacements
+    try:
+        yield from _checked_rows(csv_path, {} if replacements is None else replacements)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise _unreadable_error(error, csv_path) from error
+
+
+def _checked_rows(
+    csv_path: Path, values: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     seen: set[str] = set()
     substitute = _VARIABLE.sub
 
@@ -77,8 +88,8 @@ def read_csv_rows(
                     _wrong_width_message(csv_path, line, header, fields, uid_column)
                 )
             uid = fields.pop(uid_column)
-            if uid in seen:
-                raise ManifestError(_duplicate_message(csv_path, reader.line_num, uid, uid_column))
+            if uid in seen or not uid:
+                raise ManifestError(_uid_message(csv_path, reader.line_num, uid, uid_column))
             seen.add(uid)
             row: dict[str, Any] = dict(zip(names, fields))  # noqa: B905 - checked above
             try:
@@ -121,7 +132,45 @@ def _wrong_width_message(
     )
 
 
-def _duplicate_message(source: Path, line: int, uid: str, uid_column: int) -> str:
+def _unreadable_error(error: UnicodeDecodeError | csv.Error, source: Path) -> ManifestError:
+    """Return an error that names the line, which is read again: a file is decoded in blocks."""
+    if isinstance(error, UnicodeDecodeError):
+        line, byte = _first_line_not_utf8(source)
+        return ManifestError(
+            f"A CSV manifest must be in UTF-8; {source}, line {line} has the byte 0x{byte:02x} in "
+            "another encoding: convert the file, for example by iconv -f latin1 -t utf-8."
+        )
+    line = 1
+    with open(source, newline="", encoding="utf-8-sig") as file, suppress(csv.Error):
+        reader = csv.reader(file, skipinitialspace=True)
+        for _ in reader:
+            line = reader.line_num + 1
+    if "field limit" not in str(error):
+        return ManifestError(f"{source}, line {line} must be a line of CSV; got: {error}.")
+    return ManifestError(
+        f"A field of a CSV manifest must have at most {csv.field_size_limit()} characters; "
+        f"{source}, line {line} has a longer one: close its quotation mark, or call "
+        "csv.field_size_limit(...) first."
+    )
+
+
+def _first_line_not_utf8(source: Path) -> tuple[int, int]:
+    """Return the number of the first line that is not UTF-8, and its first wrong byte."""
+    with open(source, "rb") as file:
+        for number, text in enumerate(file, 1):
+            # A wrong byte becomes a lone surrogate, 0xDC00 above it.
+            decoded = text.decode("utf-8", "surrogateescape")
+            if wrong := _SURROGATE.search(decoded):
+                return number, ord(wrong[0]) - 0xDC00
+    raise AssertionError(source)  # reading the file has failed
+
+
+def _uid_message(source: Path, line: int, uid: str, uid_column: int) -> str:
+    if not uid:
+        return (
+            f"Each row of a CSV manifest must have an ID; it is empty in {source}, line {line}: "
+            "give the row one, or remove the line."
+        )
     with open(source, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, skipinitialspace=True)
         first = next(reader.line_num for fields in reader if fields and fields[uid_column] == uid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from brain_data.order.plan import Floats, Ints
+
+logger = logging.getLogger(__name__)
 
 
 def read_lengths(
@@ -37,26 +40,36 @@ def read_lengths(
     return np.fromiter(rows, dtype=np.float64, count=len(dataset))
 
 
-def check_lengths(dataset: Any, lengths: Floats, limit: float) -> None:
-    """Raise ValueError for lengths that cannot be batched, naming the first few rows."""
-    for invalid, required in (
-        (~np.isfinite(lengths) | (lengths < 0), "a finite length of at least 0"),
-        (lengths > limit, f"a length of at most max_batch_length={limit!r}"),
-    ):
-        rows = np.flatnonzero(invalid)
-        if len(rows) == 0:
-            continue
-        ids = getattr(dataset, "data_ids", None)
-        shown = ", ".join(
-            f"row {row}"
-            + ("" if ids is None else f" (id {ids[row]!r})")
-            + f": {float(lengths[row])!r}"
-            for row in rows[:5].tolist()
-        )
+def check_lengths(
+    dataset: Any, lengths: Floats, limit: float, boundaries: Sequence[float] = ()
+) -> None:
+    """Raise ValueError for lengths that cannot be batched, naming the first few rows.
+
+    If a given boundary is above the limit, rows may be longer than it, too: each is a batch of its
+    own, and a warning is logged.
+    """
+    invalid = ~np.isfinite(lengths) | (lengths < 0)
+    if invalid.any():
+        rows = _named_rows(dataset, lengths, invalid)
         raise ValueError(
-            f"each row needs {required}, got {len(rows)} rows{_file_of(dataset)} with another "
-            f"length ({shown}): raise the limit, or filter those rows out"
+            f"each row needs a finite length of at least 0, got {rows}: correct the lengths, or "
+            "filter those rows out"
         )
+    invalid = lengths > limit
+    if not invalid.any():
+        return
+    rows = _named_rows(dataset, lengths, invalid)
+    if len(boundaries) > 0 and max(boundaries) > limit:
+        logger.warning(
+            "Longer than max_batch_length=%r, and in batches of their own, as bucket_boundaries "
+            "go up to %r: %s",
+            limit, max(boundaries), rows,
+        )  # fmt: skip
+        return
+    raise ValueError(
+        f"each row needs a length of at most max_batch_length={limit!r}, got {rows}: raise the "
+        "limit, or filter those rows out"
+    )
 
 
 def place_boundaries(
@@ -113,3 +126,14 @@ def _file_of(dataset: Any) -> str:
     """Name the file that a dataset was read from, for an error."""
     source = getattr(getattr(dataset, "pipeline", None), "source", None)
     return "" if source is None else f" of {source}"
+
+
+def _named_rows(dataset: Any, lengths: Floats, selected: Any) -> str:
+    """Return the number of selected rows of a dataset, and the first few with their lengths."""
+    rows = np.flatnonzero(selected)
+    ids = getattr(dataset, "data_ids", None)
+    shown = ", ".join(
+        f"row {row}" + ("" if ids is None else f" (id {ids[row]!r})") + f": {float(lengths[row])!r}"
+        for row in rows[:5].tolist()
+    )
+    return f"{len(rows)} rows{_file_of(dataset)} with another length ({shown})"

@@ -64,7 +64,9 @@ class DynamicBatchSampler(Sampler[list[int]]):
     max_batch_ex
         The maximum number of rows in a batch.
     bucket_boundaries
-        The right edges of the buckets, ascending; overrides ``num_buckets``.
+        The right edges of the buckets, ascending; overrides ``num_buckets``. If the last one is
+        above ``max_batch_length``, a row longer than that is a batch of its own, and a warning is
+        logged.
     lengths_list
         The length of each row, in the order of the dataset; overrides ``length_func``.
     seed
@@ -86,8 +88,8 @@ class DynamicBatchSampler(Sampler[list[int]]):
     Raises
     ------
     ValueError
-        If a row is longer than ``max_batch_length``, a length is negative or not finite, there are
-        not as many lengths as rows, or an option is not one of those above.
+        If a row is longer than ``max_batch_length`` and no boundary is, a length is negative or not
+        finite, there are not as many lengths as rows, or an option is not one of those above.
     RuntimeError
         If neither ``num_buckets`` nor ``bucket_boundaries`` is given.
 
@@ -137,7 +139,7 @@ class DynamicBatchSampler(Sampler[list[int]]):
         self.seed = int(seed)
         self.epoch = epoch
         self.lengths = read_lengths(dataset, length_func, lengths_list)
-        check_lengths(dataset, self.lengths, max_batch_length)
+        check_lengths(dataset, self.lengths, max_batch_length, bucket_boundaries)
         self.bucket_boundaries = place_boundaries(
             self.lengths, max_batch_length, num_buckets, bucket_boundaries, warping
         )
