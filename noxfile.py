@@ -141,7 +141,7 @@ def demo(session: nox.Session) -> None:
 @nox.session(requires=["wheels"], default=False)
 def chaos(session: nox.Session) -> None:
     """Kill runs: ``-- --kills 1000``, ``-- --chain 100``, ``-- readers``; long tests: ``ckpt``."""
-    install_wheels(session, "all", *PACKAGES, extras=TESTED, groups=ALL_GROUPS)
+    install_wheels(session, "all", *PACKAGES, extras=TESTED, groups=(*ALL_GROUPS, "streams"))
     if session.posargs[:1] == ["readers"]:
         session.run("python", "-m", "chaos", *session.posargs)
         return

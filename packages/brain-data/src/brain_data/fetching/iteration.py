@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -63,6 +64,8 @@ class EpochPass:
         Whether to shard the remaining batches in new groups if no round begins at the position.
     saves_checksum
         Whether the position holds a checksum of an order that only its sampler knows.
+    drawing
+        What the order is drawn in.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class EpochPass:
         seed: int | None,
         elastic: bool = False,
         saves_checksum: bool = True,
+        drawing: AbstractContextManager[None] | None = None,
     ) -> None:
         self.samplers = samplers
         self.is_batched = samplers.batched
@@ -86,6 +90,7 @@ class EpochPass:
         self._seed = seed
         self._elastic = elastic
         self._saves_checksum = saves_checksum and samplers.needs_checksum
+        self._drawing = nullcontext() if drawing is None else drawing
         self._drawn: int | None = None
         self._order: int | None = None
         self._shards: ShardedPlan | None = None
@@ -110,11 +115,12 @@ class EpochPass:
             self.num_yielded = 0 if resume is None else resume.batches
             self._is_over = resume is not None and resume.finished
             return
-        # Drawn even if a saved seed is used, so that as much is drawn as without a restart.
-        self._drawn = samplers.draw_seed()
-        if self._drawn is not None and resume is not None and resume.drawn is not None:
-            self._drawn = resume.drawn
-        plan = samplers.plan(self._drawn)
+        with self._drawing:
+            # Drawn even if a saved seed is used, so that as much is drawn as without a restart.
+            self._drawn = samplers.draw_seed()
+            if self._drawn is not None and resume is not None and resume.drawn is not None:
+                self._drawn = resume.drawn
+            plan = samplers.plan(self._drawn)
         if self._saves_checksum:
             self._order = plan.checksum()
             if resume is not None and resume.order is not None:

@@ -119,6 +119,21 @@ def length_of(dataset: Any) -> int | None:
         return None
 
 
+def check_options(options: dict[str, Any]) -> None:
+    """Raise an error for options of other loaders that a loader with a position does not have."""
+    if options.get("in_order") is False:
+        raise ValueError(
+            "in_order must be True for a position to be defined, got False: "
+            "use torch.utils.data.DataLoader for batches in any order"
+        )
+    if "snapshot_every_n_steps" in options:
+        raise TypeError(
+            "snapshot_every_n_steps is an option of torchdata's StatefulDataLoader, got "
+            f"{options['snapshot_every_n_steps']!r}: leave it out, as each state here is that of "
+            "the batch yielded last"
+        )
+
+
 def check_format(state: dict[str, Any]) -> None:
     """Raise ValueError for anything but a loader's state."""
     if state.get("format") != FORMAT:

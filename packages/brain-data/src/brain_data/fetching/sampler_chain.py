@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any, get_args
 
 import torch
-from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from brain_data.fetching.position import compact
 from brain_data.order.distributed import DistributedSamplerWrapper, plan_of, shape_of
@@ -13,6 +20,8 @@ from brain_data.order.plan import EpochPlan, split_into_batches
 from brain_data.order.sampler_order import order_of, settings_of
 from brain_data.order.sharding import LastRound, ShardedPlan
 from brain_dist import get_world_size
+
+_DRAWN = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 class SamplerChain:
@@ -92,14 +101,18 @@ class SamplerChain:
 
         The seed comes from the global generator, so a pass can be resumed only if it is saved.
         """
+        return int(torch.empty((), dtype=torch.int64).random_().item()) if self.draws_seed else None
+
+    @property
+    def draws_seed(self) -> bool:
+        """Whether one seed from the global generator decides the order."""
         inner = self.samplers[-1]
-        is_plain = (
+        return (
             type(inner) is RandomSampler
             and inner.generator is None
             and not inner.replacement
             and inner.num_samples == len(inner.data_source)
         )
-        return int(torch.empty((), dtype=torch.int64).random_().item()) if is_plain else None
 
     def plan(self, drawn: int | None) -> EpochPlan:
         """Return the epoch's plan for all ranks; ``drawn`` is what `draw_seed` returned."""
@@ -128,6 +141,14 @@ class SamplerChain:
         inner = self.samplers[-1]
         has_settings = hasattr(inner, "settings") or type(inner) is SequentialSampler
         return has_settings or isinstance(inner, DistributedSampler)
+
+    @property
+    def may_draw(self) -> bool:
+        """Whether the order may be drawn from the global generators."""
+        inner = self.samplers[-1]
+        if self.order_is_known or isinstance(inner, (list, tuple, range)) or not self.has_length:
+            return False
+        return type(inner) not in _DRAWN or inner.generator is None
 
     @property
     def needs_checksum(self) -> bool:

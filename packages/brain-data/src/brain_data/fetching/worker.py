@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import re
@@ -25,6 +26,10 @@ from brain_dist import shield_from_stop_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from torch.utils.data import DataLoader
+
+logger = logging.getLogger(__name__)
 
 _PLAIN = (list, tuple, range, dict, torch.Tensor, np.ndarray, TensorDataset)
 _PADDED_BATCH_MODULE = "brain_data.batch.padded_batch"
@@ -98,6 +103,16 @@ class WorkerInit:
         shield_from_stop_signals()
         if self._user_init_fn is not None:
             self._user_init_fn(worker)
+
+
+def log_replaced_seeds(loader: DataLoader[Any]) -> None:
+    """Log that seeds which a loader's ``worker_init_fn`` sets are replaced, if it has one."""
+    if loader.num_workers and loader.worker_init_fn is not None:
+        logger.info(
+            "worker_init_fn is called in each worker, but generators that it seeds (torch's, "
+            "random's, numpy's global ones) are seeded again for each batch by (seed, epoch, "
+            "position), so that a batch does not depend on its worker"
+        )
 
 
 class DatasetProxy:

@@ -10,12 +10,14 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from brain_data.fetching.generator_search import GeneratorSearch
+from brain_data.fetching.global_draws import CheckedIterator, GlobalDraws, base_seed_generator
 from brain_data.fetching.inner import RowLoader
 from brain_data.fetching.iteration import EpochPass
 from brain_data.fetching.position import (
     FORMAT,
     Position,
     check_format,
+    check_options,
     check_unchanged,
     check_world_size,
     data_fingerprint,
@@ -25,13 +27,14 @@ from brain_data.fetching.position import (
     write_position,
 )
 from brain_data.fetching.sampler_chain import SamplerChain
-from brain_data.fetching.worker import draws_no_random_numbers
+from brain_data.fetching.worker import draws_no_random_numbers, log_replaced_seeds
 from brain_data.order.seeding import global_seed
 from brain_data.streams.loader import StreamLoader, StreamPass, initial_position
 from brain_data.streams.position import StreamPosition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from brain_data.order.sharding import LastRound
 
@@ -50,9 +53,8 @@ class SaveableDataLoader(DataLoader[Any]):
 
     Call `set_epoch` before each epoch, as for the samplers. Without it, a pass that follows a
     finished one is the next epoch, unless the sampler has an epoch of its own. An unfinished pass
-    that is started again begins at its first batch; only a loaded state resumes in the middle. A
-    state that was saved after the last batch has no batch left; one that was saved after the end of
-    the pass belongs to the beginning of the next pass, unless `set_epoch` sets its epoch again.
+    that is started again begins at its first batch. A state after the last batch has no batch left;
+    one after the end of the pass is the beginning of the next, unless `set_epoch` sets its epoch.
 
     Parameters
     ----------
@@ -113,12 +115,9 @@ class SaveableDataLoader(DataLoader[Any]):
         resume_anyway: bool = False,
         **kwargs: Any,
     ) -> None:
-        if kwargs.get("in_order") is False:
-            raise ValueError(
-                "in_order must be True for a position to be defined, got False: "
-                "use torch.utils.data.DataLoader for batches in any order"
-            )
+        check_options(kwargs)
         super().__init__(*args, **kwargs)
+        log_replaced_seeds(self)
         self.seed = global_seed() if seed is None else int(seed)
         self.device = None if device is None else torch.device(device)
         self.elastic = elastic
@@ -135,6 +134,10 @@ class SaveableDataLoader(DataLoader[Any]):
         self._fingerprint: dict[str, Any] = {}
         self._generators: dict[str, Any] | None = None  # as they were when the pass began
         self._saved_generators: dict[str, Any] | None = None
+        self._draws = GlobalDraws()
+        self._saved_draws: dict[str, Any] | None = None
+        self._follows_end = False  # the next pass, a loaded one that had ended
+        self._sets_epochs = False  # whether the training loop calls `set_epoch`
 
     def __class_getitem__(cls, item: Any) -> types.GenericAlias:
         """Return the class with the type of its rows, for annotations."""
@@ -175,8 +178,9 @@ class SaveableDataLoader(DataLoader[Any]):
 
         A loaded position is kept if its epoch is this one, and dropped if it is another.
         """
+        self._epoch_is_set = self._sets_epochs = True
         self._set_epoch(epoch)
-        self._epoch_is_set = True
+        self._draws.forget()  # such a loop restores the global generators itself
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its private class
         """Begin a pass, at the loaded position or at the first batch."""
@@ -202,6 +206,8 @@ class SaveableDataLoader(DataLoader[Any]):
         a ``generator`` of torch's samplers.
         """
         state: dict[str, Any] = {"format": FORMAT, "seed": self.seed}
+        if not self._sets_epochs:
+            state["epoch_is_set"] = False
         resume, epoch_pass = self._pending(), self._pass
         is_stream = isinstance(self.dataset, IterableDataset)
         if not is_stream:
@@ -209,13 +215,15 @@ class SaveableDataLoader(DataLoader[Any]):
             state["data"] = self._data_fingerprint()
             state["plan"] = self._samplers.settings()
         if resume is not None:
-            if self._saved_generators is not None:
-                state["generators"] = self._saved_generators
+            saved = {"generators": self._saved_generators, "draws": self._saved_draws}
+            state |= {name: value for name, value in saved.items() if value is not None}
             return state | resume.fields()
+        if not is_stream and self._samplers.may_draw:
+            state |= {"draws": draws} if (draws := self._draws_state()) else {}
         if epoch_pass is not None and epoch_pass.epoch == self.epoch:
             if self._generators is not None:
                 present = self._generator_search().capture()
-                state["generators"] = {"begin": self._generators, "present": present}
+                state["generators"] = {**self._generators, "present": present}
             return state | epoch_pass.position().fields()
         if is_stream:
             return state | initial_position(self.dataset, self.epoch, self.num_workers).fields()
@@ -244,10 +252,13 @@ class SaveableDataLoader(DataLoader[Any]):
         else:
             resume = self._checked(state)
         self._pass = None
+        self._sets_epochs = state.get("epoch_is_set", True)
         self._set_epoch(state["epoch"])
         self._epoch_is_set = False
         self._resume = resume
         self._saved_generators = state.get("generators")
+        self._saved_draws = state.get("draws")
+        self._draws.load(self._saved_draws or {})
 
     @mark("_speechbrain_saver")
     def _speechbrain_save(self, path: Any) -> None:
@@ -257,10 +268,9 @@ class SaveableDataLoader(DataLoader[Any]):
 
     @mark("_speechbrain_loader")
     def _speechbrain_load(self, path: Any, end_of_epoch: bool) -> None:
-        """Read a position of this class or of SpeechBrain's, for the next ``iter()``.
+        """Read a position of this class or of SpeechBrain's; at the end of an epoch there is none.
 
-        At the end of an epoch there is none: the next pass begins at its first batch. A loader that
-        was iterated before takes the position too; SpeechBrain's ignores it silently.
+        A loader that was iterated before takes it, too; SpeechBrain's ignores it silently.
         """
         self._pass = self._resume = None
         if end_of_epoch:
@@ -284,7 +294,7 @@ class SaveableDataLoader(DataLoader[Any]):
     def _set_epoch(self, epoch: int) -> None:
         self._epoch = epoch
         self._samplers.set_epoch(epoch)
-        if hasattr(self.dataset, "set_epoch"):
+        if self._sets_epochs and hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
 
     def _pending(self) -> Position | StreamPosition | None:
@@ -295,6 +305,7 @@ class SaveableDataLoader(DataLoader[Any]):
     def _next_position(self) -> Position | StreamPosition | None:
         """Return the position at which the next pass begins, and set its epoch."""
         resume, self._resume = self._pending(), None
+        self._follows_end = False
         former = self._pass if resume is None else resume
         if isinstance(former, StreamPass) and former.was_finished:
             resume = former.position().next_pass()  # nothing was left: the stream is at its end
@@ -303,6 +314,7 @@ class SaveableDataLoader(DataLoader[Any]):
                 self._set_epoch(self._epoch + 1)
             if isinstance(former, (Position, StreamPosition)):
                 resume = former.next_pass()
+                self._follows_end = True
         self._epoch_is_set = False
         return resume
 
@@ -323,22 +335,32 @@ class SaveableDataLoader(DataLoader[Any]):
 
     def _iterate_rows(self, resume: Position | None) -> Iterator[Any]:
         is_seeded = not draws_no_random_numbers(self.dataset, self.collate_fn)
+        # Before the restart: then its order is drawn again.
+        had_begun = resume is not None and not self._follows_end
         self._pass = epoch_pass = EpochPass(
             self._samplers,
             self.epoch,
             resume,
             seed=self.seed if is_seeded else None,
             elastic=self.elastic,
+            drawing=self._drawing(resume) if self._samplers.may_draw else None,
         )
         search = None if self._samplers.order_is_known else self._generator_search()
         saved, self._saved_generators = self._saved_generators, None
         if search is not None:
             if saved is not None and resume is not None:
-                search.restore(saved["present" if resume.is_start else "begin"])
-            self._generators = search.capture()
-        batches = self._rows.iterate(epoch_pass, self, device=self.device)
-        if search is not None and saved is not None and resume is not None and not resume.is_start:
+                search.restore(saved["begin" if had_begun else "present"])
+            self._generators = {"begin": search.capture()}
+        starts, generator = self._rows.starts_workers(self), None
+        if starts and self.persistent_workers and saved is not None and resume is not None:
+            generator = base_seed_generator(saved, had_begun=had_begun)
+        if self._generators is not None:
+            self._generators["draws_base_seed"] = starts and generator is None
+        batches = self._rows.iterate(epoch_pass, self, device=self.device, generator=generator)
+        if search is not None and saved is not None and had_begun:
             search.restore(saved["present"])
+        if had_begun and self._draws.is_own:
+            return CheckedIterator(batches, self._draws.forget_if_restored)
         return batches
 
     def _iterate_stream(self, resume: StreamPosition | None) -> Iterator[Any]:
@@ -347,12 +369,32 @@ class SaveableDataLoader(DataLoader[Any]):
             resume,
             epoch=self.epoch,
             seed=self.seed,
+            tells_epoch=self._sets_epochs,
             expected_length=self._reported_length,
         )
         if resume is not None:
             stream_pass.wait_for_start(resume_anyway=self.resume_anyway)
         return stream_pass.batches(self.device)
 
+    def _drawing(self, resume: Position | None) -> AbstractContextManager[None]:
+        """Return the context in which the order of the next pass is drawn."""
+        draws, self._saved_draws = self._draws, None
+        draws_base_seed = self._rows.starts_workers(self)
+        is_drawn = resume is not None and (resume.drawn or draws.begin) is not None
+        resumes = is_drawn and not self._follows_end
+        if not resumes:
+            draws.forget_if_restored(draws_base_seed=draws_base_seed)
+        return draws.drawing(resumes=resumes, draws_base_seed=draws_base_seed)
+
+    def _draws_state(self) -> dict[str, Any]:
+        """Return the states of the global generators, as far as the samplers' orders need them."""
+        state: dict[str, Any] = {}
+        if not self._samplers.draws_seed and self._draws.begin is not None:
+            state["begin"] = self._draws.begin
+        if not self._sets_epochs:
+            state["present"] = self._draws.present()
+            state["draws_base_seed"] = self._pass is None or not self.persistent_workers
+        return state
+
     def _generator_search(self) -> GeneratorSearch:
-        """Return a search of the generators that decide the order."""
         return GeneratorSearch([self.generator, *self._samplers.samplers])

@@ -190,10 +190,12 @@ class ResumableLoader:
         """Set the epoch of the next pass; without it passes are counted.
 
         A loaded position is kept if its epoch is this one, and dropped if it is another. The
-        samplers are not told: their epochs are the user's.
+        samplers are not told: their epochs are the user's. An IterableDataset is told.
         """
         self._epoch = epoch
         self._epoch_is_set = True
+        if isinstance(self._source, StreamSource):
+            self._source.tells_epoch = True
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, on this rank."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
 from brain_data.batch.device import to_device
 from brain_data.fetching.fingerprint import fingerprint
+from brain_data.fetching.json_values import from_json, to_json
 from brain_data.fetching.position import length_of
 from brain_data.order.generator_states import capture_global, restore_global
 from brain_data.order.seeding import hash_integers, temporary_seed
@@ -26,22 +23,29 @@ from brain_data.streams.position import StreamPosition
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
     from torch.utils.data import DataLoader
 
 logger = logging.getLogger(__name__)
 
 _END = object()
-_SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.Tensor, np.ndarray, np.generic)
 
 
 class StreamSource:
-    """Passes of torch's DataLoader over an IterableDataset."""
+    """Passes of torch's DataLoader over an IterableDataset.
+
+    Attributes
+    ----------
+    tells_epoch : bool
+        Whether to call ``set_epoch`` of the dataset, if it has it.
+    """
 
     is_sharded = False
 
     def __init__(self, loader: DataLoader[Any], *, resume_anyway: bool) -> None:
         self.loader = loader
         self._resume_anyway = resume_anyway
+        self.tells_epoch = False
         self._streams = StreamLoader()
         self._reported_length: int | None = None
 
@@ -60,13 +64,20 @@ class StreamSource:
     ) -> tuple[StreamPass, Iterator[Any]]:
         """Begin a pass; return it and its batches."""
         position = None
+        if resume is not None:
+            self.tells_epoch = resume.get("tells_epoch", True)
         if resume is not None or follows is not None:
             position = StreamPosition.checked(
                 resume or follows or {}, self.loader.dataset, self.loader.num_workers
             )
             position = position.next_pass() if follows and follows["finished"] else position
         stream_pass = self._streams.begin(
-            self.loader, position, epoch=epoch, seed=seed, expected_length=self._reported_length
+            self.loader,
+            position,
+            epoch=epoch,
+            seed=seed,
+            tells_epoch=self.tells_epoch,
+            expected_length=self._reported_length,
         )
         if position is not None:
             stream_pass.wait_for_start(resume_anyway=self._resume_anyway)
@@ -75,8 +86,10 @@ class StreamSource:
     def state(self, epoch_pass: StreamPass | None, epoch: int) -> dict[str, Any]:
         """Return the position of a pass as it is saved."""
         if epoch_pass is None:
-            return initial_position(self.loader.dataset, epoch, self.loader.num_workers).fields()
-        return epoch_pass.position().fields()
+            position = initial_position(self.loader.dataset, epoch, self.loader.num_workers)
+        else:
+            position = epoch_pass.position()
+        return {**position.fields(), "tells_epoch": self.tells_epoch}
 
     def __len__(self) -> int:
         """Return the number of batches that the dataset reports."""
@@ -194,27 +207,22 @@ class IterableSource:
         if not self._has_state:
             return None
         try:
-            state = copy.deepcopy(self.loader.state_dict())
-            problem = (
-                None if _is_plain(state) else "it holds objects of other types than plain ones"
-            )
+            return to_json(self.loader.state_dict())
         except Exception as error:  # noqa: BLE001 - no state of a loader's may end a run
-            problem = f"{type(error).__name__}: {error}"
-        if problem is None:
-            return state
-        self._has_state = False
-        logger.warning(
-            "The state of %s cannot be saved (%s): on resuming its first batches are read again",
-            type(self.loader).__name__, problem,
-        )  # fmt: skip
-        return None
+            self._has_state = False
+            logger.warning(
+                "The state of %s cannot be saved (%s: %s): on resuming its first batches are read "
+                "again",
+                type(self.loader).__name__, type(error).__name__, error,
+            )  # fmt: skip
+            return None
 
     def _iter_loaded(self, own: Any) -> Iterator[Any] | None:
         """Load the loader's own state and iterate; None if that is not possible."""
         if own is None or not self._has_state:
             return None
         try:
-            self.loader.load_state_dict(copy.deepcopy(own))
+            self.loader.load_state_dict(from_json(own))
             batches: Iterator[Any] = iter(self.loader)
         except Exception as error:  # noqa: BLE001 - no state of a loader's may end a run
             logger.warning(
@@ -277,12 +285,3 @@ class IterablePass:
             self.num_yielded += 1
             self._crc = fingerprint(batch, self._crc)
         return batch
-
-
-def _is_plain(state: Any) -> bool:
-    """Return whether a state consists of plain values, tensors and arrays."""
-    if isinstance(state, dict):
-        return all(_is_plain(key) and _is_plain(value) for key, value in state.items())
-    if isinstance(state, (list, tuple, set, frozenset)):
-        return all(map(_is_plain, state))
-    return isinstance(state, _SCALARS)

@@ -27,7 +27,7 @@ from brain_data.fetching.position import (
     data_fingerprint,
 )
 from brain_data.fetching.sampler_chain import SamplerChain
-from brain_data.fetching.worker import draws_no_random_numbers
+from brain_data.fetching.worker import draws_no_random_numbers, log_replaced_seeds
 from brain_data.order.distributed import DistributedSamplerWrapper
 from brain_data.order.sampler_order import settings_of
 from brain_dist import get_world_size
@@ -75,6 +75,7 @@ class RowSource:
         resume_anyway: bool,
     ) -> None:
         self.loader = loader
+        log_replaced_seeds(loader)
         self._resume_anyway = resume_anyway
         self.elastic = elastic
         sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler

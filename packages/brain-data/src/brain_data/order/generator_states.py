@@ -24,15 +24,15 @@ GENERATOR_TYPES = (
 )
 
 
-def capture_global() -> State:
-    """Return the states of Python's, NumPy's and torch's generators, those of devices included."""
+def capture_global(*, devices: bool = True) -> State:
+    """Return the states of Python's, NumPy's and torch's generators, and those of devices."""
     state: State = {
         "python": _from_python(random.getstate()),
         "torch": _encode(torch.default_generator.get_state().numpy()),
     }
     if "numpy.random" in sys.modules:
         state["numpy"] = _encode_arrays(np.random.get_state(legacy=False))  # noqa: NPY002 - global
-    for name in ("cuda", "xpu"):
+    for name in ("cuda", "xpu") if devices else ():
         device = getattr(torch, name)
         if device.is_available() and device.is_initialized():
             states = [device.get_rng_state(index) for index in range(device.device_count())]

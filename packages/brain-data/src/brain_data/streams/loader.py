@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import itertools
 import logging
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from brain_data.batch.device import prefetch_to_device
 from brain_data.errors import ResumeError
 from brain_data.fetching.inner import make_inner_loader
+from brain_data.fetching.json_values import from_json, to_json
 from brain_data.streams.position import StreamPosition, WorkerPosition
 from brain_data.streams.reader import ReaderStart
 from brain_data.streams.worker import StreamFetcher, StreamItem
@@ -38,6 +38,8 @@ class StreamPass:
         What the workers yield; read when it is needed.
     resume
         The position at which the pass begins.
+    counted_begin
+        The dataset's own state at the beginning of this pass, if it counts samples.
     expected_length
         The number of batches that ``len(loader)`` has returned, if it was called.
     """
@@ -48,6 +50,7 @@ class StreamPass:
         items: Iterator[StreamItem],
         resume: StreamPosition,
         *,
+        counted_begin: Any = None,
         expected_length: int | None = None,
     ) -> None:
         self.epoch = resume.epoch
@@ -58,7 +61,7 @@ class StreamPass:
         self._num_workers = resume.num_workers
         self._next_worker = resume.next_worker
         self._workers = dict(resume.workers)
-        self._counted = resume.counted
+        self._counted_begin = counted_begin
         self._num_rows = 0
         self._expected_length = expected_length
         self._has_started = self.was_finished = resume.finished
@@ -87,9 +90,11 @@ class StreamPass:
             )  # fmt: skip
         elif again:
             logger.warning(
-                "%s has no state_dict: its first %d batches are read again to reach the position",
-                name, self.num_yielded,
-            )  # fmt: skip
+                "%s has no state_dict%s: its first %d batches are read again to reach the position",
+                name,
+                " whose result can be saved" if hasattr(self._dataset, "state_dict") else "",
+                self.num_yielded,
+            )
         elif any(each.used_state for each in starts) and self.num_yielded:
             logger.info("The stream resumes at batch %d from its own state", self.num_yielded)
         if any(each.matches is False for each in starts):
@@ -123,8 +128,8 @@ class StreamPass:
         """Return the position after the batches yielded so far."""
         if not self.num_yielded:
             self._receive_starts()
-        counted = self._counted
-        if counts_samples(self._dataset):
+        counted = self._counted_begin
+        if counted is not None and (self._num_rows or (self._finished and not self.was_finished)):
             counted = counted_state(self._dataset, self._num_rows, ended=self._finished)
         return StreamPosition(
             self.epoch,
@@ -176,6 +181,7 @@ class StreamLoader:
         *,
         epoch: int,
         seed: int,
+        tells_epoch: bool,
         expected_length: int | None = None,
     ) -> StreamPass:
         """Begin a pass at a position, or at the first batch.
@@ -188,18 +194,31 @@ class StreamLoader:
             The position; None for the first batch.
         epoch, seed
             Decide the random draws.
+        tells_epoch
+            Whether to call ``set_epoch`` of the dataset, if it has it.
         expected_length
             As for `StreamPass`.
         """
         dataset: Any = options.dataset
         workers = options.num_workers
+        if resume is not None and workers and not options.persistent_workers:
+            resume = resume.without_ends()
         position = StreamPosition(epoch, workers) if resume is None else resume
-        first_batch = 0
+        first_batch, counts = 0, counts_samples(dataset)
         if position.counted is not None:
             first_batch = position.batches
-            dataset.load_state_dict(copy.deepcopy(position.counted))
+            try:
+                dataset.load_state_dict(from_json(position.counted))
+            except Exception as error:  # noqa: BLE001 - no state of a stream's may end a run
+                logger.warning(
+                    "The state of %s cannot be used (%s: %s): its first %d batches are read again",
+                    type(dataset).__name__, type(error).__name__, error, position.batches,
+                )  # fmt: skip
+                first_batch = 0
+                position = resume = position.read_again()
+                counts = False
         if position.finished:
-            return StreamPass(dataset, iter(()), position)
+            return StreamPass(dataset, iter(()), position, counted_begin=position.counted)
         # Persistent workers keep their position; only new ones can be given another.
         if self._inner is None or resume is not None or not options.persistent_workers:
             fetcher = StreamFetcher(
@@ -211,9 +230,17 @@ class StreamLoader:
             )
             self._inner = make_inner_loader(options, fetcher)
         assert isinstance(self._inner.dataset, StreamFetcher)
-        self._inner.dataset.set_next_pass(seed, epoch, first_batch)
-        items = iter(self._inner)
-        return StreamPass(dataset, items, position, expected_length=expected_length)
+        self._inner.dataset.set_next_pass(seed, epoch, first_batch, tells_epoch=tells_epoch)
+        counted = position.counted  # asked for before the workers begin, since they count, too
+        if counted is None and counts:
+            counted = counted_state(dataset, 0, ended=True)
+        return StreamPass(
+            dataset,
+            iter(self._inner),
+            position,
+            counted_begin=counted,
+            expected_length=expected_length,
+        )
 
 
 def initial_position(dataset: Any, epoch: int, num_workers: int) -> StreamPosition:
@@ -222,7 +249,7 @@ def initial_position(dataset: Any, epoch: int, num_workers: int) -> StreamPositi
     if counts_samples(dataset) or not hasattr(dataset, "load_state_dict"):
         return position
     try:
-        state = copy.deepcopy(dataset.state_dict())
+        state = to_json(dataset.state_dict())
     except Exception:  # noqa: BLE001 - no state of a stream's may end a run
         return position
     start = WorkerPosition(start={"dataset": state})
@@ -247,9 +274,16 @@ def counts_samples(dataset: Any) -> bool:
 
 
 def counted_state(dataset: Any, num_samples: int, *, ended: bool) -> Any:
-    """Return the state of a dataset that counts the samples of all workers and ranks."""
+    """Return the state of a dataset that counts samples; None if it has none that can be saved.
+
+    The number is that of all workers and ranks. With ``ended`` it is the beginning of the next
+    pass.
+    """
     samples = num_samples * get_world_size() // (getattr(dataset, "replication", None) or 1)
-    state = dataset.state_dict(num_samples=samples, from_beginning=False)
+    try:
+        state = to_json(dataset.state_dict(num_samples=samples, from_beginning=False))
+    except Exception:  # noqa: BLE001 - no state of a stream's may end a run
+        return None
     if ended and isinstance(state, dict) and {"epoch", "sample_in_epoch"} <= state.keys():
         return {**state, "epoch": state["epoch"] + 1, "sample_in_epoch": 0}
     return state

@@ -18,13 +18,17 @@ class WorkerPosition:
         Whether these were all.
     state
         The stream's own state, by the name of its owner (``"dataset"``, ``"iterator"``): before the
-        last batch, which is read again and compared; None if it has none.
+        last batches, which are read again and compared; None if it has none.
     state_is_after
         Whether ``state`` is the one after the last batch, as in states of the first release.
     start
         The stream's own state at the beginning of the pass, to read again from.
+    origin
+        The dataset's own state before ``iter()``, if that changes it.
     fingerprint
-        The checksum of the last batch.
+        The checksum of the last batches.
+    checked
+        How many batches that are.
     end
         The stream's own state after the end of the previous pass, if the pass has not begun.
     """
@@ -34,15 +38,20 @@ class WorkerPosition:
     state: dict[str, Any] | None = None
     state_is_after: bool = False
     start: dict[str, Any] | None = None
+    origin: Any = None
     fingerprint: int | None = None
+    checked: int = 1
     end: dict[str, Any] | None = None
 
     def fields(self) -> dict[str, Any]:
         """Return the position as it is saved."""
         fields: dict[str, Any] = {"done": self.done, "ended": self.ended}
+        if self.checked != 1:
+            fields["checked"] = self.checked
         optional = {
             "state": self.state,
             "start": self.start,
+            "origin": self.origin,
             "fingerprint": self.fingerprint,
             "end": self.end,
         }
@@ -107,10 +116,20 @@ class StreamPosition:
         """Whether the end of the pass was seen."""
         return self.finished
 
+    def without_ends(self) -> StreamPosition:
+        """Return the position for new workers, to which the pass before is unknown."""
+        follows = any(not each.ended and each.end is not None for each in self.workers.values())
+        return replace(self, workers={}) if follows else self
+
     def next_pass(self) -> StreamPosition:
         """Return the position of the first batch of the pass after one that has ended."""
         workers = {number: WorkerPosition(end=each.end) for number, each in self.workers.items()}
         return replace(self, batches=0, finished=False, next_worker=0, workers=workers)
+
+    def read_again(self) -> StreamPosition:
+        """Return the same position, to be reached by reading from the beginning."""
+        counted = self.from_batch_count(self.batches, self.num_workers)
+        return replace(counted, epoch=self.epoch, finished=self.finished)
 
     @classmethod
     def from_batch_count(cls, batches: int, num_workers: int) -> StreamPosition:

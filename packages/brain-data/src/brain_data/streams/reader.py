@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import collections
-import copy
-import itertools
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import get_worker_info
 
 from brain_data.fetching.fingerprint import fingerprint
+from brain_data.fetching.json_values import from_json, to_json
 from brain_data.order.seeding import seed_generators, temporary_seed
 from brain_data.streams.position import WorkerPosition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _END = object()
+_CHECKED_ROWS = 8
+"""Rows before a position that are read again and compared; a few could be equal by chance."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class ReaderStart:
     state_error
         Why the stream's own state could not be used; None if it was, or if there is none.
     matches
-        Whether the last batch before the position is the one that was yielded there; None if it
-        could not be compared.
+        Whether the last batches before the position are those that were yielded there; None if
+        they could not be compared.
     """
 
     position: WorkerPosition
@@ -52,7 +53,7 @@ class StreamReader:
 
     The state of a stream is asked of whatever has ``state_dict`` and ``load_state_dict``: the
     dataset, whose state is loaded before ``iter()``, or the iterator that ``iter()`` returns, whose
-    state is loaded after it.
+    state is loaded after it. A dataset that is its own iterator may expect either.
 
     Parameters
     ----------
@@ -86,22 +87,26 @@ class StreamReader:
         self._owners: dict[str, Any] = {}
         self._state: dict[str, Any] | None = None
         self._start: dict[str, Any] | None = None
+        self._origin: Any = None
         self._done = 0
+        self._recent: collections.deque[_Read] = collections.deque()
         self._pending: tuple[Any, bool, int] | None = None
 
     def start(self, position: WorkerPosition) -> ReaderStart:
         """Go to a position; a state that cannot be used is replaced by reading again."""
-        if position.ended:
-            return ReaderStart(position)
-        if position.end is not None:
+        if position.end is not None and not position.ended:
             return self._start_after(position.end)
+        before = _attributes(self._dataset)
         error = None
-        if position.state is not None or (position.start is not None and not position.done):
+        for state, loads_first in self._ways_to_open(position):
             try:
-                return self._start_from_state(position)
-            except Exception as caught:  # noqa: BLE001 - no state of a stream's may end a run
-                error = f"{type(caught).__name__}: {caught}"
-        return self._read_again(position, error)
+                return self._start_from_state(position, state, loads_first=loads_first)
+            except Exception as caught:  # noqa: BLE001, PERF203 - no state of a stream's may end a run
+                error = error or f"{type(caught).__name__}: {caught}"
+                _set_attributes(self._dataset, before)
+        if position.ended and position.start is None:
+            return ReaderStart(position)  # nothing is left, and nothing is known to be restored
+        return self._read_again(position, error, before)
 
     def next(self) -> tuple[WorkerPosition, Any, int] | None:
         """Return the position after the next batch, the batch and its rows; None at the end."""
@@ -114,8 +119,15 @@ class StreamReader:
         if batch is _END:
             return None
         self._done += 1
+        self._remember(_Read(before, fingerprint(batch), rows))
         position = WorkerPosition(
-            self._done, is_last, before, start=self._start, fingerprint=fingerprint(batch)
+            self._done,
+            is_last,
+            self._recent[0].state,
+            start=self._start,
+            origin=self._origin,
+            fingerprint=self._checksum(),
+            checked=len(self._recent),
         )
         self._state = self._ask_state()
         return position, batch, rows
@@ -126,89 +138,179 @@ class StreamReader:
 
     def _start_after(self, end: dict[str, Any]) -> ReaderStart:
         """Begin the pass that follows the end of another one."""
+        # The state of a mere iterator is of no use to the iterator of the next pass.
+        end = {name: state for name, state in end.items() if name == "dataset" or len(end) == 1}
+        is_own_iterator = _has_state(self._dataset)
+        before = _attributes(self._dataset)
         try:
-            self._open(end)
+            self._open(end if "dataset" in end or is_own_iterator else None, loads_first=True)
             self._pending = self._fetch(0)
         except Exception:  # noqa: BLE001 - no state of a stream's may end a run
             self._pending = (_END, True, 0)
+            _set_attributes(self._dataset, before)
         if self._pending[0] is _END:  # the stream is still at its end: iter() begins the next pass
             self._pending = None
             self._open(None)
-        return ReaderStart(WorkerPosition(start=self._start))
+        return ReaderStart(self._begin())
 
-    def _start_from_state(self, position: WorkerPosition) -> ReaderStart:
-        state = position.start if position.state is None else position.state
-        self._open(state)
-        self._start = self._start if position.start is None else position.start
-        if position.state_is_after or not position.done:
+    def _ways_to_open(self, position: WorkerPosition) -> list[tuple[dict[str, Any], bool]]:
+        """Return the states that lead to a position, and whether to load them before ``iter()``."""
+        if position.state is not None:
+            return self._ways(position.state, position.origin)
+        return [] if position.done else self._ways_to_begin(position)
+
+    def _ways_to_begin(self, position: WorkerPosition) -> list[tuple[dict[str, Any], bool]]:
+        """Return the states that lead to the beginning of the pass."""
+        start, origin = position.start, position.origin
+        if start is None:
+            return []
+        ways = self._ways(start, origin)
+        if origin is None:
+            return ways
+        before = (
+            ({"dataset": origin}, False) if "dataset" in start else ({"iterator": origin}, True)
+        )
+        return [before, *ways]
+
+    def _ways(self, state: dict[str, Any], origin: Any) -> list[tuple[dict[str, Any], bool]]:
+        if "dataset" not in state and _has_state(self._dataset):  # its own iterator
+            return [(state, False), (state, True)]
+        if origin is not None and "iterator" in state:
+            return [({**state, "dataset": origin}, False), (state, False)]
+        return [(state, False)]
+
+    def _start_from_state(
+        self, position: WorkerPosition, state: dict[str, Any], *, loads_first: bool
+    ) -> ReaderStart:
+        self._open(state, loads_first=loads_first)
+        self._keep_beginning_of(position)
+        if position.state_is_after:
             self._done = position.done
-            return ReaderStart(self._position(position), used_state=True)
-        self._done = position.done - 1
-        if not self._reads_last_batch_of(position):
+            return ReaderStart(position, used_state=True)
+        if not position.done:
+            self._pending = self._fetch(0)
+            if self._pending[0] is _END:
+                self._pending = None
+                if position.ended:
+                    return ReaderStart(position, used_state=True)
+                # It may be the end of the pass before.
+                raise _OtherBatchError("no batch is left after the loaded state")
+            return ReaderStart(self._begin(), used_state=True)
+        self._done = position.done - position.checked
+        if not self._reads_last_batches_of(position):
             raise _OtherBatchError(
-                "the batch after the loaded state is another one than before the restart"
+                "the batches after the loaded state are others than before the restart"
             )
         return ReaderStart(position, used_state=True, matches=True)
 
-    def _read_again(self, position: WorkerPosition, error: str | None) -> ReaderStart:
-        try:
-            self._open(position.start)
-        except Exception as caught:  # noqa: BLE001 - no state of a stream's may end a run
-            error = error or f"{type(caught).__name__}: {caught}"
-            self._open(None)
-        if position.start is not None:
-            self._start = position.start
-        compared = position.fingerprint is not None and position.done > 0
-        for number in range(position.done - compared):
-            with _seeded(self._seed_of(number)):
-                collections.deque(itertools.islice(self._rows, self._batch_size or 1), maxlen=0)
-        self._done = position.done - compared
-        matches = self._reads_last_batch_of(position) if compared else None
-        self._state = self._ask_state()
+    def _read_again(
+        self, position: WorkerPosition, error: str | None, before: dict[str, Any] | None
+    ) -> ReaderStart:
+        """Go to a position by reading from the beginning, with the state of the beginning first."""
+        ways = [*self._ways_to_begin(position), (None, False)]
+        matches = None
+        for state, loads_first in ways:
+            _set_attributes(self._dataset, before)
+            try:
+                self._open(state, loads_first=loads_first)
+            except Exception as caught:
+                if state is None:
+                    raise
+                error = error or f"{type(caught).__name__}: {caught}"
+                continue
+            self._keep_beginning_of(position)
+            matches = self._skip_to(position)
+            if matches is not False:
+                break
         return ReaderStart(
             self._position(position),
             read_again=position.done,
-            state_error=error,
-            matches=matches,
+            state_error=error if position.done else None,
+            matches=None if position.ended else matches,
         )
 
-    def _reads_last_batch_of(self, position: WorkerPosition) -> bool:
-        """Read the last batch before a position, and return whether it is the same one."""
-        batch, _, _ = self._fetch(self._done)
-        self._done += 1
+    def _skip_to(self, position: WorkerPosition) -> bool | None:
+        """Read up to a position; return whether its last batches are the same, or None."""
+        compared = 0 if position.fingerprint is None else min(position.checked, position.done)
+        for number in range(position.done - compared):
+            with _seeded(self._seed_of(number)):
+                collections.deque(self._take(self._batch_size or 1), maxlen=0)
+        self._done = position.done - compared
         self._state = self._ask_state()
-        return batch is not _END and fingerprint(batch) == position.fingerprint
+        return self._reads_last_batches_of(position) if compared else None
+
+    def _reads_last_batches_of(self, position: WorkerPosition) -> bool:
+        """Read the last batches before a position, and return whether they are the same."""
+        while self._done < position.done:
+            before = self._state
+            batch, _, rows = self._fetch(self._done)
+            if batch is _END:
+                return False
+            self._done += 1
+            self._recent.append(_Read(before, fingerprint(batch), rows))
+            self._state = self._ask_state()
+        return self._checksum() == position.fingerprint
+
+    def _remember(self, read: _Read) -> None:
+        """Remember the last batches, at least eight rows of them."""
+        self._recent.append(read)
+        rows = sum(each.rows for each in self._recent)
+        while rows - self._recent[0].rows >= _CHECKED_ROWS:
+            rows -= self._recent.popleft().rows
+
+    def _checksum(self) -> int:
+        """Return the checksum of the remembered batches."""
+        if len(self._recent) == 1:
+            return self._recent[0].fingerprint
+        return fingerprint([each.fingerprint for each in self._recent])
+
+    def _keep_beginning_of(self, position: WorkerPosition) -> None:
+        if position.start is not None:
+            self._start, self._origin = position.start, position.origin
+
+    def _begin(self) -> WorkerPosition:
+        return WorkerPosition(start=self._start, origin=self._origin)
 
     def _position(self, position: WorkerPosition) -> WorkerPosition:
         """Return a position to save before the first batch: that of the start, or the given one."""
         if position.done:
             return position
-        return WorkerPosition(start=self._start)
+        return self._begin()
 
-    def _open(self, state: dict[str, Any] | None) -> None:
-        """Begin to iterate over the stream, with a state of its own or without."""
+    def _open(self, state: dict[str, Any] | None, *, loads_first: bool = False) -> None:
+        """Begin to iterate over the stream, with a state of its own or without.
+
+        With ``loads_first`` the state of an iterator is loaded into the dataset before ``iter()``.
+        """
         state = state or {}
         with _seeded(self._seed_of(-1)):
             if "dataset" in state:
-                self._dataset.load_state_dict(copy.deepcopy(state["dataset"]))
+                self._dataset.load_state_dict(from_json(state["dataset"]))
+            if "iterator" in state and loads_first:
+                self._dataset.load_state_dict(from_json(state["iterator"]))
+            before = _state_of(self._dataset)
             self._rows = iter(self._dataset)
-            if "iterator" in state:
-                self._rows.load_state_dict(copy.deepcopy(state["iterator"]))
+            if "iterator" in state and not loads_first:
+                self._rows.load_state_dict(from_json(state["iterator"]))
         self._owners = {}
         if self._rows is not self._dataset and _has_state(self._dataset):
             self._owners["dataset"] = self._dataset
         if _has_state(self._rows):
             self._owners["iterator"] = self._rows
         self._done = 0
+        self._recent.clear()
         self._state = self._start = self._ask_state()
+        owner = "dataset" if "dataset" in self._owners else "iterator"
+        after = None if self._start is None else self._start[owner]
+        is_asked = _has_state(self._dataset) and after is not None
+        self._origin = before if is_asked and before != after else None
 
     def _ask_state(self) -> dict[str, Any] | None:
-        """Return the stream's own state, or None if it has none that can be copied."""
+        """Return the stream's own state, or None if it has none that can be saved."""
         if not self._owners:
             return None
         try:
-            # Copied, since the stream may go on editing what it returned.
-            return {name: copy.deepcopy(one.state_dict()) for name, one in self._owners.items()}
+            return {name: to_json(owner.state_dict()) for name, owner in self._owners.items()}
         except Exception:  # noqa: BLE001 - no state of a stream's may end a run
             self._owners = {}
             return None
@@ -219,11 +321,28 @@ class StreamReader:
             if self._batch_size is None:
                 row = next(self._rows, _END)
                 return (row, True, 0) if row is _END else (self._collate(row), False, 1)
-            rows = list(itertools.islice(self._rows, self._batch_size))
+            rows = list(self._take(self._batch_size))
             is_short = len(rows) < self._batch_size
             if not rows or (is_short and self._drop_last):
                 return _END, True, 0
             return self._collate(rows), is_short, len(rows)
+
+    def _take(self, count: int) -> Iterator[Any]:
+        """Yield some rows, without ``iter()``: it would begin a stream anew."""
+        for _ in range(count):
+            row = next(self._rows, _END)
+            if row is _END:
+                return
+            yield row
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A batch that was read: the stream's own state before it, its checksum, and its rows."""
+
+    state: dict[str, Any] | None
+    fingerprint: int
+    rows: int
 
 
 class _OtherBatchError(Exception):
@@ -234,6 +353,25 @@ def _has_state(stream: Any) -> bool:
     return callable(getattr(stream, "state_dict", None)) and callable(
         getattr(stream, "load_state_dict", None)
     )
+
+
+def _state_of(stream: Any) -> Any:
+    """Return a stream's own state, or None if it has none that can be saved."""
+    try:
+        return to_json(stream.state_dict()) if _has_state(stream) else None
+    except Exception:  # noqa: BLE001 - no state of a stream's may end a run
+        return None
+
+
+def _attributes(stream: Any) -> dict[str, Any] | None:
+    return dict(vars(stream)) if hasattr(stream, "__dict__") else None
+
+
+def _set_attributes(stream: Any, attributes: dict[str, Any] | None) -> None:
+    """Undo what a state that could not be used has set."""
+    if attributes is not None:
+        vars(stream).clear()
+        vars(stream).update(attributes)
 
 
 def _seeded(seed: int) -> AbstractContextManager[None]:

@@ -65,12 +65,16 @@ class StreamFetcher(DatasetProxy, IterableDataset[Any]):
         self._drop_last = drop_last
         self._resume = resume
         # Shared memory: persistent workers read seed and epoch of the next pass from it.
-        self._shared = multiprocessing.RawArray("q", 3)
+        self._shared = multiprocessing.RawArray("q", 4)
 
-    def set_next_pass(self, seed: int, epoch: int, first_batch: int) -> None:
-        """Set the seed, the epoch and the number of the first batch of the next pass."""
+    def set_next_pass(self, seed: int, epoch: int, first_batch: int, *, tells_epoch: bool) -> None:
+        """Set the seed, the epoch and the number of the first batch of the next pass.
+
+        The dataset is told the epoch only if the training loop sets it: a stream of Hugging Face's
+        yields its shards in another order then.
+        """
         seed &= (1 << 64) - 1
-        self._shared[:] = [seed - ((seed >> 63) << 64), epoch, first_batch]
+        self._shared[:] = [seed - ((seed >> 63) << 64), epoch, first_batch, tells_epoch]
 
     def __iter__(self) -> Iterator[StreamItem]:
         """Iterate over one worker's batches, from the position on."""
@@ -78,13 +82,13 @@ class StreamFetcher(DatasetProxy, IterableDataset[Any]):
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         resume, self._resume = self._resume, None  # for one pass only
         resume = StreamPosition(None, workers) if resume is None else resume
-        seed, epoch, first_batch = self._shared
+        seed, epoch, first_batch, tells_epoch = self._shared
 
         def seed_of(number: int) -> int:
             place = -1 - worker if number < 0 else first_batch + number * workers + worker
             return hash_integers(seed, epoch, place)
 
-        if hasattr(self._dataset, "set_epoch"):
+        if tells_epoch and hasattr(self._dataset, "set_epoch"):
             self._dataset.set_epoch(epoch)
         reader = StreamReader(
             self._dataset,
@@ -95,12 +99,11 @@ class StreamFetcher(DatasetProxy, IterableDataset[Any]):
         )
         start = reader.start(resume.workers.get(worker, WorkerPosition()))
         yield StreamItem(worker, start)
-        if start.position.ended:
-            return
-        if worker < resume.next_worker:
-            yield StreamItem(worker, None)
-        while (item := reader.next()) is not None:
-            position, batch, rows = item
-            yield StreamItem(worker, position, batch, rows)
+        if not start.position.ended:
+            if worker < resume.next_worker:
+                yield StreamItem(worker, None)
+            while (item := reader.next()) is not None:
+                position, batch, rows = item
+                yield StreamItem(worker, position, batch, rows)
         if (end := reader.end()) is not None:
             yield StreamItem(worker, None, end)
