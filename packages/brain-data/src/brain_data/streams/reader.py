@@ -210,18 +210,19 @@ class StreamReader:
         ways = [*self._ways_to_begin(position), (None, False)]
         matches = None
         for state, loads_first in ways:
-            _set_attributes(self._dataset, before)
             try:
                 self._open(state, loads_first=loads_first)
+                self._keep_beginning_of(position)
+                matches = self._skip_to(position)
             except Exception as caught:
                 if state is None:
                     raise
                 error = error or f"{type(caught).__name__}: {caught}"
-                continue
-            self._keep_beginning_of(position)
-            matches = self._skip_to(position)
+                matches = False
             if matches is not False:
                 break
+            if state is not None:
+                _set_attributes(self._dataset, before)
         return ReaderStart(
             self._position(position),
             read_again=position.done,
@@ -297,7 +298,7 @@ class StreamReader:
             self._owners["dataset"] = self._dataset
         if _has_state(self._rows):
             self._owners["iterator"] = self._rows
-        self._done = 0
+        self._done, self._pending = 0, None
         self._recent.clear()
         self._state = self._start = self._ask_state()
         owner = "dataset" if "dataset" in self._owners else "iterator"
@@ -370,7 +371,8 @@ def _attributes(stream: Any) -> dict[str, Any] | None:
 def _set_attributes(stream: Any, attributes: dict[str, Any] | None) -> None:
     """Undo what a state that could not be used has set."""
     if attributes is not None:
-        vars(stream).clear()
+        for name in vars(stream).keys() - attributes.keys():
+            del vars(stream)[name]
         vars(stream).update(attributes)
 
 
