@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brain_data.fetching.json_values import from_json, to_json
@@ -37,6 +37,7 @@ def returned(value: Any) -> Any:
     return from_json(json.loads(json.dumps(to_json(value), allow_nan=False)))
 
 
+@settings(max_examples=50, deadline=None)
 @given(VALUES)
 def test_plain_values_come_back_as_they_were(value: Any) -> None:
     """Types, too: a tuple is no list, and 1 is not True."""

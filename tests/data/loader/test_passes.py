@@ -113,18 +113,24 @@ def assert_resumes_everywhere(make: Any) -> None:
             assert resumed == left, (number, done, ended, seed)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", ["shuffle", "generator", "python"])
 def test_a_loop_that_restores_nothing_else_resumes_in_every_pass(sampler: str) -> None:
     """Two passes, a save and two passes in a new loader equal four passes, shuffled ones too."""
     assert_resumes_everywhere(lambda: make_loader(sampler))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize(
+    ("workers", "persistent"),
+    [(0, False), (2, False), (2, True)],
+    ids=["no workers", "new workers", "persistent workers"],
+)
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_loop_with_workers_resumes_in_every_pass(sampler: str, persistent: bool) -> None:
-    """Without and with persistent workers."""
-    assert_resumes_everywhere(lambda: make_loader(sampler, 2, persistent=persistent))
+def test_a_loop_over_any_sampler_resumes_in_every_pass(
+    sampler: str, workers: int, persistent: bool
+) -> None:
+    """Without workers, with new ones, and with workers that persist."""
+    assert_resumes_everywhere(lambda: make_loader(sampler, workers, persistent=persistent))
 
 
 @pytest.mark.parametrize("persistent", [False, True])

@@ -134,6 +134,9 @@ class SaveableDataLoader(DataLoader[Any]):
         self._fingerprint: dict[str, Any] = {}
         self._generators: dict[str, Any] | None = None  # as they were when the pass began
         self._saved_generators: dict[str, Any] | None = None
+        # Constructed once: counters are those attributes that have changed since.
+        searched = [] if self._samplers.order_is_known else self._samplers.samplers
+        self._search = GeneratorSearch([self.generator, *searched])
         self._draws = GlobalDraws()
         self._saved_draws: dict[str, Any] | None = None
         self._follows_end = False  # the next pass, a loaded one that had ended
@@ -222,7 +225,7 @@ class SaveableDataLoader(DataLoader[Any]):
             state |= {"draws": draws} if (draws := self._draws_state()) else {}
         if epoch_pass is not None and epoch_pass.epoch == self.epoch:
             if self._generators is not None:
-                present = self._generator_search().capture()
+                present = self._search.capture()
                 state["generators"] = {**self._generators, "present": present}
             return state | epoch_pass.position().fields()
         if is_stream:
@@ -345,7 +348,7 @@ class SaveableDataLoader(DataLoader[Any]):
             elastic=self.elastic,
             drawing=self._drawing(resume) if self._samplers.may_draw else None,
         )
-        search = None if self._samplers.order_is_known else self._generator_search()
+        search = None if self._samplers.order_is_known else self._search
         saved, self._saved_generators = self._saved_generators, None
         if search is not None:
             if saved is not None and resume is not None:
@@ -395,6 +398,3 @@ class SaveableDataLoader(DataLoader[Any]):
             state["present"] = self._draws.present()
             state["draws_base_seed"] = self._pass is None or not self.persistent_workers
         return state
-
-    def _generator_search(self) -> GeneratorSearch:
-        return GeneratorSearch([self.generator, *self._samplers.samplers])
