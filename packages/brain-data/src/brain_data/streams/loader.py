@@ -205,18 +205,11 @@ class StreamLoader:
             resume = resume.without_ends()
         position = StreamPosition(epoch, workers) if resume is None else resume
         first_batch, counts = 0, counts_samples(dataset)
-        if position.counted is not None:
+        if position.counted is not None and load_counted(dataset, position):
             first_batch = position.batches
-            try:
-                dataset.load_state_dict(from_json(position.counted))
-            except Exception as error:  # noqa: BLE001 - no state of a stream's may end a run
-                logger.warning(
-                    "The state of %s cannot be used (%s: %s): its first %d batches are read again",
-                    type(dataset).__name__, type(error).__name__, error, position.batches,
-                )  # fmt: skip
-                first_batch = 0
-                position = resume = position.read_again()
-                counts = False
+        elif position.counted is not None:
+            position = resume = position.read_again()
+            counts = False
         if position.finished:
             return StreamPass(dataset, iter(()), position, counted_begin=position.counted)
         # Persistent workers keep their position; only new ones can be given another.
@@ -271,6 +264,19 @@ def counts_samples(dataset: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return {"num_samples", "from_beginning"} <= names
+
+
+def load_counted(dataset: Any, position: StreamPosition) -> bool:
+    """Load the state of a dataset that counts samples; return whether it could be loaded."""
+    try:
+        dataset.load_state_dict(from_json(position.counted))
+    except Exception as error:  # noqa: BLE001 - no state of a stream's may end a run
+        logger.warning(
+            "The state of %s cannot be used (%s: %s): its first %d batches are read again",
+            type(dataset).__name__, type(error).__name__, error, position.batches,
+        )  # fmt: skip
+        return False
+    return True
 
 
 def counted_state(dataset: Any, num_samples: int, *, ended: bool) -> Any:
