@@ -93,7 +93,7 @@ def meta(session: nox.Session) -> None:
     """Install all five wheels through brain-all; test their contents, and whole scripts."""
     install_wheels(session, "all", *PACKAGES, groups=ALL_GROUPS)
     check_installed(session, "brain-all", groups=ALL_GROUPS)
-    run_pytest(session, "tests/packaging", "tests/integration")
+    run_pytest(session, "tests/packaging", "tests/integration", "tests/released")
 
 
 @nox.session(requires=["wheels"], default=False)
