@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from brain_ckpt import Checkpointer
+from brain_ckpt import Checkpointer, CheckpointSaveError
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +45,44 @@ def test_a_name_is_not_used_again_by_another_run(checkpointer, tmp_path):
     checkpointer.close()
     Checkpointer(tmp_path, {"model": torch.nn.Linear(1, 1)}).save_checkpoint()
     assert names(tmp_path) == ["01", "02"]
+
+
+def test_a_name_is_not_used_again_by_another_process(tmp_path, processes):
+    """Although nothing is left of the first one's checkpoints, and both run in one second."""
+
+    def save_and_delete(report):
+        checkpointer = Checkpointer(tmp_path, {"model": torch.nn.Linear(1, 1)})
+        report(int(checkpointer.save_checkpoint().path.name[-2:]))
+        checkpointer.save_checkpoint(name="mine")
+        checkpointer.delete_checkpoints(num_to_keep=0)
+
+    children = [processes.Child(save_and_delete)]
+    assert children[0].wait() == processes.FINISHED
+    children.append(processes.Child(save_and_delete))
+    assert children[1].wait() == processes.FINISHED
+    assert [child.reports for child in children] == [[0], [1]]
+    assert names(tmp_path) == []
+
+
+def test_a_name_is_not_used_again_after_a_failed_save(checkpointer, tmp_path, workloads):
+    """It was noted before it was used."""
+
+    def fail(operation, path, detail):
+        if operation == "rename":
+            raise OSError(5, "I/O error", path)
+
+    with workloads.failpoint(fail), pytest.raises(CheckpointSaveError):
+        checkpointer.save_checkpoint()
+    checkpointer.save_checkpoint()
+    assert names(tmp_path) == ["01"]
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"last_save": [1]}', b'{"host": "a"}garbage'])
+def test_a_lock_file_of_any_content_is_no_error(content, tmp_path):
+    """A process can be killed while it writes the file."""
+    (tmp_path / ".brain.lock").write_bytes(content)
+    Checkpointer(tmp_path, {"model": torch.nn.Linear(1, 1)}).save_checkpoint()
+    assert names(tmp_path) == ["00"]
 
 
 def test_a_name_is_not_used_again_if_the_clock_is_set_back(checkpointer, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from brain_ckpt.errors import CheckpointLockedError
 from brain_ckpt.ranks.nodes import Nodes, common_names, detect_nodes, roll_forward
-from brain_ckpt.storage.lock import DirectoryLock
+from brain_ckpt.storage.lock import DirectoryLock, LastSave
 from brain_ckpt.storage.store import Store
 from brain_dist import get_world_size
 
@@ -64,6 +64,16 @@ class SharedDirectory:
                 f"only one run may write to {self.root}, got a second one while it is written "
                 f"by {holder}: stop that run, or give this one its own directory"
             )
+
+    def last_save(self) -> LastSave:
+        """Return the last save to this directory; the lock is held."""
+        assert self._lock is not None
+        return self._lock.last_save()
+
+    def note_save(self, save: LastSave) -> None:
+        """Note a save before its name is used; the lock is held."""
+        assert self._lock is not None
+        self._lock.note_save(save)
 
     def unlock(self) -> None:
         """Release the lock, if this run holds it."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from brain_ckpt.storage.lock import LastSave
     from brain_ckpt.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -82,15 +83,17 @@ class SavePlan(NamedTuple):
 
 
 class DirectoryState(NamedTuple):
-    """The newest time, the highest number and the used names in a directory."""
+    """The newest time, the highest number and the used names in a directory, now and before."""
 
     newest_s: float
     seq: int
     used_names: frozenset[str]
 
 
-def read_directory_state(store: Store, request: SaveRequest) -> DirectoryState:
+def read_directory_state(store: Store, request: SaveRequest, last: LastSave) -> DirectoryState:
     """Clean up a directory, whose lock is held, and return what is in it.
+
+    The last save counts also if its checkpoint was deleted.
 
     Raises
     ------
@@ -112,14 +115,12 @@ def read_directory_state(store: Store, request: SaveRequest) -> DirectoryState:
                 f"none; move it away or choose another name"
             )
     leftovers = [leftover for name in names if (leftover := parse_leftover(name))]
-    used_names = frozenset({*names, *(leftover.checkpoint for leftover in leftovers)})
-    newest_s = max(map(ckpt_recency, listing.checkpoints), default=0.0)
-    return DirectoryState(newest_s, listing.seq, used_names)
+    used_names = {*names, *(leftover.checkpoint for leftover in leftovers), last.name}
+    newest_s = max([last.time_s, *map(ckpt_recency, listing.checkpoints)])
+    return DirectoryState(newest_s, max(last.seq, listing.seq), frozenset(used_names))
 
 
-def make_plan(
-    store: Store, request: SaveRequest, states: Sequence[DirectoryState], last: SavePlan | None
-) -> SavePlan:
+def make_plan(store: Store, request: SaveRequest, states: Sequence[DirectoryState]) -> SavePlan:
     """Plan a save.
 
     Parameters
@@ -130,16 +131,9 @@ def make_plan(
         The arguments of the save.
     states : sequence of DirectoryState
         Of every directory that gets a copy.
-    last : SavePlan, optional
-        The last save of this run.
     """
     used_names = frozenset().union(*(state.used_names for state in states))
     newest_s = max(state.newest_s for state in states)
-    last_seq = 0
-    if last is not None:  # it can have been deleted
-        used_names |= {last.final.name}
-        newest_s = max(newest_s, last.time_s)
-        last_seq = last.seq
     time_s = max(time.time(), newest_s + _MIN_STEP_S)
     if request.name is None:
         name = name_from_time(time_s, used_names)
@@ -154,7 +148,7 @@ def make_plan(
         staging=store.root / store.staging_name(name, replaces=name in used_names),
         final=store.root / name,
         meta=meta,
-        seq=max(last_seq, *(state.seq for state in states)) + 1,
+        seq=max(state.seq for state in states) + 1,
         commit_id=uuid.uuid4().hex,
         world_size=get_world_size(),
         time_s=time_s,

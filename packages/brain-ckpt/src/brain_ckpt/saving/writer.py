@@ -22,6 +22,7 @@ from brain_ckpt.saving.shards import ShardFile, ShardPlan, plan_shards, write_sh
 from brain_ckpt.saving.snapshot import Snapshot, take_snapshot
 from brain_ckpt.storage import filesystem
 from brain_ckpt.storage.layout import SHARDS_DIRECTORY
+from brain_ckpt.storage.lock import LastSave
 from brain_dist import get_world_size
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ class Writer:
         self._files: CheckpointFiles | None = None  # on leaders, during a save
         self._pending: PendingSave | None = None
         self._buffers = SnapshotBuffers()
-        self._last_plan: SavePlan | None = None
 
     def save(
         self,
@@ -186,11 +186,13 @@ class Writer:
     def _lock_and_read(self, request: SaveRequest) -> DirectoryState:
         filesystem.make_directories(self._store.root)
         self._directory.lock()
-        return read_directory_state(self._store, request)
+        return read_directory_state(self._store, request, self._directory.last_save())
 
     def _plan(self, request: SaveRequest, states: Sequence[DirectoryState]) -> SavePlan:
-        plan = make_plan(self._store, request, states, self._last_plan)
-        self._last_plan = plan
+        plan = make_plan(self._store, request, states)
+        last = self._directory.last_save()
+        name = plan.final.name if request.name is None else last.name
+        self._directory.note_save(LastSave(name, plan.time_s, plan.seq))
         return plan
 
     def _take_snapshot(
