@@ -201,7 +201,8 @@ class Reader:
             with opened.reading():
                 required = [] if partial else required_names(recoverables)
                 states = read_checked_states(opened, recoverables)
-                verify_opened(opened, required, trusted=trusted, checked=states)
+                wanted = [one.name for one in recoverables]
+                verify_opened(opened, required, trusted=trusted, checked=states, wanted=wanted)
                 steps = prepare_restore(
                     opened, recoverables, get_rank(), states, partial=partial, trusted=trusted
                 )

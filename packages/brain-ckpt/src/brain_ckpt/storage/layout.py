@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -34,6 +35,10 @@ UNFINISHED = ".unfinished"
 # File systems allow names of 255 bytes; this leaves room for ".trash-", the run id and a number.
 _NAME_LIMIT_BYTES = 180
 _STAMP = "%Y-%m-%d+%H-%M-%S"
+
+
+# Files that file systems, desktops and editors leave in any directory.
+_FOREIGN = re.compile(r"\.nfs.*|\.DS_Store|\._.*|Thumbs\.db|\..*\.sw[a-z]|.*~")
 
 
 class Leftover(NamedTuple):
@@ -118,6 +123,17 @@ def check_recoverable(name: object, others: Iterable[str]) -> None:
                 f"names of recoverables must differ by more than case, because some file systems "
                 f"ignore case, got {plain!r} beside {other!r}; rename one"
             )
+
+
+def is_foreign(name: str) -> bool:
+    """Return whether a file, by its name, is one that no saver writes.
+
+    Examples
+    --------
+    >>> is_foreign("shards/.nfs000000012"), is_foreign("model.ckpt")
+    (True, False)
+    """
+    return _FOREIGN.fullmatch(name.rpartition("/")[2]) is not None
 
 
 def temporary_name(checkpoint: str, run_id: str, number: int) -> str:

@@ -26,6 +26,7 @@ from brain_ckpt.storage.layout import (
     TEMPORARY,
     UNFINISHED,
     Leftover,
+    is_foreign,
     parse_leftover,
 )
 from brain_ckpt.storage.listing import (
@@ -114,9 +115,14 @@ class Store:
         staging.files[name] = write_bytes(staging.path / name, content, self.algorithm)
 
     def add_external_files(self, staging: Staging) -> None:
-        """Add the files that hooks have written to a staged checkpoint; links are refused."""
+        """Add the files that hooks have written to a staged checkpoint; links are refused.
+
+        Files that file systems, desktops and editors leave there are not added.
+        """
         for name, directory in filesystem.walk(staging.path):
             path = staging.path / name
+            if is_foreign(name):
+                continue
             if path.is_symlink():
                 raise CheckpointError(
                     f"a checkpoint may hold files and directories only, got the link {path}; "

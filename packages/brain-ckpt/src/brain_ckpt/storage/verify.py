@@ -37,6 +37,7 @@ def verify_opened(
     *,
     trusted: bool = False,
     checked: Collection[str] = (),
+    wanted: Collection[str] | None = None,
 ) -> None:
     """Compare all files of an opened checkpoint with what was written.
 
@@ -51,6 +52,9 @@ def verify_opened(
         Whether to accept state files that have no checksums at all.
     checked : collection of str
         Names of files that were already compared.
+    wanted : collection of str, optional
+        The recoverables whose files are compared in a checkpoint without a manifest, which does
+        not tell its own files from foreign ones; by default all are.
 
     Raises
     ------
@@ -61,7 +65,7 @@ def verify_opened(
     if opened.problem is not None:
         raise opened.problem
     if manifest is None:
-        _verify_without_manifest(opened, required, trusted=trusted)
+        _verify_without_manifest(opened, required, wanted, trusted=trusted)
         return
     for name in manifest.files:
         _refuse_links(opened.directory, name)
@@ -129,10 +133,16 @@ def _damaged_file(file: Path, damage: str) -> CheckpointDamagedError:
 
 
 def _verify_without_manifest(
-    opened: OpenedCheckpoint, required: Collection[str], *, trusted: bool
+    opened: OpenedCheckpoint,
+    required: Collection[str],
+    wanted: Collection[str] | None,
+    *,
+    trusted: bool,
 ) -> None:
     checkpoint = opened.checkpoint
-    for file in checkpoint.paramfiles.values():
+    for name, file in checkpoint.paramfiles.items():
+        if wanted is not None and name not in wanted:
+            continue
         damage = find_damage(opened.file(file), file.name, trusted=trusted)
         if damage is not None:
             raise CheckpointDamagedError(f"{checkpoint.path} is damaged: {damage}")
