@@ -157,9 +157,19 @@ def test_find_returns_the_best_first(checkpointer):
     assert by_loss == [0.1, 0.2]
     assert checkpointer.find_checkpoint(max_key="loss").meta["loss"] == 0.3
     assert checkpointer.find_checkpoint(lambda one: one.meta["loss"] == 0.2).meta["loss"] == 0.2
-    assert checkpointer.find_checkpoints(max_key="unknown") == []
     with pytest.raises(ValueError, match="at most one of"):
         checkpointer.find_checkpoints(min_key="loss", max_key="loss")
+
+
+def test_a_metric_that_no_checkpoint_has_is_an_error_that_lists_those_there_are(checkpointer):
+    """None is returned only if there is no checkpoint."""
+    assert checkpointer.find_checkpoint(max_key="acc") is None
+    assert checkpointer.recover_if_possible(max_key="acc") is None
+    checkpointer.save_checkpoint(meta={"loss": 0.5, "WER": 9.0})
+    for search in (checkpointer.find_checkpoint, checkpointer.recover_if_possible):
+        with pytest.raises(ValueError, match=r"max_key must .* got 'acc'.* have WER, loss: name"):
+            search(max_key="acc")
+    assert checkpointer.find_checkpoint(min_key="loss", ckpt_predicate=lambda one: False) is None
 
 
 def test_a_named_checkpoint_is_replaced_completely(checkpointer, model):

@@ -36,7 +36,7 @@ class CheckpointFinder(RecoverableRegistry):
         min_key: str | None = None,
         ckpt_predicate: Predicate | None = None,
     ) -> Checkpoint | None:
-        """Return the best checkpoint, or None; the arguments are those of `find_checkpoints`."""
+        """Return the best checkpoint, or None if there is none; see `find_checkpoints`."""
         best = self.find_checkpoints(importance_key, max_key, min_key, ckpt_predicate, 1)
         return best[0] if best else None
 
@@ -64,7 +64,7 @@ class CheckpointFinder(RecoverableRegistry):
         Raises
         ------
         ValueError
-            If more than one key is given.
+            If more than one key is given, or no checkpoint has the metric.
         """
         query = CheckpointQuery(importance_key, max_key, min_key, ckpt_predicate)
         if self._copies is not None:

@@ -14,7 +14,6 @@ from brain_ckpt.cli.inspect import (
     DirectoryContents,
     checkpoint_path,
     find_incomplete,
-    metrics,
     read_directory,
     step_of,
     total_bytes,
@@ -42,7 +41,7 @@ from brain_ckpt.loading.contents import (
     state_files,
 )
 from brain_ckpt.loading.state_file import retry_if_gone
-from brain_ckpt.retention.checkpoint import ckpt_recency
+from brain_ckpt.retention.checkpoint import ckpt_recency, metrics
 from brain_ckpt.storage.listing import read_checkpoint
 from brain_ckpt.storage.opened import gone_error, open_checkpoint
 from brain_ckpt.transfer.average import average_checkpoints

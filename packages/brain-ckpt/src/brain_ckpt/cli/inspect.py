@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from brain_ckpt.cli.file_checks import file_size
 from brain_ckpt.errors import CheckpointError, CheckpointGoneError, UsageError
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from brain_ckpt.retention.checkpoint import Checkpoint
     from brain_ckpt.storage.opened import OpenedCheckpoint
-
-_ALWAYS_IN_META = ("unixtime", "end-of-epoch", "brain_intra_epoch_ckpt", "step")
 
 
 @dataclass(frozen=True)
@@ -128,11 +126,6 @@ def find_incomplete(checkpoints: Sequence[Checkpoint]) -> dict[Path, str]:
 def total_bytes(path: Path) -> int:
     """Return the total size of the files below a directory in bytes."""
     return sum(file_size(path / name) for name, directory in filesystem.walk(path) if not directory)
-
-
-def metrics(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return meta without the keys that every checkpoint has."""
-    return {key: value for key, value in checkpoint.meta.items() if key not in _ALWAYS_IN_META}
 
 
 def step_of(opened: OpenedCheckpoint) -> int | None:

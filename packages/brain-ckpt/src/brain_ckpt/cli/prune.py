@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from brain_ckpt.cli.file_checks import problems
-from brain_ckpt.cli.inspect import DirectoryContents, find_incomplete, metrics, read_directory
+from brain_ckpt.cli.inspect import DirectoryContents, find_incomplete, read_directory
 from brain_ckpt.cli.output import write_json, write_line
 from brain_ckpt.errors import UsageError
 from brain_ckpt.loading.state_file import retry_if_gone
 from brain_ckpt.ranks.shared_directory import SharedDirectory
+from brain_ckpt.retention.checkpoint import metrics
 from brain_ckpt.retention.policies import (
     DAY_S,
     HOUR_S,

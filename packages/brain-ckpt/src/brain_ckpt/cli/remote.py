@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brain_ckpt.cli.inspect import metrics, read_directory
+from brain_ckpt.cli.inspect import read_directory
 from brain_ckpt.cli.output import (
     ProgressBar,
     format_age,
@@ -34,7 +34,7 @@ from brain_ckpt.mirror.retries import retry
 from brain_ckpt.mirror.url import is_mirror_url, shown_url, split_url
 from brain_ckpt.mirror.workers import workers
 from brain_ckpt.ranks.shared_directory import SharedDirectory
-from brain_ckpt.retention.checkpoint import ckpt_recency
+from brain_ckpt.retention.checkpoint import ckpt_recency, metrics
 from brain_ckpt.retention.policies import any_of
 from brain_ckpt.storage.filesystem import make_directories
 from brain_ckpt.storage.layout import check_directory

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 Key = Callable[["Checkpoint"], Any]
 
+_NO_METRICS = ("unixtime", "end-of-epoch", "brain_intra_epoch_ckpt", "step")
+
 
 class _Fields(NamedTuple):
     path: Path
@@ -73,6 +75,11 @@ def _is_equal(left: Any, right: Any) -> bool:
     if type(left) is type(right) and hasattr(left, "tolist"):  # a tensor or an array
         return bool(left.dtype == right.dtype and left.tolist() == right.tolist())
     return bool(left == right)
+
+
+def metrics(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return meta without the keys that every checkpoint has."""
+    return {key: value for key, value in checkpoint.meta.items() if key not in _NO_METRICS}
 
 
 def ckpt_recency(ckpt: Checkpoint) -> float:

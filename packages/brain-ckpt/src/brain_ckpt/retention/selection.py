@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from brain_ckpt.retention.checkpoint import Checkpoint, Key, ckpt_recency
+from brain_ckpt.retention.checkpoint import Checkpoint, Key, ckpt_recency, metrics
 from brain_ckpt.retention.policies import (
     KeepBest,
     KeepMostImportant,
@@ -53,6 +53,11 @@ class Retention:
             *(KeepBest(key, "max", self.num_to_keep) for key in self.max_keys),
             *(KeepMostImportant(key, self.num_to_keep) for key in self.importance_keys),
         )
+
+    def most_kept(self) -> int:
+        """Return how many checkpoints are kept at most, of those that it applies to."""
+        keys = (*self.min_keys, *self.max_keys, *self.importance_keys)
+        return self.num_to_keep * len(keys)
 
     def applies_to(self, checkpoint: Checkpoint) -> bool:
         """Return whether a checkpoint may be deleted; one without any of the keys may not."""
@@ -107,7 +112,7 @@ class CheckpointQuery(NamedTuple):
         Raises
         ------
         ValueError
-            If more than one of the keys is given.
+            If more than one of the keys is given, or none of the checkpoints has the metric.
         """
         keys = [key for key in (self.importance_key, self.max_key, self.min_key) if key]
         if len(keys) > 1:
@@ -115,6 +120,8 @@ class CheckpointQuery(NamedTuple):
                 f"at most one of importance_key, max_key and min_key may be given, got {keys!r}; "
                 f"drop the others"
             )
+        for name in ("max_key", "min_key"):
+            _check_metric(name, getattr(self, name), checkpoints)
         predicate = self.ckpt_predicate
         matching = [one for one in checkpoints if predicate is None or predicate(one)]
         if self.max_key:
@@ -124,6 +131,17 @@ class CheckpointQuery(NamedTuple):
         if self.importance_key:
             return ranked(matching, self.importance_key)
         return newest_first(matching)
+
+
+def _check_metric(name: str, key: str | None, checkpoints: Sequence[Checkpoint]) -> None:
+    if not key or not checkpoints or any(key in one.meta for one in checkpoints):
+        return
+    known = sorted({metric for one in checkpoints for metric in metrics(one)})
+    raise ValueError(
+        f"{name} must be a metric that a checkpoint has, got {key!r}; the checkpoints in "
+        f"{checkpoints[0].path.parent} have {', '.join(known) or 'none'}: name one of them, or "
+        f"pass it in meta to save_checkpoint"
+    )
 
 
 def _ranked_by_metric(
