@@ -11,16 +11,17 @@ import random
 import shutil
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import torch
 import torch.distributed.checkpoint
 import torch.distributed.device_mesh
 import torch.distributed.tensor  # importing these in each fork would take a second
 
+import brain_ckpt
 from chaos._report import aligned
-from chaos.readers.mutant import remove_protection
 from chaos.readers.session import Result, run
 from chaos.readers.writers import WRITERS
 
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     if options.unprotected:
+        from chaos.readers.mutant import remove_protection  # of the present version only
+
         remove_protection()
     torch.set_num_threads(1)
     logging.disable(logging.ERROR)
@@ -53,21 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scratch = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK) else None
     folder = Path(tempfile.mkdtemp(prefix="brain-chaos-readers-", dir=scratch))
     results = {kind: Result() for kind in options.writers or WRITERS}
-    print(f"seed {options.seed}")
+    print(f"seed {options.seed}, brain_ckpt from {brain_ckpt.__path__[0]}")
+    options.results.mkdir(parents=True, exist_ok=True)
     try:
-        _run(options, results, folder)
+        with (options.results / "readers.jsonl").open("w", encoding="utf-8") as log:
+            _run(options, results, folder, log)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     text = _report(results)
     print(text)
-    options.results.mkdir(parents=True, exist_ok=True)
-    content = {
-        kind: {**vars(result), "outcomes": dict(result.outcomes)}
-        for kind, result in results.items()
-    }
+    content = {kind: vars(result) for kind, result in results.items()}
     (options.results / "readers.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     (options.results / "readers.txt").write_text(text, encoding="utf-8")
-    print(f"written to {options.results}/: readers.json, readers.txt")
+    print(f"written to {options.results}/: readers.txt, readers.json, readers.jsonl")
     return 1 if any(result.problems or not result.outcomes for result in results.values()) else 0
 
 
@@ -89,17 +90,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace, results: dict[str, Result], folder: Path) -> None:
+def _run(
+    options: argparse.Namespace, results: dict[str, Result], folder: Path, log: TextIO
+) -> None:
     end = time.monotonic() + 60 * options.minutes
+    slice_s = min(_SLICE_S, 60 * options.minutes / len(results))
     number = 0
-    while (left_s := end - time.monotonic()) > 1 or (options.reads and number < len(results)):
+    # Every kind has its turn, also where starting the processes takes long.
+    while number < len(results) or time.monotonic() < end - slice_s / 2:
         kind = list(results)[number % len(results)]
         place = folder / str(number)
         place.mkdir()
-        slice_s = min(max(left_s, 1.0), _SLICE_S, 60 * options.minutes / len(results))
         missing = options.reads - results[kind].outcomes["ok"]
-        seed = options.seed + number
-        part = run(kind, place, slice_s, seed, kills=not options.no_kills, reads=missing)
+        seed, kills = options.seed + number, not options.no_kills
+        part = run(kind, place, slice_s, seed, log, kills=kills, reads=missing)
         _add(results[kind], part)
         shutil.rmtree(place)
         number += 1
@@ -111,6 +115,8 @@ def _run(options: argparse.Namespace, results: dict[str, Result], folder: Path) 
 def _add(total: Result, part: Result) -> None:
     total.outcomes.update(part.outcomes)
     total.problems += part.problems
+    for read, outcomes in part.by_read.items():
+        total.by_read.setdefault(read, Counter()).update(outcomes)
     total.killed_writers += part.killed_writers
     total.killed_readers += part.killed_readers
     total.saves += part.saves
@@ -126,9 +132,13 @@ def _report(results: dict[str, Result]) -> str:
         kills = [f"{result.killed_writers:,}", f"{result.killed_readers:,}"]
         reads = f"{result.outcomes.total():,}"
         table.append([kind, f"{result.saves:,}", reads, *counts, *kills])
+    readers = [["reader", *_COLUMNS]]
+    for read, outcomes in sorted(every.by_read.items()):
+        counts = [f"{outcomes[name]:,}" for name in _COLUMNS[1:]]
+        readers.append([read, f"{outcomes.total():,}", *counts])
     problems = [
         f"\n{kind}: {problem}"
         for kind, result in results.items()
         for problem in result.problems[:_MAX_PROBLEMS_SHOWN]
     ]
-    return "\n".join([aligned(table), *problems])
+    return "\n".join([aligned(table), aligned(readers), *problems])

@@ -1,15 +1,19 @@
-"""The kinds of reads: each checks that it saw one save, and returns the save's number."""
+"""The kinds of reads: each checks that it saw whole saves, and returns which.
+
+They also run on earlier versions of brain_ckpt, which have no commit ids in checkpoints.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from brain_ckpt import Checkpoint, CheckpointGoneError, Pretrainer, average_checkpoints
-from brain_ckpt.cli.main import main as brain_ckpt
+from brain_ckpt import Checkpoint, Pretrainer, average_checkpoints
 from chaos.readers.subject import Subject, loss_of
 
 if TYPE_CHECKING:
@@ -17,9 +21,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["READS", "MixedError", "NoneError"]
+__all__ = ["READS", "GoneError", "MixedError", "NoneError", "Seen"]
 
-READS: dict[str, Callable[[Path, random.Random], int]] = {}
+READS: dict[str, Callable[[Path, random.Random], Seen]] = {}
+
+
+class Seen(NamedTuple):
+    """What a read returned.
+
+    Parameters
+    ----------
+    save : int or None
+        The number of the save; None if the read does not show it.
+    checkpoints : list of str
+        The commit id of each checkpoint, or its name if the read does not show that.
+    """
+
+    save: int | None
+    checkpoints: list[str]
+
+
+class GoneError(Exception):
+    """A checkpoint was deleted between two calls that each name it."""
 
 
 class MixedError(Exception):
@@ -32,8 +55,8 @@ class NoneError(Exception):
 
 def _read(
     name: str,
-) -> Callable[[Callable[[Path, random.Random], int]], Callable[[Path, random.Random], int]]:
-    def add(read: Callable[[Path, random.Random], int]) -> Callable[[Path, random.Random], int]:
+) -> Callable[[Callable[[Path, random.Random], Seen]], Callable[[Path, random.Random], Seen]]:
+    def add(read: Callable[[Path, random.Random], Seen]) -> Callable[[Path, random.Random], Seen]:
         READS[name] = read
         return read
 
@@ -41,14 +64,14 @@ def _read(
 
 
 @_read("recover the newest")
-def _newest(directory: Path, draw: random.Random) -> int:
+def _newest(directory: Path, draw: random.Random) -> Seen:
     del draw
     subject = Subject(directory)
     return _number(subject, subject.checkpointer.recover_if_possible())
 
 
 @_read("recover the best")
-def _best(directory: Path, draw: random.Random) -> int:
+def _best(directory: Path, draw: random.Random) -> Seen:
     subject = Subject(directory)
     min_key, max_key = draw.choice([("loss", None), (None, "loss")])
     found = subject.checkpointer.recover_if_possible(min_key=min_key, max_key=max_key)
@@ -56,7 +79,7 @@ def _best(directory: Path, draw: random.Random) -> int:
 
 
 @_read("recover by a predicate")
-def _predicate(directory: Path, draw: random.Random) -> int:
+def _predicate(directory: Path, draw: random.Random) -> Seen:
     del draw
     subject = Subject(directory)
     found = subject.checkpointer.recover_if_possible(ckpt_predicate=_is_numbered)
@@ -64,18 +87,18 @@ def _predicate(directory: Path, draw: random.Random) -> int:
 
 
 @_read("find")
-def _find(directory: Path, draw: random.Random) -> int:
+def _find(directory: Path, draw: random.Random) -> Seen:
     del draw
     found = Subject(directory).checkpointer.find_checkpoints(max_key="number")
     if not found:
         raise NoneError("find_checkpoints returned nothing")
     for one in found:
         _check_meta(one)
-    return int(found[0].meta["number"])
+    return _seen(found)
 
 
 @_read("average")
-def _average(directory: Path, draw: random.Random) -> int:
+def _average(directory: Path, draw: random.Random) -> Seen:
     count = draw.choice((1, 2))
     found = Subject(directory).checkpointer.find_checkpoints(max_num_checkpoints=count)
     if not found:
@@ -85,11 +108,11 @@ def _average(directory: Path, draw: random.Random) -> int:
     expected = torch.tensor(sum(numbers) / len(numbers))
     if not torch.allclose(average, expected):
         raise MixedError(f"the average of {numbers} is {average.unique().tolist()}")
-    return int(numbers[0])
+    return _seen(found)
 
 
 @_read("pretrainer")
-def _pretrained(directory: Path, draw: random.Random) -> int:
+def _pretrained(directory: Path, draw: random.Random) -> Seen:
     del draw
     subject = Subject(directory)
     found = subject.checkpointer.find_checkpoint()
@@ -105,7 +128,7 @@ def _pretrained(directory: Path, draw: random.Random) -> int:
     except FileNotFoundError as error:
         if found.path.name == "CKPT+best":  # this path is that of a newer save
             raise
-        raise CheckpointGoneError(str(error)) from error
+        raise GoneError(str(error)) from error
     numbers = {
         int(value)
         for tensor in subject.model.state_dict().values()
@@ -114,52 +137,79 @@ def _pretrained(directory: Path, draw: random.Random) -> int:
     # The path of a named checkpoint can be that of a newer save by now.
     if len(numbers) != 1 or min(numbers) < found.meta["number"]:
         raise MixedError(f"meta {found.meta['number']}, parameters {sorted(numbers)}")
-    return numbers.pop()
+    return Seen(numbers.pop(), [_identity(found)])
 
 
 @_read("brain-ckpt ls")
-def _ls(directory: Path, draw: random.Random) -> int:
-    return _command("ls", str(directory), *(["--quick"] if draw.random() < 0.5 else []))  # noqa: PLR2004 - half
+def _ls(directory: Path, draw: random.Random) -> Seen:
+    options = ["--quick"] if draw.random() < 0.5 else []  # noqa: PLR2004 - half
+    rows = _command("ls", str(directory), *options)["checkpoints"]
+    for row in rows:
+        _check_values(row["metrics"])
+    saves = [int(row["metrics"]["number"]) for row in rows]
+    return Seen(max(saves, default=None), [row["name"] for row in rows])
 
 
 @_read("brain-ckpt verify")
-def _verify(directory: Path, draw: random.Random) -> int:
+def _verify(directory: Path, draw: random.Random) -> Seen:
     del draw
-    return _command("verify", str(directory))
+    return Seen(None, list(_command("verify", str(directory))["checkpoints"]))
 
 
 @_read("brain-ckpt prune --dry-run")
-def _prune(directory: Path, draw: random.Random) -> int:
+def _prune(directory: Path, draw: random.Random) -> Seen:
     del draw
-    return _command("prune", str(directory), "--keep-last", "1", "--dry-run")
+    shown = _command("prune", str(directory), "--keep-last", "1", "--dry-run")
+    if shown["damaged"]:
+        raise RuntimeError(f"found damage: {shown['damaged']}")
+    return Seen(None, [*shown["kept"], *shown["deleted"]])
 
 
 def _is_numbered(checkpoint: Checkpoint) -> bool:
     return bool(checkpoint.meta["number"] > 0)
 
 
-def _number(subject: Subject, found: Checkpoint | None) -> int:
+def _number(subject: Subject, found: Checkpoint | None) -> Seen:
     if found is None:
         raise NoneError("recover_if_possible returned None")
     _check_meta(found)
     numbers = subject.numbers()
     if numbers != {found.meta["number"]}:
         raise MixedError(f"meta {found.meta['number']}, states {sorted(numbers)}")
-    return int(found.meta["number"])
+    return _seen([found])
+
+
+def _seen(found: list[Checkpoint]) -> Seen:
+    return Seen(int(found[0].meta["number"]), [_identity(one) for one in found])
+
+
+def _identity(checkpoint: Checkpoint) -> str:
+    return getattr(checkpoint, "commit_id", None) or checkpoint.path.name
 
 
 def _check_meta(checkpoint: Checkpoint) -> None:
-    meta = checkpoint.meta
+    _check_values(checkpoint.meta)
+
+
+def _check_values(meta: dict[str, Any]) -> None:
     if meta["loss"] != loss_of(meta["number"]):
         raise MixedError(f"meta of two saves: {meta}")
 
 
-def _command(*arguments: str) -> int:
+def _command(*arguments: str) -> dict[str, Any]:
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-        code = brain_ckpt(arguments)
+        code = _main()([*arguments, "--json"])
     if code:
         raise RuntimeError(f"exit code {code}: {output.getvalue()} {errors.getvalue()}")
     if "CKPT+" not in output.getvalue():
         raise NoneError(f"brain-ckpt {arguments[0]} showed no checkpoint: {output.getvalue()}")
-    return -1
+    shown: dict[str, Any] = json.loads(output.getvalue())
+    return shown
+
+
+def _main() -> Any:
+    try:
+        return importlib.import_module("brain_ckpt.cli.main").main
+    except ImportError:  # an earlier version
+        return importlib.import_module("brain_ckpt._cli").main

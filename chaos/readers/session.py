@@ -11,11 +11,11 @@ import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from chaos.readers.reads import READS, MixedError, NoneError
 from chaos.readers.subject import Subject
-from chaos.readers.writers import WRITERS, write
+from chaos.readers.writers import WRITERS, Writer, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ _READERS = 2
 _PAUSES_S = (0.0, 0.05, 0.3)
 _KILL_INTERVAL_S = 1.5
 _MORE_S = 60.0  # for a busy machine
-_GONE = "CheckpointGoneError"
+_GONE = ("CheckpointGoneError", "GoneError")
 
 
 @dataclass
@@ -39,6 +39,8 @@ class Result:
     outcomes : Counter
         The reads by outcome: "ok", "mixed", "none", "error", and "gone" for a checkpoint that was
         deleted between listing and reading it in two calls.
+    by_read : dict of str to Counter
+        The same counts by kind of read.
     problems : list of str
         The first mixed reads and errors.
     killed_writers, killed_readers : int
@@ -48,6 +50,7 @@ class Result:
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
+    by_read: dict[str, Counter[str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     killed_writers: int = 0
     killed_readers: int = 0
@@ -55,7 +58,7 @@ class Result:
 
 
 def run(
-    kind: str, folder: Path, seconds: float, seed: int, *, kills: bool, reads: int = 0
+    kind: str, folder: Path, seconds: float, seed: int, log: TextIO, *, kills: bool, reads: int = 0
 ) -> Result:
     """Let readers read beside one kind of writer.
 
@@ -69,6 +72,9 @@ def run(
         How long.
     seed : int
         Determines pauses, reads and kills.
+    log : text file
+        Gets a line for each read: when, beside which writer, which kind, the outcome, and which
+        checkpoints it saw.
     kills : bool
         Whether to kill processes.
     reads : int
@@ -85,17 +91,15 @@ def run(
     def start_writer() -> list[int]:
         nonlocal starts
         starts += 1
-        store, pause_s = folder / f"store-{starts}", draw.choice(_PAUSES_S)
-        return [
-            _fork(lambda rank=rank: write(writer, directory, rank, store, pause_s))  # type: ignore[misc]  # default arguments of a lambda
-            for rank in range(writer.ranks)
-        ]
+        return _start_ranks(writer, directory, folder / f"store-{starts}", draw.choice(_PAUSES_S))
 
     def start_reader(number: int) -> int:
         nonlocal starts
         starts += 1
-        log = folder / f"reads-{number}.jsonl"
-        return _fork(lambda: _read(directory, log, kind, random.Random(f"{seed} {kind} {starts}")))
+        reads = folder / f"reads-{number}.jsonl"
+        return _fork(
+            lambda: _read(directory, reads, kind, random.Random(f"{seed} {kind} {starts}"))
+        )
 
     writing, reading = start_writer(), [start_reader(number) for number in range(_READERS)]
     deadline = time.monotonic() + seconds
@@ -119,8 +123,15 @@ def run(
     finally:
         _kill([*writing, *reading])
     for number in range(_READERS):
-        _count(result, folder / f"reads-{number}.jsonl")
+        _count(result, folder / f"reads-{number}.jsonl", log)
     return result
+
+
+def _start_ranks(writer: Writer, directory: Path, store: Path, pause_s: float) -> list[int]:
+    return [
+        _fork(lambda rank=rank: write(writer, directory, rank, store, pause_s))  # type: ignore[misc]  # default arguments of a lambda
+        for rank in range(writer.ranks)
+    ]
 
 
 def _read(directory: Path, log: Path, kind: str, draw: random.Random) -> None:
@@ -144,24 +155,26 @@ def _reads_in(folder: Path) -> int:
 
 def _outcome(directory: Path, name: str, draw: random.Random) -> dict[str, object]:
     try:
-        return {"outcome": "ok", "save": READS[name](directory, draw)}
+        return {"outcome": "ok", **READS[name](directory, draw)._asdict()}
     except MixedError as error:
         return {"outcome": "mixed", "text": str(error)}
     except NoneError as error:
         return {"outcome": "none", "text": str(error)}
     except Exception as error:  # noqa: BLE001 - every error is a result
-        kind = "gone" if type(error).__name__ == _GONE else "error"
+        kind = "gone" if type(error).__name__ in _GONE else "error"
         return {"outcome": kind, "text": "".join(traceback.format_exception(error))}
 
 
-def _count(result: Result, log: Path) -> None:
-    for line in log.read_text(encoding="utf-8").splitlines():
+def _count(result: Result, reads: Path, log: TextIO) -> None:
+    for line in reads.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
         except ValueError:  # the last line of a killed reader
             continue
+        log.write(line + "\n")
         result.outcomes[entry["outcome"]] += 1
-        result.saves = max(result.saves, entry.get("save", 0))
+        result.by_read.setdefault(entry["read"], Counter())[entry["outcome"]] += 1
+        result.saves = max(result.saves, entry.get("save") or 0)
         if entry["outcome"] not in ("ok", "gone"):
             result.problems.append(f"{entry['read']}: {entry['outcome']}: {entry['text']}")
 

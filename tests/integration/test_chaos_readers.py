@@ -23,6 +23,9 @@ def readers(tmp_path):
         )
         assert done.returncode in (0, 1), done.stderr
         results = json.loads((tmp_path / "readers.json").read_text())
+        lines = (tmp_path / "readers.jsonl").read_text().splitlines()
+        assert len(lines) == sum(sum(one["outcomes"].values()) for one in results.values())
+        assert all(json.loads(line).get("checkpoints") for line in lines if '"ok"' in line)
         return done.returncode, results
 
     return run
@@ -33,6 +36,7 @@ def test_readers_see_whole_checkpoints(readers):
     code, results = readers("--minutes", "0.2", "--seed", "3", "--reads", "3")
     assert code == 0, [result["problems"][:1] for result in results.values()]
     assert len(results) > 6
+    assert len({read for result in results.values() for read in result["by_read"]}) > 5
     assert {kind for kind, result in results.items() if result["outcomes"]["ok"] < 3} == set()
 
 
