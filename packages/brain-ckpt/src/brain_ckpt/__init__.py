@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         any_of,
     )
     from brain_ckpt.setting_aside import set_aside
+    from brain_ckpt.space_check import check_space
     from brain_ckpt.transfer.average import average_checkpoints, average_state_dicts
     from brain_ckpt.transfer.parameters import torch_parameter_transfer
     from brain_ckpt.transfer.pretrainer import Pretrainer
@@ -74,6 +75,7 @@ __all__ = [
     "any_of",
     "average_checkpoints",
     "average_state_dicts",
+    "check_space",
     "ckpt_recency",
     "mark_as_loader",
     "mark_as_saver",
@@ -102,6 +104,7 @@ _HOMES = {
     ".retention.policies": "DAY_S HOUR_S KeepBest KeepEvery KeepLast KeepMostImportant "
     "KeepPinned KeepWithinBytes Policy any_of",
     ".setting_aside": "set_aside",
+    ".space_check": "check_space",
     ".transfer.average": "average_checkpoints average_state_dicts",
     ".transfer.parameters": "torch_parameter_transfer",
     ".transfer.pretrainer": "Pretrainer",

@@ -9,7 +9,9 @@ from brain_ckpt.errors import CheckpointDeleteError, CheckpointError
 from brain_ckpt.ranks.agreement import run_on_first_rank
 from brain_ckpt.retention.policies import Policy, newest_first
 from brain_ckpt.retention.selection import Retention, choose_deletions
+from brain_ckpt.saving.space import free_space, size_of, warn_if_full
 from brain_ckpt.storage.verify import verify
+from brain_dist import get_rank
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +44,7 @@ class Deleter:
         self._directory = directory
         self._reader = reader
         self._intact: set[Path] = set()
+        self._space_checked = False
 
     def mark_intact(self, checkpoint: Checkpoint) -> None:
         """Count a checkpoint that was just written as intact, without reading it."""
@@ -87,6 +90,18 @@ class Deleter:
             self.delete(retention, also_keep, spare, verbosity)
         except CheckpointDeleteError:
             logger.exception("Old checkpoints could not be deleted")
+        if not self._space_checked and get_rank() == 0:
+            self._space_checked = True
+            self._warn_of_space(retention, spare)
+
+    def _warn_of_space(self, retention: Retention, spare: int) -> None:
+        """Log a warning if the checkpoints that are kept will not fit, once they are all there."""
+        checkpoints = self._reader.listing().checkpoints
+        free_bytes = free_space(self._directory.root)
+        if checkpoints and free_bytes is not None:
+            size_bytes = size_of(checkpoints[-1])
+            missing = retention.most_kept() + spare + 1 - len(checkpoints)
+            warn_if_full(self._directory.root, size_bytes, missing, free_bytes)
 
     def _choose(self, retention: Retention, also_keep: Policy | None, spare: int) -> list[str]:
         candidates = choose_deletions(self._reader.listing().checkpoints, retention, also_keep)

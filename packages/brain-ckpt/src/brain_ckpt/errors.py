@@ -6,13 +6,34 @@ error can be raised on every rank with the ranks named.
 
 from __future__ import annotations
 
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 
 class CheckpointError(RuntimeError):
     """Base class of all errors about checkpoints."""
 
 
 class CheckpointSaveError(CheckpointError):
-    """A checkpoint was not saved; existing checkpoints are unchanged."""
+    """A checkpoint was not saved; existing checkpoints are unchanged.
+
+    Attributes
+    ----------
+    may_pass : bool
+        Whether the cause may pass by itself: no space or quota is left, or a network file system
+        is away.
+    in_background : bool
+        Whether it was being written while training continued.
+    meta : mapping
+        The meta of the checkpoint.
+    """
+
+    may_pass = False
+    in_background = False
+    meta: Mapping[str, Any] = MappingProxyType({})
 
 
 class CheckpointDeleteError(CheckpointError):

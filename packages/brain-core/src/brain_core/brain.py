@@ -28,7 +28,6 @@ from brain_core.resume.report import nothing_to_train
 from brain_core.resume.run_state import RunState
 from brain_core.setup_methods import SetupMethods
 from brain_core.stage import Stage
-from brain_core.stopping.step_boundary import SaveSchedule
 from brain_core.stopping.stop import StopControl
 from brain_dist import (
     World,
@@ -142,6 +141,7 @@ class Brain(SetupMethods, BatchMethods):
         self._overrides = find_overrides(type(self), Brain)
         self._fit_state = FitState()
         self._stop_control = StopControl()
+        self._hang_watch = None
         self._evaluation_epoch = EvaluationEpoch()
         self._private = frozenset(vars(self)) - {f.name for f in fields(options)} | {"_private"}
         if checkpointer is not None:
@@ -218,7 +218,8 @@ class Brain(SetupMethods, BatchMethods):
             return
         self._overrides = find_overrides(type(self), Brain)
         deterministic = deterministic_algorithms(self.deterministic)
-        with collective_call("fit"), deterministic, self._own_fit_state():
+        watch = self._watching_for_hangs()
+        with collective_call("fit"), deterministic, self._own_fit_state(), watch:
             with propagate_failures():
                 train_set = self._as_loader(train_set, Stage.TRAIN, train_loader_kwargs)
                 if valid_set is not None:
@@ -272,6 +273,7 @@ class Brain(SetupMethods, BatchMethods):
             deterministic_algorithms(self.deterministic),
             self._stop_control.during_evaluation(self.checkpointer, nested=nested),
             self._evaluation_epoch.during_evaluation(),
+            self._watching_for_hangs(),
         ):
             test_set = self._as_loader(test_set, Stage.TEST, kwargs)
             self.on_evaluate_start(max_key=max_key, min_key=min_key)
@@ -304,6 +306,7 @@ class Brain(SetupMethods, BatchMethods):
             colour=self.tqdm_barcolor["train"],
             limit=0 if self._reached_step_limit() else self._batch_limit(),
             profiler=self.profiler,
+            hang_watch=self._hang_watch,
         ) as epoch_pass:
             for batch in epoch_pass:
                 self._run.step += 1
@@ -348,6 +351,7 @@ class Brain(SetupMethods, BatchMethods):
             show_bar=enable,
             colour=self.tqdm_barcolor[stage.name.lower()],
             limit=self._batch_limit(),
+            hang_watch=self._hang_watch,
         )
 
     @contextmanager
@@ -369,28 +373,3 @@ class Brain(SetupMethods, BatchMethods):
             optimizer_step = self.optimizer_step
             self._run, self._fit_state, self.train_sampler = outer
             self.optimizer_step = optimizer_step
-
-    @contextmanager
-    def _saving_and_stopping(self) -> Iterator[None]:
-        """Save and stop at the step boundaries of a fit; a nested fit has none."""
-        if self._fit_state.is_nested:
-            yield
-            return
-        recovery = self._fit_state.recovery
-        schedule = SaveSchedule(self.ckpt_interval_minutes, self.ckpt_interval_steps)
-        save = (
-            (lambda: None)
-            if recovery is None
-            else lambda: recovery.save_within_epoch(self._run, self.modules)
-        )
-        try:
-            with self._stop_control.during_fit(
-                self.checkpointer, schedule, save, stop_after_minutes=self.stop_after_minutes
-            ) as self._fit_state.boundary:
-                yield
-                if recovery is not None and schedule.is_on and not self._run.is_skipped:
-                    recovery.save_at_end(self._run)
-        finally:
-            self._fit_state.boundary = None
-            if self.profiler is not None:
-                self.profiler.stop()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from brain_ckpt import check_space
 from brain_core.epochs import epochs_left
 from brain_core.loop.gradients import split_vectors
 from brain_core.loop.padding_batches import pad_last_round
@@ -16,13 +17,15 @@ from brain_core.modules.container import Modules, describe_parameters
 from brain_core.modules.wrapping import RankWrapping
 from brain_core.options.seed import seed_per_rank
 from brain_core.resume.attributes import attribute_owners
-from brain_core.resume.evaluation_epoch import check_metric, is_of_the_model, log_evaluated
+from brain_core.resume.evaluation_epoch import is_of_the_model, log_evaluated
 from brain_core.resume.going_back import go_back
 from brain_core.resume.next_fit import TensorCopies, carry_over
 from brain_core.resume.recoverables import add_missing_modules, named_objects
-from brain_core.resume.recovery import Recovery
+from brain_core.resume.recovery import INTRA_EPOCH_CKPT_FLAG, Recovery
 from brain_core.stage import Stage
-from brain_dist import ddp_broadcast, get_rank, unwrap_module
+from brain_core.stopping.failed_saves import FailedSaves
+from brain_core.stopping.step_boundary import SaveSchedule
+from brain_dist import HangWatch, ddp_broadcast, get_rank, unwrap_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -31,9 +34,11 @@ if TYPE_CHECKING:
 
     from brain_ckpt import Checkpointer
     from brain_core.fit_state import FitState
+    from brain_core.loop.profiler import StepProfiler
     from brain_core.options.run_options import RunOptions
     from brain_core.resume.evaluation_epoch import EvaluationEpoch
     from brain_core.resume.run_state import RunState
+    from brain_core.stopping.stop import StopControl
 
 __all__ = ["SetupMethods"]
 
@@ -59,7 +64,9 @@ class SetupMethods:
         optimizer_step_limit: int | None
         ckpt_interval_minutes: float
         ckpt_interval_steps: int
+        ckpt_interval_patience: int
         stop_after_minutes: float
+        hang_seconds: float
         tqdm_colored_bar: bool
         tqdm_barcolor: dict[str, str]
         device: str
@@ -72,6 +79,9 @@ class SetupMethods:
         _private: frozenset[str]
         _evaluation_epoch: EvaluationEpoch
         on_stage_start: Any
+        _stop_control: StopControl
+        _hang_watch: HangWatch | None
+        profiler: StepProfiler | None
 
     _former_opt_class: Any = None  # of the call of fit before
     _wrapping: RankWrapping | None = None  # None before the first fit
@@ -141,10 +151,10 @@ class SetupMethods:
             If there are checkpoints and none has the metric.
         """
         if self.checkpointer is not None:
-            check_metric(self.checkpointer, max_key or min_key)
             add_missing_modules(self.checkpointer, dict(self.modules))
+            trained_tensors = None
             if self._run.starts_from == "memory" and not ddp_broadcast(self._run.is_saved):
-                self._run.trained_tensors = TensorCopies(self.modules)
+                trained_tensors = TensorCopies(self.modules)
             checkpoint = self.checkpointer.recover_if_possible(
                 max_key=max_key,
                 min_key=min_key,
@@ -154,6 +164,7 @@ class SetupMethods:
             self._evaluation_epoch.show(self.checkpointer, checkpoint)
             log_evaluated(checkpoint, self.checkpointer, self._run)
             if checkpoint is not None and self._run.starts_from == "memory":
+                self._run.trained_tensors = trained_tensors
                 self._run.starts_from = "evaluated modules"
 
     def make_dataloader(
@@ -259,6 +270,8 @@ class SetupMethods:
             self._run.rank_state.attributes.restore(owners)
             self._run.rank_state.attributes.begin(owners, self.checkpointer.recoverables.values())
             self.checkpointer.check_restorable()
+            has_interval = self.ckpt_interval_minutes > 0 or self.ckpt_interval_steps > 0
+            check_space(self.checkpointer, kept=1 + has_interval)
         if not fit_state.is_nested and not self._run.has_seeded_ranks:
             self._run.has_seeded_ranks = True
             if not self._run.rank_state.holds_rng:
@@ -318,3 +331,56 @@ class SetupMethods:
         if recovery is not None:
             places = named_objects(vars(self), self.optimizers_dict or {}, vars(self.hparams))
             recovery.recover(self._run, dict(self.modules), places)
+
+    @contextmanager
+    def _saving_and_stopping(self) -> Iterator[None]:
+        """Save and stop at the step boundaries of a fit; a nested fit has none."""
+        if self._fit_state.is_nested:
+            yield
+            return
+        recovery = self._fit_state.recovery
+        schedule = SaveSchedule(self.ckpt_interval_minutes, self.ckpt_interval_steps)
+        save = (
+            (lambda: None)
+            if recovery is None
+            else lambda: recovery.save_within_epoch(self._run, self.modules)
+        )
+
+        def mark_unsaved() -> None:
+            self._run.batches_saved = -1
+
+        failed_saves = FailedSaves(
+            self.ckpt_interval_patience,
+            lambda meta: INTRA_EPOCH_CKPT_FLAG in meta,
+            mark_unsaved,
+        )
+        try:
+            with self._stop_control.during_fit(
+                self.checkpointer,
+                schedule,
+                save,
+                stop_after_minutes=self.stop_after_minutes,
+                failed_saves=failed_saves,
+            ) as self._fit_state.boundary:
+                yield
+                if recovery is not None and schedule.is_on and not self._run.is_skipped:
+                    with failed_saves.surviving():  # one that is pending
+                        recovery.close()
+                    recovery.save_at_end(self._run)
+        finally:
+            self._fit_state.boundary = None
+            if self.profiler is not None:
+                self.profiler.stop()
+
+    @contextmanager
+    def _watching_for_hangs(self) -> Iterator[None]:
+        """Log which rank waits where when no batch ends for `hang_seconds`."""
+        if self.hang_seconds <= 0 or self._hang_watch is not None:
+            yield
+            return
+        with HangWatch(self.hang_seconds) as watch:
+            self._hang_watch = watch
+            try:
+                yield
+            finally:
+                self._hang_watch = None

@@ -14,8 +14,10 @@ from brain_ckpt.recoverables.hooks import HookRegistry, PathHook, find_loader, f
 from brain_ckpt.recoverables.parameter_groups import named_parameters
 from brain_ckpt.recoverables.safe_globals import SafeGlobal, SafeGlobals
 from brain_ckpt.recoverables.sharding import is_sharded, split
+from brain_ckpt.recoverables.size import estimate_bytes
 from brain_ckpt.recoverables.states import get_state
 from brain_ckpt.storage.layout import check_name, check_recoverable
+from brain_dist import get_world_size
 
 RecoverableFilter = Callable[[str, Any], bool]
 
@@ -169,6 +171,18 @@ class RecoverableRegistry:
                     recoverable.encoded_state()
 
         run_on_all_ranks(check)
+
+    def estimate_bytes(self) -> int:
+        """Return about how many bytes a checkpoint takes; every rank calls it.
+
+        Tensors are counted, and what torch's optimizers add at their first step.  Files of custom
+        savers count as empty.
+        """
+        return sum(
+            estimate_bytes(one.obj) * (get_world_size() if one.per_rank else 1)
+            for one in self._select()
+            if one.saver is None
+        )
 
     def _select(self, only: RecoverableFilter | None = None) -> list[Recoverable]:
         # Built at each save and load, because users may change the mappings in between.

@@ -27,6 +27,16 @@ if TYPE_CHECKING:
     from brain_ckpt.storage.store import Store
 
 
+# Errors of a full disk, and of a network file system that is away.
+_PASSING = {
+    getattr(errno, name, errno.ENOSPC)  # Windows does not have all of them
+    for name in (
+        *("ENOSPC", "EDQUOT", "EIO", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN"),
+        *("EHOSTUNREACH", "ENETDOWN", "ENETUNREACH"),
+    )
+}
+
+
 class CheckpointFiles:
     """The files of one checkpoint, from its staging directory to its publication.
 
@@ -142,17 +152,20 @@ def planned_checkpoint(plan: SavePlan, recoverables: Sequence[Recoverable]) -> C
     return Checkpoint(plan.final, plan.meta, files, commit_id=plan.commit_id)
 
 
-def save_error(error: BaseException, final: Path) -> CheckpointSaveError:
+def save_error(error: BaseException, final: Path, meta: Mapping[str, Any]) -> CheckpointSaveError:
     """Return the error of a save that failed, with its cause in the text."""
     if isinstance(error, CheckpointSaveError):
         return error
     file = getattr(error, "filename", None)
     reason = getattr(error, "strerror", None) or str(error) or repr(error)
-    return CheckpointSaveError(
+    made = CheckpointSaveError(
         f"{final} could not be saved: {type(error).__name__}: {reason}"
         f"{f' ({file})' if file else ''}; existing checkpoints are unchanged: "
         f"{_advice(error)}, and save again"
     )
+    made.may_pass = getattr(error, "errno", None) in _PASSING
+    made.meta = meta
+    return made
 
 
 def _advice(error: BaseException) -> str:

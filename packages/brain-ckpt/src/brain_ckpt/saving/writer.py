@@ -114,7 +114,7 @@ class Writer:
             return
         if pending.shards is not None and not pending.sealing:
             if all(gather_results(lambda: pending.is_written)):
-                with self._discard_on_error(pending.plan):
+                with self._discard_on_error(pending.plan, in_background=pending.background):
                     self._start_sealing(pending)
         elif self._directory.nodes().all_leaders_agree(lambda: pending.is_written):
             self.wait()
@@ -130,8 +130,9 @@ class Writer:
         pending = self._pending
         if pending is None:
             return
+        was_in_background = pending.background
         pending.background = False  # training waits, so the rest is done in this thread
-        with self._discard_on_error(pending.plan):
+        with self._discard_on_error(pending.plan, in_background=was_in_background):
             if pending.shards is not None and not pending.sealing:
                 self._start_sealing(pending)
             self._publish(pending)
@@ -166,7 +167,7 @@ class Writer:
                 error, (CheckpointLockedError, ValueError)
             ):
                 raise
-            raise save_error(error, final) from error
+            raise save_error(error, final, request.meta) from error
 
     def _begin_on_nodes(self, request: SaveRequest) -> SavePlan:
         nodes, root = self._directory.nodes(), self._store.root
@@ -276,7 +277,7 @@ class Writer:
         self._directory.nodes().run_on_leaders(call)
 
     @contextlib.contextmanager
-    def _discard_on_error(self, plan: SavePlan) -> Iterator[None]:
+    def _discard_on_error(self, plan: SavePlan, *, in_background: bool = False) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
@@ -285,7 +286,9 @@ class Writer:
             self._discard()
             if not isinstance(error, Exception) or isinstance(error, CheckpointSaveError):
                 raise
-            raise save_error(error, plan.final) from error
+            made = save_error(error, plan.final, plan.meta)
+            made.in_background = in_background
+            raise made from error
 
     def _discard(self) -> None:
         files, self._files = self._files, None

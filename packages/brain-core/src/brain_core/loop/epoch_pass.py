@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from brain_core.loop.profiler import StepProfiler
     from brain_core.loop.running_mean import LossMean
+    from brain_dist import HangWatch
 
 __all__ = ["EpochPass", "evaluating"]
 
@@ -50,6 +51,8 @@ class EpochPass:
         End after this many batches.
     profiler : StepProfiler, optional
         Counts the batches.
+    hang_watch : HangWatch, optional
+        Is told when a batch ends.
     """
 
     def __init__(
@@ -64,11 +67,13 @@ class EpochPass:
         done: int = 0,
         limit: int | None = None,
         profiler: StepProfiler | None = None,
+        hang_watch: HangWatch | None = None,
     ) -> None:
         self.mean = mean
         self._update = update
         self._batches: Batches[Any] = Batches(loader, limit)
         self._profiler = profiler
+        self._hang_watch = hang_watch
         self._bar = ProgressBar(
             enable=show_bar,
             batches=loader,
@@ -122,6 +127,8 @@ class EpochPass:
         self._bar.step()
         if self._profiler is not None:
             self._profiler.step()
+        if self._hang_watch is not None:
+            self._hang_watch.step()
 
 
 @contextmanager

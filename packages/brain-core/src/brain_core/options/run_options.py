@@ -22,6 +22,7 @@ Parallel = Literal["ddp", "fsdp"]
 
 _KINDS_OF_CHANGES = ("data", "modules", "optimizer", "optimizer_options")
 _AT_LEAST = {
+    "ckpt_interval_patience": 1,
     "debug_batches": 1,
     "grad_accumulation_factor": 1,
     "mirror_grace_seconds": 0,
@@ -115,6 +116,10 @@ class RunOptions:
         Minutes between checkpoints within an epoch; zero or less means none.
     ckpt_interval_steps : int
         Batches between checkpoints within an epoch; zero or less means none.
+    ckpt_interval_patience : int
+        Checkpoints within an epoch, in a row, whose failure ends the run, where the cause may pass:
+        a full disk, or a network file system that is away. Before, the failure is logged, and the
+        run saves again at the next interval. Not an option of SpeechBrain.
     stop_after_minutes : float
         Minutes of training after which `Brain.fit` saves and stops, as after SIGTERM, for instance
         before a batch job's time is up; zero or less means never.
@@ -124,6 +129,10 @@ class RunOptions:
         copied. Not an option of SpeechBrain.
     mirror_grace_seconds : float
         How long the end of training, or a stop signal, waits for the last copy.
+    hang_seconds : float
+        Log which rank waits where, with stacks, when no batch ends for this long; zero or less
+        means never. Choose more than a batch, a save and the loader's start can take. Not an option
+        of SpeechBrain.
     grad_accumulation_factor : int
         Batches to an optimizer step.
     optimizer_step_limit : int, optional
@@ -185,9 +194,11 @@ class RunOptions:
     noprogressbar: bool = False
     ckpt_interval_minutes: float = 0
     ckpt_interval_steps: int = 0
+    ckpt_interval_patience: int = 3
     stop_after_minutes: float = 0
     mirror: str | None = None
     mirror_grace_seconds: float = 120
+    hang_seconds: float = 0
     grad_accumulation_factor: int = 1
     optimizer_step_limit: int | None = None
     tqdm_colored_bar: bool = False

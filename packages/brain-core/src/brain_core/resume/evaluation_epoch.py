@@ -13,18 +13,15 @@ from brain_core.epochs import EpochCounter
 from brain_core.loggers.base import TrainLogger
 from brain_core.resume.run_state import Progress, RankState, RunState
 from brain_data import LoopedLoader
-from brain_dist import ddp_broadcast, if_main_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from brain_ckpt import Checkpoint, Checkpointer
 
-__all__ = ["EvaluationEpoch", "check_metric", "is_of_the_model", "log_evaluated"]
+__all__ = ["EvaluationEpoch", "is_of_the_model", "log_evaluated"]
 
 logger = logging.getLogger(__name__)
-
-_NO_METRICS = {"unixtime", "end-of-epoch", "brain_intra_epoch_ckpt"}
 
 _PROGRESS = (
     DataLoader,
@@ -51,24 +48,6 @@ def is_of_the_model(obj: Any) -> bool:
     if isinstance(obj, _PROGRESS) or hasattr(obj, "fit_batch"):  # a Brain
         return False
     return not type(obj).__module__.startswith(_PROGRESS_MODULES)
-
-
-def check_metric(checkpointer: Checkpointer, key: str | None) -> None:
-    """Check that some checkpoint has a metric; every rank calls it.
-
-    Raises
-    ------
-    ValueError
-        If there are checkpoints and none has it.
-    """
-    metas = [c.meta for c in checkpointer.list_checkpoints()] if key and if_main_process() else []
-    known = sorted({name for meta in metas for name in meta if name not in _NO_METRICS})
-    if ddp_broadcast(bool(metas) and key not in known):
-        metrics = ", ".join(ddp_broadcast(known)) or "none"
-        raise ValueError(
-            f"evaluate needs a metric that checkpoints hold, got {key!r}. Those in "
-            f"{checkpointer.checkpoints_dir} hold: {metrics}."
-        )
 
 
 def log_evaluated(checkpoint: Checkpoint | None, checkpointer: Checkpointer, run: RunState) -> None:

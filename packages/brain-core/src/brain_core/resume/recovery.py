@@ -229,6 +229,10 @@ class Recovery:
             verbosity=logging.DEBUG,
         )
 
+    def close(self) -> None:
+        """Publish a pending save."""
+        self._checkpointer.close()
+
     def save_at_end(self, run: RunState) -> None:
         """Save the end of the fit, unless the recipe did, and delete what that replaces.
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from brain_dist import EXIT_REQUEUE, StepVote, StopSignal, gather_objects, if_main_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from brain_core.stopping.failed_saves import FailedSaves
 
 __all__ = ["SaveSchedule", "StepBoundary", "TrainingStopped"]
 
@@ -105,6 +109,8 @@ class StepBoundary:
         Saves the checkpoint.
     poll : callable
         Publishes a checkpoint that was written in the background.
+    failed_saves : FailedSaves, optional
+        Which failed saves the run survives; by default none.
     """
 
     def __init__(
@@ -113,8 +119,10 @@ class StepBoundary:
         stop: StopSignal,
         save: Callable[[], None],
         poll: Callable[[], None],
+        failed_saves: FailedSaves | None = None,
     ) -> None:
         self.schedule = schedule
+        self._failed_saves = failed_saves
         self._stop_signal = stop
         self._save = save
         self._poll = poll
@@ -129,12 +137,13 @@ class StepBoundary:
         TrainingStopped
             On every rank, after saving, if a stop was requested on any of them.
         """
-        self._poll()
+        self._publish()
         requests = self._vote.vote(self._requests())
-        if requests or self.schedule.is_due_by_count():
-            self.save()
         if requests & _STOP:
+            self._save_before_stop()
             self._stop()
+        elif requests or self.schedule.is_due_by_count():
+            self._save_at_interval()
 
     def data_ended(self) -> None:
         """Save or stop at the end of the epoch's data.
@@ -148,8 +157,10 @@ class StepBoundary:
             As from `reached`; here every rank waits for the others' requests.
         """
         requests = self._vote.settle(self._requests())
-        if self.schedule.steps_done and (requests or self.schedule.is_on):
-            self.save()
+        if self.schedule.steps_done and requests & _STOP:
+            self._save_before_stop()
+        elif self.schedule.steps_done and (requests or self.schedule.is_on):
+            self._save_at_interval()
         if requests & _STOP:
             self._stop()
 
@@ -164,7 +175,7 @@ class StepBoundary:
         TrainingStopped
             On every rank, if a stop was requested on any of them.
         """
-        self._poll()
+        self._publish()
         if self._vote.vote(self._requests()) & _STOP:
             self._stop()
 
@@ -177,6 +188,29 @@ class StepBoundary:
     def close(self) -> None:
         """Stop taking part in votes."""
         self._vote.close()
+
+    def _publish(self) -> None:
+        with self._surviving():
+            self._poll()
+
+    def _save_at_interval(self) -> None:
+        """Save; if that fails for a cause that may pass, save again after another interval."""
+        with self._surviving():
+            self.save()
+            if self._failed_saves is not None:
+                self._failed_saves.begun()
+            return
+        self._save_requested = False
+        self.schedule.reset()
+
+    def _save_before_stop(self) -> None:
+        with self._surviving():  # the failure can be that of an earlier save in the background
+            self.save()
+            return
+        self.save()
+
+    def _surviving(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._failed_saves is None else self._failed_saves.surviving()
 
     def _requests(self) -> int:
         """Return this rank's requests; a save only once, since the vote may end later."""

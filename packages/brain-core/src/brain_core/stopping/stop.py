@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from brain_ckpt import Checkpointer
+    from brain_core.stopping.failed_saves import FailedSaves
 
 __all__ = ["StopControl"]
 
@@ -44,6 +45,7 @@ class StopControl:
         save: Callable[[], None],
         *,
         stop_after_minutes: float,
+        failed_saves: FailedSaves | None = None,
     ) -> Iterator[StepBoundary]:
         """Yield the step boundary of a fit; publish a pending save when the fit ends.
 
@@ -57,6 +59,8 @@ class StopControl:
             Saves a checkpoint; every rank calls it.
         stop_after_minutes : float
             Stop after this time; zero or less means never.
+        failed_saves : FailedSaves, optional
+            Which failed saves the run survives; by default none.
 
         Raises
         ------
@@ -73,7 +77,7 @@ class StopControl:
         poll, close = _no_save, _no_save
         if checkpointer is not None:
             poll, close = checkpointer.poll, checkpointer.close
-        boundary = self._boundary = StepBoundary(schedule, self._signal, save, poll)
+        boundary = self._boundary = StepBoundary(schedule, self._signal, save, poll, failed_saves)
         try:
             with self._listening(checkpointer), propagate_failures(TrainingStopped):
                 yield boundary
