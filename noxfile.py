@@ -113,7 +113,7 @@ def matrix(session: nox.Session, torch: str) -> None:
     except CommandFailed as error:
         if (session.python, torch) not in UNSUPPORTED:
             raise
-        session.warn(f"Python {session.python} is not supported yet, so this counts not: {error}")
+        session.warn(f"Python {session.python} is not supported yet, which does not count: {error}")
 
 
 @nox.session(requires=["wheels"], default=False, python=MATRIX[0][0])

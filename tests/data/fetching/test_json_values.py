@@ -64,7 +64,7 @@ def repr_sorted(value: Any) -> str:
         torch.tensor([True, False]),
         torch.get_rng_state()[:40],
     ],
-    ids=str,
+    ids=["scalar", "transposed", "empty", "bfloat16", "bool", "rng state"],
 )
 def test_tensors_come_back_with_their_type_and_shape(tensor: torch.Tensor) -> None:
     """Bit for bit."""
