@@ -61,10 +61,16 @@ def list_published(root: Path) -> Listing:
     empty = 0
     patience = Patience(root)
     changes = 0
+    unchanged, state = 0, None
     while True:
-        listing, is_complete = _read_all(_published_paths(root, names).values())
+        listing, gone = _read_all(_published_paths(root, names).values())
         previous, names = names, filesystem.names(root)
-        is_stable = is_complete and (_published(names) == _published(previous))
+        former, state = state, _state_of(names, gone)
+        unchanged = unchanged + 1 if gone and state == former else 0
+        if unchanged >= _MAX_EMPTY:  # nobody deletes them: their files are missing
+            listing.unreadable.update(gone)
+            gone = {}
+        is_stable = not gone and (_published(names) == _published(previous))
         if listing.checkpoints or listing.unreadable:
             changes += 1
             if is_stable or changes > _MAX_CHANGES:
@@ -132,22 +138,38 @@ def _was_written(names: Iterable[str]) -> bool:
     return any(name == LOCK_NAME or parse_leftover(name) for name in names)
 
 
-def _read_all(paths: Iterable[Path]) -> tuple[Listing, bool]:
-    """Return what can be read, and whether no checkpoint went away meanwhile."""
+def _state_of(
+    names: Sequence[str], paths: Iterable[Path]
+) -> tuple[list[str], list[tuple[int, int] | None]]:
+    """Return what changes when the names, or one of these directories, do."""
+    return sorted(names), [_identity(path) for path in paths]
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _read_all(paths: Iterable[Path]) -> tuple[Listing, dict[Path, str]]:
+    """Return what can be read, and the checkpoints that seem to be deleted meanwhile."""
     entries: list[tuple[float, int, Checkpoint]] = []
     unreadable: dict[Path, str] = {}
-    is_complete = True
+    gone: dict[Path, str] = {}
     for path in paths:
         if not path.is_dir():
-            is_complete = is_complete and os.path.lexists(path)  # a file of this name is foreign
+            if not os.path.lexists(path):  # a file of this name is foreign
+                gone[path] = "it does not exist"
             continue
         try:
             if not looks_like_checkpoint(path) or is_unfinished(path):
                 continue
             with open_checkpoint(path) as opened:
                 checkpoint, manifest = opened.checkpoint, opened.manifest
-        except CheckpointGoneError:
-            is_complete = False
+        except CheckpointGoneError as error:
+            gone[path] = str(error)
         except (CheckpointError, OSError) as error:
             unreadable[path] = str(error)
         else:
@@ -155,4 +177,4 @@ def _read_all(paths: Iterable[Path]) -> tuple[Listing, bool]:
             entries.append((ckpt_recency(checkpoint), number, checkpoint))
     entries.sort(key=lambda entry: entry[:2])
     seq = max((number for _, number, _ in entries), default=0)
-    return Listing([checkpoint for _, _, checkpoint in entries], unreadable, seq), is_complete
+    return Listing([checkpoint for _, _, checkpoint in entries], unreadable, seq), gone

@@ -38,11 +38,11 @@ def data_settings(loader: Any) -> dict[str, Any]:
     """
     samplers: list[Any] = []
     batch_size = getattr(loader, "batch_size", None)
-    sampler = getattr(loader, "batch_sampler", None) or getattr(loader, "sampler", None)
+    sampler = _sampler_of(loader, "batch_sampler", "sampler")
     while sampler is not None and len(samplers) < 8:  # noqa: PLR2004  # in case of a cycle
         samplers.append(sampler)
         batch_size = getattr(sampler, "batch_size", None) or batch_size
-        sampler = getattr(sampler, "sampler", None) or getattr(sampler, "batch_sampler", None)
+        sampler = _sampler_of(sampler, "sampler", "batch_sampler")
     settings: dict[str, Any] = {"rows": _length(getattr(loader, "dataset", None))}
     settings["batch size"] = batch_size if isinstance(batch_size, int) else None
     if samplers:
@@ -50,6 +50,12 @@ def data_settings(loader: Any) -> dict[str, Any]:
         seed = getattr(samplers[-1], "seed", None)
         settings["sampler seed"] = seed if isinstance(seed, int) else None
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def _sampler_of(holder: Any, *names: str) -> Any:
+    """Return the first of these attributes that is not None; of a stream it has no length."""
+    found = (getattr(holder, name, None) for name in names)
+    return next((sampler for sampler in found if sampler is not None), None)
 
 
 def computation_settings(options: RunOptions) -> dict[str, Any]:
