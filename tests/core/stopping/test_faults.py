@@ -67,8 +67,8 @@ LOST = [
         ("on_fit_start", 1, "last", False),
         ("compute_forward TRAIN", 5, "last", False),
         ("compute_forward TRAIN", 5, "first", False),
-        ("saver", 2, "last", False),
-        ("saver", 2, "last", True),
+        ("saver", 3, "last", False),
+        ("saver", 3, "last", True),
         ("evaluate_batch", 7, "last", False),
         ("compute_forward TEST", 2, "last", False),
     ]
@@ -78,7 +78,7 @@ SIGNALLED = [
     Fault("SIGTERM", where, nth, target, asynchronous)
     for where, nth in [
         ("compute_forward TRAIN", 3),
-        ("saver", 2),
+        ("saver", 3),
         ("evaluate_batch", 7),
         ("on_stage_end VALID", 1),
         ("compute_forward TEST", 2),
@@ -102,9 +102,9 @@ OTHERS = [
 ]
 EVERY = [*IN_HOOKS, *IN_PARTS, *ON_THE_FIRST, *LOST, *SIGNALLED, *OTHERS]
 FEW = [
-    (2, Fault("SIGKILL", "saver", 2)),
+    (2, Fault("SIGKILL", "saver", 3)),
     (2, Fault("SIGSTOP", "compute_forward TRAIN", 5)),
-    (2, Fault("SIGTERM", "saver", 2, "all", asynchronous=True)),
+    (2, Fault("SIGTERM", "saver", 3, "all", asynchronous=True)),
     (2, Fault("SIGTERM", "compute_forward TRAIN", 3, "all", workers=2)),
     (2, Fault("NaN", "compute_objectives TRAIN", 5)),
     (2, Fault("out of memory", "compute_forward TRAIN", 5)),
