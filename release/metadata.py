@@ -26,8 +26,8 @@ def check_with_twine(files: list[Path]) -> None:
     print(f"twine check --strict: {len(files)} files passed")
 
 
-def check_metadata(clone: Path, files: list[Path]) -> None:
-    """Compare the metadata in wheel and sdist with pyproject.toml, field by field.
+def check_metadata(clone: Path, files: list[Path]) -> int:
+    """Compare the metadata in wheel and sdist with pyproject.toml; return how many fields.
 
     Raises
     ------
@@ -49,6 +49,7 @@ def check_metadata(clone: Path, files: list[Path]) -> None:
                         f"the file {found.get(field)!r}"
                     )
     print(f"metadata: {compared} fields equal what pyproject.toml says, in wheels and sdists")
+    return compared
 
 
 def check_long_descriptions(files: list[Path]) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, Sampler
 
 from brain_data import DistributedSamplerWrapper, ReproducibleRandomSampler, SaveableDataLoader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 USES_WORKERS = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
@@ -40,6 +44,44 @@ def state_after(loader: Any, batches: int) -> dict[str, Any]:
     for _ in range(batches):
         next(iterator)
     return saved_state(loader)
+
+
+def passes_with_states(
+    loader: Any, passes: int, as_list: Callable[[Any], list[Any]]
+) -> tuple[list[list[Any]], dict[Any, Any]]:
+    """Iterate in a loop that never calls set_epoch.
+
+    Return the batches of each pass, and states by (pass, batches, whether the end was seen).
+    """
+    states: dict[Any, Any] = {(0, None, False): saved_state(loader)}
+    seen = []
+    for number in range(passes):
+        batches: list[Any] = []
+        iterator = iter(loader)
+        states[number, 0, False] = saved_state(loader)
+        for batch in iterator:
+            batches.append(as_list(batch))
+            states[number, len(batches), False] = saved_state(loader)
+        states[number, len(batches), True] = saved_state(loader)
+        seen.append(batches)
+    return seen, states
+
+
+class ShuffledByPython(Sampler[int]):
+    """Shuffles by Python's global generator."""
+
+    rows = 0
+
+    def __init__(self) -> None:
+        pass
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> Any:
+        order = list(range(self.rows))
+        random.shuffle(order)
+        return iter(order)
 
 
 def first_batches(loader: Any, count: int) -> list[Any]:

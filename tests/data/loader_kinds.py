@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from data_helpers import keep
+from data_helpers import ShuffledByPython, keep
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -16,7 +16,6 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
-    Sampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
     get_worker_info,
@@ -40,19 +39,10 @@ class NoisyRows(Dataset[Any]):
         return [row, torch.rand(()).item(), random.random(), np.random.rand()]
 
 
-class PythonShuffle(Sampler[int]):
-    """Shuffles by Python's global generator."""
+class PythonShuffle(ShuffledByPython):
+    """Of these rows."""
 
-    def __init__(self) -> None:
-        pass
-
-    def __len__(self) -> int:
-        return ROWS
-
-    def __iter__(self) -> Any:
-        order = list(range(ROWS))
-        random.shuffle(order)
-        return iter(order)
+    rows = ROWS
 
 
 class NumpyShuffle(PythonShuffle):

@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import torch
-from data_helpers import saved_state
+from data_helpers import passes_with_states
 from torch.utils.data import IterableDataset, get_worker_info
 
 from brain_data import SaveableDataLoader
@@ -52,11 +52,13 @@ class CountsPasses(IterableDataset[int]):
         self.done, self.passes = state["done"], state["passes"]
 
 
-class OwnIterator(IterableDataset[int]):
-    """Is its own iterator and begins anew in ``__iter__``; its state is loaded after that."""
+class IteratesWithState:
+    """The methods of an iterator over rows that has a state."""
+
+    rows: list[int]
+    done: int
 
     def __iter__(self) -> Any:
-        self.rows, self.done = shard(), 0
         return self
 
     def __next__(self) -> int:
@@ -70,6 +72,14 @@ class OwnIterator(IterableDataset[int]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.done = state["done"]
+
+
+class OwnIterator(IteratesWithState, IterableDataset[int]):
+    """Is its own iterator and begins anew in ``__iter__``; its state is loaded after that."""
+
+    def __iter__(self) -> Any:
+        self.rows, self.done = shard(), 0
+        return self
 
 
 class OwnIteratorLoadedFirst(OwnIterator):
@@ -99,26 +109,11 @@ class OwnIteratorWithoutState(IterableDataset[int]):
         return self.rows.pop()
 
 
-class StatefulIterator:
+class StatefulIterator(IteratesWithState):
     """Iterates over rows, with a state."""
 
     def __init__(self, rows: list[int]) -> None:
         self.rows, self.done = rows, 0
-
-    def __iter__(self) -> Any:
-        return self
-
-    def __next__(self) -> int:
-        if self.done >= len(self.rows):
-            raise StopIteration
-        self.done += 1
-        return self.rows[self.done - 1]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"done": self.done}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.done = state["done"]
 
 
 class IteratorHasState(IterableDataset[int]):
@@ -273,24 +268,9 @@ def numbers(batch: Any) -> list[int]:
     return [int(number) for number in value]
 
 
-def passes_with_states(make: Any) -> tuple[list[list[Any]], dict[Any, Any]]:
-    """Iterate in a loop that never calls set_epoch.
-
-    Return the batches of each pass, and states by (pass, batches, whether the end was seen).
-    """
-    loader = make()
-    states: dict[Any, Any] = {(0, None, False): saved_state(loader)}
-    passes = []
-    for number in range(PASSES):
-        batches = []
-        iterator = iter(loader)
-        states[number, 0, False] = saved_state(loader)
-        for batch in iterator:
-            batches.append(numbers(batch))
-            states[number, len(batches), False] = saved_state(loader)
-        states[number, len(batches), True] = saved_state(loader)
-        passes.append(batches)
-    return passes, states
+def passes_of(make: Any) -> tuple[list[list[Any]], dict[Any, Any]]:
+    """Return batches and states of a loop over a new loader."""
+    return passes_with_states(make(), PASSES, numbers)
 
 
 def places(passes: list[list[Any]]) -> list[Any]:
@@ -320,7 +300,7 @@ def expected(passes: list[list[Any]], place: Any) -> list[list[Any]]:
 
 def assert_resumes_everywhere(make: Any) -> int:
     """Kill and resume at all places; return the number of batches that were compared."""
-    passes, states = passes_with_states(make)
+    passes, states = passes_of(make)
     compared = 0
     for place in places(passes):
         left = expected(passes, place)

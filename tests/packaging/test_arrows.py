@@ -46,7 +46,9 @@ def imported_packages(imported):
 def test_each_folder_imports_only_folders_below_it(repository, layers):
     """In every package; ``pytest -s`` shows their layers."""
     packages = [layers.Package(repository.directory(name)) for name in repository.code_packages]
-    print("", *(package.table() for package in packages), sep="\n\n")  # noqa: T201 - for -s
+    tables = [package.table() for package in packages]  # raises where an import points up
+    print("", *tables, sep="\n\n")  # noqa: T201 - for -s
+    assert all(" layers, " in table for table in tables)
 
 
 def test_each_module_imports_only_modules_below_it(repository, layers, package):

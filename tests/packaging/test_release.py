@@ -36,7 +36,8 @@ def test_a_file_that_differs_and_one_that_is_missing_are_found(release, tmp_path
 def test_the_wheels_that_were_tested_have_the_metadata_of_pyproject(release, built, repository):
     """Name, version, requirements, extras and all other fields, in wheels and sdists."""
     version = repository.project("brain-all")["version"]
-    release("metadata").check_metadata(ROOT, sorted(built.glob(f"brain_*-{version}*")))
+    files = sorted(built.glob(f"brain_*-{version}*"))
+    assert release("metadata").check_metadata(ROOT, files) >= 10 * len(files) > 0
 
 
 def test_a_field_that_differs_from_pyproject_is_named(release, built, repository, tmp_path):

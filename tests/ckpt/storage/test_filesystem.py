@@ -61,11 +61,15 @@ def test_without_pread_threads_do_not_disturb_each_other(digits):
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
 def test_a_file_system_that_cannot_flush_directories_is_no_error(tmp_path, monkeypatch, code):
+    refused = []
+
     def refuse(_):
+        refused.append(code)
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", refuse)
     filesystem.fsync_directory(tmp_path)
+    assert refused == [code]
 
 
 def test_a_disk_that_fails_to_flush_a_directory_is_an_error(tmp_path, monkeypatch):

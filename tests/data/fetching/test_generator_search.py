@@ -92,4 +92,6 @@ def test_counters_that_have_changed_are_captured_and_restored() -> None:
 def test_a_state_of_other_objects_is_ignored() -> None:
     """A generator may have been removed."""
     state = GeneratorSearch(Holder(random.Random(1))).capture()
-    GeneratorSearch(Holder(3)).restore(state | {"counters": {".gone.epoch": 3}})
+    other = Holder(3)
+    GeneratorSearch(other).restore(state | {"counters": {".gone.epoch": 3}})
+    assert vars(other) == vars(Holder(3))

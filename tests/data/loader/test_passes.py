@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from data_helpers import USES_WORKERS, listed, saved_state, state_after
+from data_helpers import (
+    USES_WORKERS,
+    ShuffledByPython,
+    listed,
+    passes_with_states,
+    saved_state,
+    state_after,
+)
 from torch.utils.data import (
     Dataset,
     RandomSampler,
@@ -36,19 +43,10 @@ class Noisy(Dataset[Any]):
         return 1000 * row + int(torch.randint(1000, ()))
 
 
-class PythonShuffle(Sampler[int]):
-    """Shuffles by Python's global generator."""
+class PythonShuffle(ShuffledByPython):
+    """Of these rows."""
 
-    def __init__(self) -> None:
-        pass
-
-    def __len__(self) -> int:
-        return ROWS
-
-    def __iter__(self) -> Any:
-        order = list(range(ROWS))
-        random.shuffle(order)
-        return iter(order)
+    rows = ROWS
 
 
 SAMPLERS: dict[str, Any] = {
@@ -78,26 +76,14 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
 
 
-def passes_with_states(make: Any) -> tuple[list[Any], dict[Any, Any]]:
-    """Return the batches of each pass, and states by (pass, batches, whether the end was seen)."""
+def passes_of(make: Any) -> tuple[list[list[Any]], dict[Any, Any]]:
+    """Return batches and states of a loop that begins with the same seed."""
     seed_all(1)
-    loader = make()
-    states: dict[Any, Any] = {(0, None, False): saved_state(loader)}
-    passes = []
-    for number in range(PASSES):
-        batches = []
-        iterator = iter(loader)
-        states[number, 0, False] = saved_state(loader)
-        for batch in iterator:
-            batches.append(batch.tolist())
-            states[number, len(batches), False] = saved_state(loader)
-        states[number, len(batches), True] = saved_state(loader)
-        passes.append(batches)
-    return passes, states
+    return passes_with_states(make(), PASSES, torch.Tensor.tolist)
 
 
 def assert_resumes_everywhere(make: Any) -> None:
-    passes, states = passes_with_states(make)
+    passes, states = passes_of(make)
     count = len(passes[0])
     for number, done, ended in (
         *((0, None, False), (0, 0, False), (0, 3, False), (0, count, False), (0, count, True)),
@@ -140,7 +126,7 @@ def test_workers_that_persist_do_not_change_the_order_after_a_restart(persistent
     def make() -> Any:
         return make_loader("shuffle", 1, persistent=persistent)
 
-    passes, states = passes_with_states(make)
+    passes, states = passes_of(make)
     loader = make()
     loader.load_state_dict(states[1, len(passes[0]), True])
     assert [listed(loader), listed(loader)] == passes[2:]

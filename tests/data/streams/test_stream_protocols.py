@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import stream_kinds as kinds
 from data_helpers import USES_WORKERS, saved_state, state_after
-from stream_kinds import assert_resumes_everywhere, make_loader, numbers, passes_with_states
+from stream_kinds import assert_resumes_everywhere, make_loader, numbers, passes_of
 from torch.utils.data import DataLoader, IterableDataset
 
 from brain_data import ResumableLoader, SaveableDataLoader
@@ -36,7 +36,7 @@ def test_a_stream_resumes_in_every_pass_and_at_their_ends(kind: Any) -> None:
 def test_a_stream_with_workers_resumes_as_it_would_have_continued(persistent: bool) -> None:
     """Persistent workers count their passes; new workers begin as the main process's dataset."""
     make = maker(kinds.CountsPasses, 2, persistent=persistent)
-    passes, states = passes_with_states(make)
+    passes, states = passes_of(make)
     assert (passes[0] != passes[1]) == persistent
     last = len(passes[0])
     for place in ((0, last, True), (0, last, False), (1, 2, False)):
@@ -48,7 +48,7 @@ def test_a_stream_with_workers_resumes_as_it_would_have_continued(persistent: bo
 def test_a_worker_without_a_row_changes_nothing(persistent: bool) -> None:
     """It is at its end from the beginning."""
     make = maker(kinds.OneWorkerIsEmpty, 2, persistent=persistent)
-    passes, states = passes_with_states(make)
+    passes, states = passes_of(make)
     assert len(passes[0]) == 6
     for place in ((0, 2, False), (1, 0, False), (1, 6, False)):
         assert kinds.resumed(make, states[place], place) == kinds.expected(passes, place), place
@@ -59,7 +59,7 @@ def test_a_state_that_workers_cannot_load_is_replaced_by_reading_again(
 ) -> None:
     """Hugging Face's shuffled streams raise an IndexError in each of two workers."""
     make = maker(kinds.StateRaises, 2, persistent=False)
-    passes, states = passes_with_states(make)
+    passes, states = passes_of(make)
     assert kinds.resumed(make, states[1, 2, False], (1, 2, False)) == kinds.expected(
         passes, (1, 2, False)
     )
@@ -107,7 +107,7 @@ def test_the_rows_before_a_position_are_compared_over_several_small_batches() ->
     def make() -> Any:
         return make_loader(kinds.BufferNotSaved, 0, persistent=False, batch_size=1)
 
-    passes, states = passes_with_states(make)
+    passes, states = passes_of(make)
     for done in range(1, kinds.ROWS, 4):
         place = (0, done, False)
         assert kinds.resumed(make, states[place], place) == kinds.expected(passes, place)
@@ -182,7 +182,7 @@ def test_a_stream_of_a_loader_that_fit_wraps_resumes_by_the_same_protocols() -> 
         def make(kind: Any = kind) -> Any:
             return ResumableLoader(DataLoader(kind(), batch_size=4))
 
-        passes, states = passes_with_states(make)
+        passes, states = passes_of(make)
         for place in kinds.places(passes):
             assert kinds.resumed(make, states[place], place) == kinds.expected(passes, place)
 

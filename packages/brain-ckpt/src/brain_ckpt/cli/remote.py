@@ -175,12 +175,7 @@ def push(options: argparse.Namespace) -> int:
         for one in new:
             _push_one(store, publisher, one, progress)
     names = [one.path.name for one in new]
-    if options.json:
-        write_json({"pushed": names, "there": len(checkpoints) - len(new)})
-    else:
-        for name in names:
-            write_line(f"copied {name}")
-        write_line(f"{len(names)} copied, {len(checkpoints) - len(new)} were there")
+    _report(names, "pushed", len(checkpoints) - len(new), "there", as_json=options.json)
     return OK
 
 
@@ -204,13 +199,18 @@ def pull(options: argparse.Namespace) -> int:
     finally:
         directory.unlock()
     names = [one.name for one in new]
-    if options.json:
-        write_json({"pulled": names, "here": len(entries) - len(new)})
-    else:
-        for name in names:
-            write_line(f"copied {name}")
-        write_line(f"{len(names)} copied, {len(entries) - len(new)} were here")
+    _report(names, "pulled", len(entries) - len(new), "here", as_json=options.json)
     return OK
+
+
+def _report(copied: list[str], verb: str, present: int, place: str, *, as_json: bool) -> None:
+    """Write which checkpoints were copied, and how many were at the other place already."""
+    if as_json:
+        write_json({verb: copied, place: present})
+        return
+    for name in copied:
+        write_line(f"copied {name}")
+    write_line(f"{len(copied)} copied, {present} were {place}")
 
 
 def _open(url: str) -> tuple[ObjectStore, MirrorListing, list[Entry]]:

@@ -12,7 +12,6 @@ A manifest holds the MANIFEST.json and CKPT.yaml of its checkpoint as they are o
 from __future__ import annotations
 
 import json
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +19,7 @@ from brain_ckpt.errors import CheckpointDamagedError, CheckpointError
 from brain_ckpt.retention.checkpoint import Checkpoint
 from brain_ckpt.storage.checksum import CHUNK_BYTES
 from brain_ckpt.storage.layout import META_NAME, PARAMFILE_EXT, PREFIX
-from brain_ckpt.storage.manifest import MANIFEST_NAME, Manifest, load_manifest
+from brain_ckpt.storage.manifest import MANIFEST_NAME, Manifest, append_crc, load_manifest
 from brain_ckpt.storage.meta import load_meta
 from brain_ckpt.storage.meta_arrays import restore_arrays
 
@@ -133,7 +132,7 @@ def parts_of_file(manifest: Manifest, file: str) -> Iterator[Part]:
 
 def dump_entry(entry: Entry) -> bytes:
     """Return the content of a manifest, which ends in its own checksum."""
-    body = json.dumps(
+    return append_crc(
         {
             "format": FORMAT,
             "number": entry.number,
@@ -142,10 +141,8 @@ def dump_entry(entry: Entry) -> bytes:
             "writer": entry.writer,
             META_NAME: entry.meta_text,
             MANIFEST_NAME: entry.manifest_text,
-        },
-        indent=1,
+        }
     )
-    return f'{body[:-2]},\n "crc32": "{zlib.crc32(body.encode()):08x}"\n}}\n'.encode()
 
 
 def load_entry(content: bytes, where: str) -> Entry:

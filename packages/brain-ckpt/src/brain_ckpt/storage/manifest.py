@@ -59,7 +59,7 @@ class Manifest:
 def dump_manifest(manifest: Manifest) -> bytes:
     """Return the content of the file, which ends in its own checksum."""
     fields: dict[str, Any] = {"meta_arrays": manifest.meta_arrays} if manifest.meta_arrays else {}
-    return _append_crc(
+    return append_crc(
         {
             **fields,
             "format": FORMAT,
@@ -94,7 +94,7 @@ def load_manifest(content: bytes, where: str) -> Manifest:
     try:
         fields = json.loads(content)
         signed = {key: value for key, value in fields.items() if key != "crc32"}
-        intact = _append_crc(signed) == content
+        intact = append_crc(signed) == content
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointDamagedError(f"{where} is damaged: {error}") from error
     if not intact:
@@ -146,7 +146,8 @@ def _meta_array(path: Any, kind: Any, dtype: Any, shape: Any) -> list[Any]:
     return [list(path), str(kind), str(dtype), [int(length) for length in shape]]
 
 
-def _append_crc(fields: Mapping[str, Any]) -> bytes:
+def append_crc(fields: Mapping[str, Any]) -> bytes:
+    """Return fields as JSON, with the checksum of what comes before it as the last key."""
     body = json.dumps(fields, indent=1)
     crc = zlib.crc32(body.encode())
     # The checksum is the last key, so that the file is one JSON object.
