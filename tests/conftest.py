@@ -22,10 +22,20 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def _forkserver():
-    # The server imports torch once and forks each rank: 50 ms instead of 2 s.
+    # The server imports once what the ranks use, and forks each rank: 50 ms instead of 3 s.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["pytest", "brain_dist", "torch.distributed.fsdp", "torch._dynamo"]
+        [
+            "pytest",
+            "torch._dynamo",
+            "torch.distributed.checkpoint",
+            "torch.distributed.fsdp",
+            "brain_dist",
+            # A package that is not installed is skipped.
+            "brain_ckpt",
+            "brain_ckpt.storage.safe_yaml",
+            "brain_core",
+        ]
     )
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     former = {name: os.environ.get(name) for name in names}

@@ -165,13 +165,14 @@ def test_the_options_of_the_command_line_are_frozen():
     [
         (["--x=#c"], "#c"),
         (["--x=a # b"], "a # b"),
+        (["--x="], ""),
         (["--x=[64,", "100,", "128]"], [64, 100, 128]),
         (["--x", "[64,", "100,", "128]"], [64, 100, 128]),
         (["--x=1", "--x=2"], 2),
     ],
 )
 def test_a_value_is_what_was_typed(words, value):
-    """A hash is no comment, a list may have blanks, and the last of several counts."""
+    """A hash is no comment, nothing is an empty string, a list may have blanks, the last counts."""
     assert overrides(*words) == {"x": value}
 
 

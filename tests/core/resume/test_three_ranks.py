@@ -125,7 +125,7 @@ def compare_chains(rank, folder, stops, options):
     [
         (3, {}),
         pytest.param(3, {"accumulation": 2}, marks=pytest.mark.long),
-        (4, {}),
+        pytest.param(4, {}, marks=pytest.mark.long),
         pytest.param(3, {"width": 300, "bucket_mb": None}, marks=pytest.mark.long),
     ],
     ids=["3", "3, accumulated", "4", "3, DDP's own bucket size"],

@@ -188,14 +188,26 @@ def test_a_run_that_unfreezes_is_equal_when_killed_at_five_places(cls):
     assert_resumes_exactly(making(cls), fit_args, kills=KILLS[1])
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("cls", [AtAnEpoch, AtAStep, FrozenAgain])
+@pytest.mark.parametrize(
+    ("cls", "parallel"),
+    [
+        (AtAStep, "fsdp"),
+        (FrozenAgain, "ddp"),
+        pytest.param(AtAStep, "ddp", marks=pytest.mark.long),
+        pytest.param(FrozenAgain, "fsdp", marks=pytest.mark.long),
+        pytest.param(AtAnEpoch, "ddp", marks=pytest.mark.long),
+        pytest.param(AtAnEpoch, "fsdp", marks=pytest.mark.long),
+    ],
+)
 def test_so_is_one_on_two_ranks(cls, parallel):
     """DDP shares the gradients of the encoder from then on, and FSDP2 computes them."""
     assert_resumes_exactly(making(cls, parallel=parallel), fit_args, kills=KILLS[2], ranks=2)
 
 
-@pytest.mark.parametrize(("ranks", "parallel"), [(1, "ddp"), (2, "ddp"), (2, "fsdp")])
+@pytest.mark.parametrize(
+    ("ranks", "parallel"),
+    [(1, "ddp"), (2, "fsdp"), pytest.param(2, "ddp", marks=pytest.mark.long)],
+)
 def test_a_module_that_was_frozen_as_a_whole_is_saved_and_wrapped_once_it_trains(ranks, parallel):
     """FSDP2 puts shards in place of the parameters that the hook gave to the optimizer."""
     assert_resumes_exactly(

@@ -31,6 +31,12 @@ __all__ = ["Attempt", "Job", "choose_start_method", "run"]
 StartMethod = Literal["fork", "spawn"]
 _LOG_CHARACTERS = 16_000
 _SECONDS_TO_DUMP = 2.0
+# By its optimizer, its checkpoints, and those of shards.
+_IMPORTED_BY_A_RUN = (
+    "torch._dynamo",
+    "brain_ckpt.storage.safe_yaml",
+    "torch.distributed.checkpoint",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +93,8 @@ def run(job: Job) -> Attempt:
         If a rank raises, or does not end in time.
     """
     if job.start_method == "fork":
-        importlib.import_module("torch._dynamo")  # optimizers import it; here only once
+        for name in _IMPORTED_BY_A_RUN:
+            importlib.import_module(name)  # here only once
     context: Any = multiprocessing.get_context(job.start_method)
     processes = [context.Process(target=_child, args=(job, rank)) for rank in range(job.ranks)]
     try:
