@@ -43,14 +43,12 @@ class FailAt:
         *itertools.product(("unrenamed", "unrenamed, replacing"), ("ENOSPC", "EIO")),
     ],
 )
-def test_an_error_at_any_operation_loses_nothing(name, code, workloads, fast_dir, tally):
-    """Each write operation fails, alternately once and permanently."""
+def test_an_error_at_any_operation_loses_nothing(name, code, workloads, fast_dir, times, tally):
+    """Every third write operation or, in a long run, each fails, alternately once and for good."""
     source, directory = fast_dir / "base", fast_dir / "save"
     source.mkdir()
     before = workloads.base(source, name)
-    number = 0
-    while True:
-        number += 1
+    for number in itertools.count(1, times(3, 1)):
         shutil.rmtree(directory, ignore_errors=True)
         shutil.copytree(source, directory)
         point = FailAt(number, getattr(errno, code), lasting=number % 2 == 0)

@@ -70,7 +70,7 @@ def test_random_kills_change_nothing(
     started = time.monotonic()
     training.train(fast_dir / "timed")
     usual_s = time.monotonic() - started
-    kills, runs, total = 0, 0, times(30, 1000)
+    kills, runs, total = 0, 0, times(15, 1000)
     while kills < total:
         save = fast_dir / f"save-{runs}"
         runs += 1

@@ -59,7 +59,7 @@ def test_no_power_loss_takes_an_acknowledged_checkpoint(
     name, workloads, power, fast_dir, times, tally, progress
 ):
     """Data that was not flushed is dropped, zeroed or truncated, and renames are reordered."""
-    states = times(PER_WORKLOAD[name], -(-PER_WORKLOAD[name] * 100 // 3))
+    states = times(PER_WORKLOAD[name] // 2, -(-PER_WORKLOAD[name] * 100 // 3))
     renames = "unrenamed" not in name
     tried, distinct, found = losses(
         workloads, power, fast_dir, name, workloads.WORKLOADS[name], states,

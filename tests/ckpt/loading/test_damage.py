@@ -54,7 +54,7 @@ def test_no_damage_of_a_file_is_loaded_silently(name, workloads, fast_dir, times
     intact = file.read_bytes()
     chance = random.Random(progress.seed)
     run.set(1)
-    total = times(500, 10_000)
+    total = times(150, 10_000)
     for number in range(total):
         progress("damaged files", number + 1, total)
         way = (flip, flip, flip, truncate, zero_a_page, lengthen)[number % 6]

@@ -103,7 +103,7 @@ def test_a_failing_rank_hangs_no_other_and_loses_nothing(
     processes, rank_programs, fast_dir, times, tally, progress
 ):
     """One of 2, 3 or 4 ranks raises, is killed or stops in each phase."""
-    cases = all_cases()[:: times(7, 1)]
+    cases = all_cases()[:: times(12, 1)]
     chance = random.Random(progress.seed)
     losing = [case for case in cases if case.way != "raise"]
     cases += chance.choices(losing, k=max(0, times(0, 300) - len(losing)))
