@@ -230,7 +230,7 @@ def minimum_pins() -> list[str]:
 
 def torch_folder(session: nox.Session, torch: str) -> Path:
     """Return a folder with torch and the test tools, for this Python; install it if it is new."""
-    tag = str(session.run_install("python", "-c", TAG, silent=True)).strip()
+    tag = ask_python(session, TAG)
     folder = ROOT / f".nox/shared-{tag}-torch-{torch}"
     if not folder.exists():
         partial = folder.with_suffix(".partial")
@@ -240,6 +240,13 @@ def torch_folder(session: nox.Session, torch: str) -> Path:
     return folder
 
 
+def ask_python(session: nox.Session, script: str) -> str:
+    """Return what a script prints in the session's environment; also with -R or --install-only."""
+    # Each of the two options skips one of these calls.
+    asked = session.run_install("python", "-c", script, silent=True)
+    return str(asked or session.run("python", "-c", script, silent=True)).strip()
+
+
 def share_torch(session: nox.Session, torch: str) -> None:
     """Let pip's environments find torch and the test tools in one folder, installed once.
 
@@ -247,8 +254,7 @@ def share_torch(session: nox.Session, torch: str) -> None:
     links the files of its cache into each environment.
     """
     if session.venv_backend != "uv":
-        site = str(session.run_install("python", "-c", SITE, silent=True)).strip()
-        shared = Path(site, "shared.pth")
+        shared = Path(ask_python(session, SITE), "shared.pth")
         shared.write_text(f"{torch_folder(session, torch)}\n", encoding="utf-8")
 
 

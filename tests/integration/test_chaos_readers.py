@@ -40,6 +40,7 @@ def test_readers_see_whole_checkpoints(readers):
     assert {kind for kind, result in results.items() if result["outcomes"]["ok"] < 3} == set()
 
 
+@pytest.mark.long
 def test_unprotected_readers_see_mixed_saves(readers):
     """Without handles and commit ids the program fails."""
     options = ("--minutes", "0.3", "--seed", "3", "--unprotected", "--no-kills")

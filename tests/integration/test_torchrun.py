@@ -146,6 +146,7 @@ def test_a_killed_run_is_restarted_and_ends_with_the_same_weights(tmp_path, undi
     assert has_weights(tmp_path, undisturbed)
 
 
+@pytest.mark.long
 def test_ctrl_c_on_torchrun_saves_and_the_next_start_resumes(tmp_path, undisturbed):
     """The ranks get it twice, from the terminal and from torchrun, and count it once."""
     process = start(tmp_path, "wait")
