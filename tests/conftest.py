@@ -30,10 +30,10 @@ def _forkserver():
             "torch._dynamo",
             "torch.distributed.checkpoint",
             "torch.distributed.fsdp",
-            "brain_dist",
+            "yaml",
             # A package that is not installed is skipped.
+            "brain_dist",
             "brain_ckpt",
-            "brain_ckpt.storage.safe_yaml",
             "brain_core",
         ]
     )

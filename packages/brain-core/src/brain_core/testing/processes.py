@@ -31,12 +31,6 @@ __all__ = ["Attempt", "Job", "choose_start_method", "run"]
 StartMethod = Literal["fork", "spawn"]
 _LOG_CHARACTERS = 16_000
 _SECONDS_TO_DUMP = 2.0
-# By its optimizer, its checkpoints, and those of shards.
-_IMPORTED_BY_A_RUN = (
-    "torch._dynamo",
-    "brain_ckpt.storage.safe_yaml",
-    "torch.distributed.checkpoint",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +87,9 @@ def run(job: Job) -> Attempt:
         If a rank raises, or does not end in time.
     """
     if job.start_method == "fork":
-        for name in _IMPORTED_BY_A_RUN:
+        # Its optimizer, its checkpoints and, on several ranks, their shards import these.
+        names = ["torch._dynamo", "yaml"]
+        for name in names + ["torch.distributed.checkpoint"] * (job.ranks > 1):
             importlib.import_module(name)  # here only once
     context: Any = multiprocessing.get_context(job.start_method)
     processes = [context.Process(target=_child, args=(job, rank)) for rank in range(job.ranks)]
