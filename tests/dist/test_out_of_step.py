@@ -186,6 +186,43 @@ def test_a_rank_in_a_collective_of_torch_is_lost_at_the_timeout(ranks):
     assert 2.5 < took_s < 15
 
 
+def _enter_with_error(rank, failing):
+    error = ValueError("not a name") if rank in failing else None
+    try:
+        with collective_call("save_checkpoint", error):
+            return "entered"
+    except ValueError as caught:
+        return str(caught)
+
+
+@pytest.mark.parametrize("failing", [(1,), (0, 1)])
+def test_an_error_of_a_rank_that_enters_is_raised_on_all(ranks, failing):
+    """With the numbers of the ranks that failed."""
+    first, second = ranks(_enter_with_error, 2, failing)
+    assert first == second
+    assert re.fullmatch(rf"not a name \(on rank.* {failing[-1]} of 2\)", first), first
+
+
+def test_in_one_process_an_error_is_raised_at_the_entrance():
+    """As it is."""
+    error = ValueError("not a name")
+    with pytest.raises(ValueError, match="not a name") as raised, collective_call("fit", error):
+        pass
+    assert raised.value is error
+
+
+def _fail_to_enter(rank):
+    error = ValueError("not a name") if rank else None
+    with contextlib.suppress(OutOfStepError), collective_call("fit" if rank else "save", error):
+        return "entered"
+    return _evaluate()
+
+
+def test_ranks_in_different_calls_are_out_of_step_also_if_one_has_failed(ranks):
+    """They can continue after that."""
+    assert ranks(_fail_to_enter, 2) == ["evaluated"] * 2
+
+
 def _continue(rank):
     with contextlib.suppress(OutOfStepError):
         _evaluate() if rank else _fit()

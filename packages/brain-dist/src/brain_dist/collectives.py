@@ -162,11 +162,22 @@ def raise_on_all_ranks(error: BaseException | None) -> None:
         if error is not None:
             raise error
         return
-    group = control_group()
-    if not group.agree(Call.RAISE, payload=int(error is not None)):
-        return
+    if control_group().agree(Call.RAISE, payload=int(error is not None)):
+        exchange_errors(error, Call.RAISE.value)
+
+
+def exchange_errors(error: BaseException | None, name: str) -> None:
+    """Raise the error of the lowest failing rank; the ranks have agreed that one has failed.
+
+    Parameters
+    ----------
+    error : BaseException or None
+        The error of this rank.
+    name : str
+        Of the call, for messages.
+    """
     message = b"" if error is None else to_bytes(report_error(error))
-    messages = group.all_gather_bytes(message, Call.RAISE.value)
+    messages = control_group().all_gather_bytes(message, name)
     _raise_reported([from_bytes(part) if part else None for part in messages], error)
 
 

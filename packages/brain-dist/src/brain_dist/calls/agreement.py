@@ -8,7 +8,9 @@ import hashlib
 # A word has a payload, then a bit for each kind of call.
 _PAYLOAD_BITS = 50
 _PAYLOAD_MASK = (1 << _PAYLOAD_BITS) - 1
-_HASH_BITS = _PAYLOAD_BITS // 2
+# The payload of a collective call has a flag, then a hash and its complement.
+_FLAG = 1
+_HASH_BITS = (_PAYLOAD_BITS - 1) // 2
 _HASH_MASK = (1 << _HASH_BITS) - 1
 
 
@@ -43,15 +45,27 @@ def other_calls(word: int, call: Call) -> list[Call]:
     Two collective calls differ if their names do, whose hashes are their payloads.
     """
     others = [other for other, bit in _BITS.items() if word & bit and other is not call]
-    if call is Call.COLLECTIVE_CALL and (word >> _HASH_BITS) & word & _HASH_MASK:
+    if call is Call.COLLECTIVE_CALL and (word >> _HASH_BITS) & word & (_HASH_MASK << 1):
         others.append(call)
     return others
 
 
-def hash_payload(name: str) -> int:
+def call_payload(name: str, *, flag: bool = False) -> int:
     """Return a payload whose OR over ranks shows whether all of them have the same name.
 
-    It is a hash and its complement: no bit of an OR of equal ones is set in both halves.
+    It has a hash and its complement: no bit of an OR of equal ones is set in both halves.
+
+    Parameters
+    ----------
+    name : str
+        Of the call.
+    flag : bool
+        What this rank adds to what `has_flag` returns.
     """
     value = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little") & _HASH_MASK
-    return value << _HASH_BITS | (~value & _HASH_MASK)
+    return value << (_HASH_BITS + 1) | (~value & _HASH_MASK) << 1 | _FLAG * flag
+
+
+def has_flag(payload: int) -> bool:
+    """Return whether any rank set the flag of a payload that was reduced by OR."""
+    return bool(payload & _FLAG)
