@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from brain_ckpt.deletion import Deleter, check_spare
 from brain_ckpt.finder import CheckpointFinder
 from brain_ckpt.loading.reader import Reader
-from brain_ckpt.ranks.agreement import gather_results
+from brain_ckpt.ranks.agreement import collective_results
 from brain_ckpt.ranks.shared_directory import SharedDirectory
 from brain_ckpt.retention.checkpoint import Checkpoint, Key, ckpt_recency
 from brain_ckpt.retention.selection import Predicate, Retention
@@ -17,7 +17,7 @@ from brain_ckpt.saving.writer import Writer
 from brain_ckpt.storage.checksum import check_checksum
 from brain_ckpt.storage.filesystem import make_directories
 from brain_ckpt.storage.layout import check_directory
-from brain_dist import get_rank
+from brain_dist import collective_call, get_rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -206,7 +206,9 @@ class Checkpointer(CheckpointFinder):
         TypeError, ValueError
             If meta or a name is not valid; nothing is written.
         """
-        return self._save(meta, end_of_epoch, name, verbosity, None)
+        return self._save(
+            "save_checkpoint", None, meta, end_of_epoch=end_of_epoch, name=name, verbosity=verbosity
+        )
 
     def save_and_keep_only(
         self,
@@ -250,7 +252,14 @@ class Checkpointer(CheckpointFinder):
             importance_keys=(*importance_keys, *((ckpt_recency,) if keep_recent else ())),
             ckpt_predicate=ckpt_predicate,
         )
-        self._save(meta, end_of_epoch, name, verbosity, retention)
+        self._save(
+            "save_and_keep_only",
+            retention,
+            meta,
+            end_of_epoch=end_of_epoch,
+            name=name,
+            verbosity=verbosity,
+        )
 
     def delete_checkpoints(
         self,
@@ -283,9 +292,10 @@ class Checkpointer(CheckpointFinder):
             importance_keys=importance_keys,
             ckpt_predicate=ckpt_predicate,
         )
-        self._writer.wait()
-        bounded, keep = self._mirror_retention(retention)
-        self._deleter.delete(bounded or retention, keep, self.spare, verbosity)
+        with collective_call("delete_checkpoints"):
+            self._writer.wait()
+            bounded, keep = self._mirror_retention(retention)
+            self._deleter.delete(bounded or retention, keep, self.spare, verbosity)
 
     def poll(self) -> None:
         """Publish an asynchronous save that is written; every rank calls it after each step.
@@ -324,11 +334,10 @@ class Checkpointer(CheckpointFinder):
 
     def _save(
         self,
-        meta: Mapping[str, Any] | None,
-        end_of_epoch: bool,
-        name: str | None,
-        verbosity: int,
+        method: str,
         retention: Retention | None,
+        meta: Mapping[str, Any] | None,
+        **options: Any,
     ) -> Checkpoint | None:
         recoverables: list[Recoverable] = []
 
@@ -336,15 +345,15 @@ class Checkpointer(CheckpointFinder):
             if self._copies is not None:
                 self._copies.raise_error()
             recoverables.extend(self._select())
-            return make_request(meta, end_of_epoch=end_of_epoch, name=name, verbosity=verbosity)
+            return make_request(meta, **options)
 
         def after() -> None:
             bounded, keep = self._mirror_retention(retention)
             if bounded is not None:
-                self._deleter.delete_after_save(bounded, keep, self.spare, verbosity)
+                self._deleter.delete_after_save(bounded, keep, self.spare, request.verbosity)
 
-        request = gather_results(check)[0]
-        saved = self._writer.save(request, recoverables, after, asynchronous=self.asynchronous)
+        with collective_results(method, check) as (request, *_):
+            saved = self._writer.save(request, recoverables, after, asynchronous=self.asynchronous)
         if get_rank() != 0:
             return None
         self._deleter.mark_intact(saved)

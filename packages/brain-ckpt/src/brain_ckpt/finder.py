@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from brain_ckpt.recoverables.registry import RecoverableRegistry
 from brain_ckpt.retention.checkpoint import Checkpoint, Key, ckpt_recency
 from brain_ckpt.retention.selection import CheckpointQuery, Predicate
+from brain_dist import collective_call
 
 if TYPE_CHECKING:
     from brain_ckpt.loading.reader import Reader
@@ -117,14 +118,15 @@ class CheckpointFinder(RecoverableRegistry):
         CheckpointMismatchError
             If an intact checkpoint does not fit.
         """
-        self._writer.wait()
-        query = CheckpointQuery(importance_key, max_key, min_key, ckpt_predicate)
-        if self._copies is not None:
-            self._copies.fetch(query)
-            self._reader.repair = self._copies.repair
-        return self._reader.recover(
-            query, self._select(only), partial=self.allow_partial_load, trusted=trusted
-        )
+        with collective_call("recover_if_possible"):
+            self._writer.wait()
+            query = CheckpointQuery(importance_key, max_key, min_key, ckpt_predicate)
+            if self._copies is not None:
+                self._copies.fetch(query)
+                self._reader.repair = self._copies.repair
+            return self._reader.recover(
+                query, self._select(only), partial=self.allow_partial_load, trusted=trusted
+            )
 
     def load_checkpoint(
         self,
@@ -153,9 +155,10 @@ class CheckpointFinder(RecoverableRegistry):
         UnsafeCheckpointError
             If a file names code to run.
         """
-        self._writer.wait()
-        if self._copies is not None:
-            self._copies.fetch_one(checkpoint)
-        self._reader.load(
-            checkpoint, self._select(only), partial=self.allow_partial_load, trusted=trusted
-        )
+        with collective_call("load_checkpoint"):
+            self._writer.wait()
+            if self._copies is not None:
+                self._copies.fetch_one(checkpoint)
+            self._reader.load(
+                checkpoint, self._select(only), partial=self.allow_partial_load, trusted=trusted
+            )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, TypeVar
 
-from brain_dist import gather_objects, main_process_only, raise_on_all_ranks
+from brain_dist import collective_call, gather_objects, main_process_only, raise_on_all_ranks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
 
@@ -22,20 +23,49 @@ def gather_results(action: Callable[[], T]) -> list[T]:
     return gather_objects(results[0])
 
 
+@contextlib.contextmanager
+def collective_results(name: str, action: Callable[[], T]) -> Iterator[list[T]]:
+    """Do as `gather_results`, for a block that every rank enters.
+
+    The agreement whether an action failed also checks that no rank is in another call: it takes as
+    many messages as `gather_results`.
+
+    Parameters
+    ----------
+    name : str
+        Of the method, as the user calls it.
+    action : callable
+        Checks the arguments of this rank.
+
+    Raises
+    ------
+    OutOfStepError
+        On every rank, if ranks are in different calls.
+    """
+    results: list[T] = []
+    error = _error_of(lambda: results.append(action()))
+    with collective_call(name, error):
+        yield gather_objects(results[0])
+
+
 def run_on_all_ranks(action: Callable[[], object]) -> None:
     """Call a function on every rank; an error, or the loss of a rank, is raised on all of them.
 
     Every rank hears from every other rank.  A broadcast, as in `run_on_first_rank`, can reach only
     some of them.
     """
-    error: BaseException | None = None
-    try:
-        action()
-    except BaseException as caught:  # noqa: BLE001 - the other ranks wait for it
-        error = caught
-    raise_on_all_ranks(error)
+    raise_on_all_ranks(_error_of(action))
 
 
 def run_on_first_rank(action: Callable[[], T]) -> T:
     """Call a function on the first rank; every rank gets its result or error."""
     return main_process_only(action)()
+
+
+def _error_of(action: Callable[[], object]) -> BaseException | None:
+    """Call a function and return what it raised, for the other ranks, which wait."""
+    try:
+        action()
+    except BaseException as error:  # noqa: BLE001 - raised on all ranks
+        return error
+    return None
