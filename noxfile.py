@@ -140,9 +140,9 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(requires=["wheels"], default=False)
 def chaos(session: nox.Session) -> None:
-    """Kill runs: ``-- --kills 1000``, ``-- --chain 100``, ``-- readers``; long tests: ``ckpt``."""
+    """Kill runs, ``-- --kills 1000``, ``-- readers``, ``-- soak``, or a package's long tests."""
     install_wheels(session, "all", *PACKAGES, extras=TESTED, groups=(*ALL_GROUPS, "streams"))
-    if session.posargs[:1] == ["readers"]:
+    if session.posargs[:1] in (["readers"], ["soak"]):
         session.run("python", "-m", "chaos", *session.posargs)
         return
     packages = [name for name in session.posargs if name in PACKAGES]

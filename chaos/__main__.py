@@ -14,6 +14,11 @@ if sys.argv[1:2] == ["readers"]:  # torch reads the environment when it is impor
 
     sys.exit(readers(sys.argv[2:]))
 
+if sys.argv[1:2] == ["soak"]:
+    from chaos.soak.command_line import main as soak
+
+    sys.exit(soak(sys.argv[2:]))
+
 from chaos._command_line import main  # noqa: E402 - as above
 
 sys.exit(main())
