@@ -40,15 +40,24 @@ class StatusFile:
     def __init__(self, path: Path, interval_s: float) -> None:
         self._path, self._interval_s = path, interval_s
         self._next_s = 0.0
+        self._parent = os.getppid()
         self.counts: dict[str, int] = {}
 
     def count(self, name: str) -> None:
-        """Count an event, and write all counts if it is time."""
+        """Count an event, and write all counts if it is time.
+
+        Raises
+        ------
+        SystemExit
+            If the command that started this process was killed.
+        """
         self.counts[name] = self.counts.get(name, 0) + 1
         now_s = time.monotonic()
         if now_s < self._next_s:
             return
         self._next_s = now_s + self._interval_s
+        if os.getppid() != self._parent:
+            raise SystemExit("the command was killed")
         gc.collect()  # otherwise garbage that is about to be collected is counted, too
         content = {"time_s": time.monotonic(), "objects": len(gc.get_objects()), **self.counts}
         written = self._path.with_suffix(".new")

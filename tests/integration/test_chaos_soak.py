@@ -136,6 +136,16 @@ def test_a_process_and_its_children_are_measured(module):
     assert found["children"] >= 1
 
 
+def test_a_process_ends_if_the_command_was_killed(module, monkeypatch, tmp_path):
+    """It would train for ever, in a session of its own."""
+    status = module("status").StatusFile(tmp_path / "status.json", 0.0)
+    status.count("steps")
+    assert module("status").read_status(tmp_path / "status.json")["steps"] == 1
+    monkeypatch.setattr(os, "getppid", lambda: -1)
+    with pytest.raises(SystemExit, match="the command was killed"):
+        status.count("steps")
+
+
 def _command(folder, *options):
     return [sys.executable, "-m", "chaos", "soak", "--out", str(folder), *options]
 
