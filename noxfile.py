@@ -160,7 +160,7 @@ def chaos(session: nox.Session) -> None:
 def parity(session: nox.Session) -> None:
     """Compare public functions with SpeechBrain's over random arguments: ``PARITY_RUNS=1000``."""
     install_wheels(session, "all", *PACKAGES, groups=("test", "parity"))
-    session.run("pytest", "tests/parity", *session.posargs, env=ENVIRON)
+    session.run("python", "-m", "pytest", "tests/parity", *session.posargs, env=ENVIRON)
 
 
 @nox.session(requires=["wheels"], default=False)
