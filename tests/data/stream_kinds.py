@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from brain_data import SaveableDataLoader
 
 ROWS = 46
+BATCH = 4
 PASSES = 3
 
 
@@ -50,6 +52,26 @@ class CountsPasses(IterableDataset[int]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.done, self.passes = state["done"], state["passes"]
+
+
+class KeepsLoadedState(IterableDataset[int]):
+    """Begins each pass from the state that was loaded, as Hugging Face's datasets 5 does."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.loaded: dict[str, Any] | None = None
+
+    def __iter__(self) -> Any:
+        self.done = self.loaded["done"] if self.loaded else 0
+        for row in shard()[self.done :]:
+            self.done += 1
+            yield row
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loaded = state
 
 
 class IteratesWithState:
@@ -213,26 +235,32 @@ class OneWorkerIsEmpty(CountsPasses):
 
 
 class CountsSamples(IterableDataset[int]):
-    """Is told how many samples were yielded, as MosaicML's StreamingDataset is."""
+    """Is told how many samples were yielded, as MosaicML's StreamingDataset is.
+
+    Like that one, it counts its passes in memory that its workers share with the main process.
+    """
 
     def __init__(self) -> None:
-        self.next_pass, self.loaded = 0, (0, 0)
+        self.next_pass = multiprocessing.RawArray("q", 8)  # of each worker
+        self.loaded = (0, 0)
 
     def __iter__(self) -> Any:
         begun, first = self.loaded
-        passes, self.next_pass = self.next_pass, self.next_pass + 1
-        if begun > passes:
-            passes = begun
-            self.next_pass = begun + 1
+        info = get_worker_info()
+        worker = 0 if info is None else info.id
+        passes = max(begun, self.next_pass[worker])
+        self.next_pass[worker] = passes + 1
         rows = list(range(ROWS))
         random.Random(passes).shuffle(rows)
         rows = rows[first if begun == passes else 0 :]
-        info = get_worker_info()
-        yield from rows if info is None else rows[info.id :: info.num_workers]
+        # Workers take turns with whole batches, so that a pass may go on with any of them.
+        batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+        for batch in batches if info is None else batches[info.id :: info.num_workers]:
+            yield from batch
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
         begun, first = self.loaded
-        passes = self.next_pass - 1
+        passes = self.next_pass[0] - 1
         done = num_samples if from_beginning or begun != passes else first + num_samples
         return {"epoch": passes, "sample_in_epoch": done}
 
@@ -243,6 +271,7 @@ class CountsSamples(IterableDataset[int]):
 KINDS: tuple[Any, ...] = (
     Plain,
     CountsPasses,
+    KeepsLoadedState,
     OwnIterator,
     OwnIteratorLoadedFirst,
     OwnIteratorWithoutState,
@@ -258,7 +287,10 @@ KINDS: tuple[Any, ...] = (
 
 def make_loader(kind: Any, workers: int, *, persistent: bool, **kwargs: Any) -> SaveableDataLoader:
     return SaveableDataLoader(
-        kind(), num_workers=workers, persistent_workers=persistent, **{"batch_size": 4, **kwargs}
+        kind(),
+        num_workers=workers,
+        persistent_workers=persistent,
+        **{"batch_size": BATCH, **kwargs},
     )
 
 

@@ -185,6 +185,9 @@ def finding_checkpoints(draw, lib):
     with tempfile.TemporaryDirectory() as folder:
         checkpointer, model = saved(draw, lib, draw.choice([str(folder), Path(folder)]))
         options = draw.choice([{}, {"min_key": "loss"}, {"max_key": "acc"}, {"max_key": "loss"}])
+        # A metric that no checkpoint has is an error here.
+        metrics = {name for each in checkpointer.list_checkpoints() for name in each.meta}
+        options = {name: metric for name, metric in options.items() if metric in metrics}
         if draw.random() < 0.3:
             options = {"importance_key": lambda c: -c.meta["i"]}
         if draw.random() < 0.3:

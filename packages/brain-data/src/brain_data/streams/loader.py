@@ -13,6 +13,7 @@ from brain_data.batch.device import prefetch_to_device
 from brain_data.errors import ResumeError
 from brain_data.fetching.inner import make_inner_loader
 from brain_data.fetching.json_values import from_json, to_json
+from brain_data.streams.own_state import LoadedState
 from brain_data.streams.position import StreamPosition, WorkerPosition
 from brain_data.streams.reader import ReaderStart
 from brain_data.streams.worker import StreamFetcher, StreamItem
@@ -173,6 +174,7 @@ class StreamLoader:
 
     def __init__(self) -> None:
         self._inner: DataLoader[Any] | None = None
+        self._loaded = LoadedState()
 
     def begin(
         self,
@@ -220,6 +222,7 @@ class StreamLoader:
                 options.batch_size,
                 drop_last=bool(options.drop_last),
                 resume=resume,
+                loaded=self._loaded,
             )
             self._inner = make_inner_loader(options, fetcher)
         assert isinstance(self._inner.dataset, StreamFetcher)

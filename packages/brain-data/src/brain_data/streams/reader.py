@@ -12,6 +12,13 @@ from torch.utils.data import get_worker_info
 from brain_data.fetching.fingerprint import fingerprint
 from brain_data.fetching.json_values import from_json, to_json
 from brain_data.order.seeding import seed_generators, temporary_seed
+from brain_data.streams.own_state import (
+    LoadedState,
+    attributes,
+    has_state,
+    set_attributes,
+    state_of,
+)
 from brain_data.streams.position import WorkerPosition
 
 if TYPE_CHECKING:
@@ -67,6 +74,8 @@ class StreamReader:
         Whether an incomplete batch is dropped.
     seed_of
         Returns the seed of a batch by its number; of ``iter()`` by -1.
+    loaded
+        The state that the dataset was given for this pass or for one before.
     """
 
     def __init__(
@@ -77,12 +86,14 @@ class StreamReader:
         *,
         drop_last: bool,
         seed_of: Callable[[int], int],
+        loaded: LoadedState,
     ) -> None:
         self._dataset = dataset
         self._collate = collate
         self._batch_size = batch_size
         self._drop_last = drop_last
         self._seed_of = seed_of
+        self._loaded = loaded
         self._rows: Any = iter(())
         self._owners: dict[str, Any] = {}
         self._state: dict[str, Any] | None = None
@@ -96,14 +107,14 @@ class StreamReader:
         """Go to a position; a state that cannot be used is replaced by reading again."""
         if position.end is not None and not position.ended:
             return self._start_after(position.end)
-        before = _attributes(self._dataset)
+        before = attributes(self._dataset)
         error = None
         for state, loads_first in self._ways_to_open(position):
             try:
                 return self._start_from_state(position, state, loads_first=loads_first)
             except Exception as caught:  # noqa: BLE001, PERF203 - no state of a stream's may end a run
                 error = error or f"{type(caught).__name__}: {caught}"
-                _set_attributes(self._dataset, before)
+                set_attributes(self._dataset, before)
         if position.ended and position.start is None:
             return ReaderStart(position)  # nothing is left, and nothing is known to be restored
         return self._read_again(position, error, before)
@@ -140,14 +151,14 @@ class StreamReader:
         """Begin the pass that follows the end of another one."""
         # The state of a mere iterator is of no use to the iterator of the next pass.
         end = {name: state for name, state in end.items() if name == "dataset" or len(end) == 1}
-        is_own_iterator = _has_state(self._dataset)
-        before = _attributes(self._dataset)
+        is_own_iterator = has_state(self._dataset)
+        before = attributes(self._dataset)
         try:
             self._open(end if "dataset" in end or is_own_iterator else None, loads_first=True)
             self._pending = self._fetch(0)
         except Exception:  # noqa: BLE001 - no state of a stream's may end a run
             self._pending = (_END, True, 0)
-            _set_attributes(self._dataset, before)
+            set_attributes(self._dataset, before)
         if self._pending[0] is _END:  # the stream is still at its end: iter() begins the next pass
             self._pending = None
             self._open(None)
@@ -173,7 +184,7 @@ class StreamReader:
         return [before, *ways]
 
     def _ways(self, state: dict[str, Any], origin: Any) -> list[tuple[dict[str, Any], bool]]:
-        if "dataset" not in state and _has_state(self._dataset):  # its own iterator
+        if "dataset" not in state and has_state(self._dataset):  # its own iterator
             return [(state, False), (state, True)]
         if origin is not None and "iterator" in state:
             return [({**state, "dataset": origin}, False), (state, False)]
@@ -207,7 +218,8 @@ class StreamReader:
         self, position: WorkerPosition, error: str | None, before: dict[str, Any] | None
     ) -> ReaderStart:
         """Go to a position by reading from the beginning, with the state of the beginning first."""
-        ways = [*self._ways_to_begin(position), (None, False)]
+        # At the beginning, the ways to it have been tried by `start`.
+        ways = [*(self._ways_to_begin(position) if position.done else ()), (None, False)]
         matches = None
         for state, loads_first in ways:
             try:
@@ -222,7 +234,7 @@ class StreamReader:
             if matches is not False:
                 break
             if state is not None:
-                _set_attributes(self._dataset, before)
+                set_attributes(self._dataset, before)
         return ReaderStart(
             self._position(position),
             read_again=position.done,
@@ -285,25 +297,26 @@ class StreamReader:
         """
         state = state or {}
         with _seeded(self._seed_of(-1)):
+            self._loaded.take_back(self._dataset)
             if "dataset" in state:
-                self._dataset.load_state_dict(from_json(state["dataset"]))
+                self._loaded.load(self._dataset, state["dataset"])
             if "iterator" in state and loads_first:
-                self._dataset.load_state_dict(from_json(state["iterator"]))
-            before = _state_of(self._dataset)
+                self._loaded.load(self._dataset, state["iterator"])
+            before = state_of(self._dataset)
             self._rows = iter(self._dataset)
             if "iterator" in state and not loads_first:
                 self._rows.load_state_dict(from_json(state["iterator"]))
         self._owners = {}
-        if self._rows is not self._dataset and _has_state(self._dataset):
+        if self._rows is not self._dataset and has_state(self._dataset):
             self._owners["dataset"] = self._dataset
-        if _has_state(self._rows):
+        if has_state(self._rows):
             self._owners["iterator"] = self._rows
         self._done, self._pending = 0, None
         self._recent.clear()
         self._state = self._start = self._ask_state()
         owner = "dataset" if "dataset" in self._owners else "iterator"
         after = None if self._start is None else self._start[owner]
-        is_asked = _has_state(self._dataset) and after is not None
+        is_asked = has_state(self._dataset) and after is not None
         self._origin = before if is_asked and before != after else None
 
     def _ask_state(self) -> dict[str, Any] | None:
@@ -348,32 +361,6 @@ class _Read:
 
 class _OtherBatchError(Exception):
     """Raised if a loaded state of a stream's does not lead to the same batch."""
-
-
-def _has_state(stream: Any) -> bool:
-    return callable(getattr(stream, "state_dict", None)) and callable(
-        getattr(stream, "load_state_dict", None)
-    )
-
-
-def _state_of(stream: Any) -> Any:
-    """Return a stream's own state, or None if it has none that can be saved."""
-    try:
-        return to_json(stream.state_dict()) if _has_state(stream) else None
-    except Exception:  # noqa: BLE001 - no state of a stream's may end a run
-        return None
-
-
-def _attributes(stream: Any) -> dict[str, Any] | None:
-    return dict(vars(stream)) if hasattr(stream, "__dict__") else None
-
-
-def _set_attributes(stream: Any, attributes: dict[str, Any] | None) -> None:
-    """Undo what a state that could not be used has set."""
-    if attributes is not None:
-        for name in vars(stream).keys() - attributes.keys():
-            del vars(stream)[name]
-        vars(stream).update(attributes)
 
 
 def _seeded(seed: int) -> AbstractContextManager[None]:

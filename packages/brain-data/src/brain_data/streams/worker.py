@@ -16,6 +16,8 @@ from brain_data.streams.reader import ReaderStart, StreamReader
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from brain_data.streams.own_state import LoadedState
+
 
 class StreamItem(NamedTuple):
     """What a worker yields: first how it has started, then batches with their positions.
@@ -44,10 +46,12 @@ class StreamFetcher(DatasetProxy, IterableDataset[Any]):
         As for `StreamReader`.
     resume
         The position at which the next pass begins; None for the first batch.
+    loaded
+        As for `StreamReader`.
     """
 
     _own_attributes = frozenset(
-        ("_dataset", "_collate", "_batch_size", "_drop_last", "_resume", "_shared")
+        ("_dataset", "_collate", "_batch_size", "_drop_last", "_resume", "_loaded", "_shared")
     )
 
     def __init__(
@@ -58,12 +62,14 @@ class StreamFetcher(DatasetProxy, IterableDataset[Any]):
         *,
         drop_last: bool,
         resume: StreamPosition | None,
+        loaded: LoadedState,
     ) -> None:
         self._dataset = dataset
         self._collate = collate
         self._batch_size = batch_size
         self._drop_last = drop_last
         self._resume = resume
+        self._loaded = loaded
         # Shared memory: persistent workers read seed and epoch of the next pass from it.
         self._shared = multiprocessing.RawArray("q", 4)
 
@@ -96,6 +102,7 @@ class StreamFetcher(DatasetProxy, IterableDataset[Any]):
             self._batch_size,
             drop_last=self._drop_last,
             seed_of=seed_of,
+            loaded=self._loaded,
         )
         start = reader.start(resume.workers.get(worker, WorkerPosition()))
         yield StreamItem(worker, start)
