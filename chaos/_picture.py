@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+from chaos._figure import new_figure
 from chaos._status import Phase
 
 if TYPE_CHECKING:
@@ -42,15 +43,8 @@ def draw(kills: Sequence[Kill], path: Path) -> None:
     ImportError
         Without matplotlib, which ``brain-core[plot]`` installs.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     by_phase = {phase: [kill for kill in kills if kill.phase == phase.name] for phase in _STYLES}
-    figure, (upper, lower) = plt.subplots(
-        2, 1, figsize=(9, 6.5), sharex=True, layout="constrained", height_ratios=(3, 2)
-    )
+    figure, (upper, lower) = new_figure((9, 6.5), 2, height_ratios=(3, 2))
     upper.hist(
         [[100 * kill.progress for kill in killed] for killed in by_phase.values()],
         bins=_BINS,
@@ -78,6 +72,4 @@ def draw(kills: Sequence[Kill], path: Path) -> None:
     lower.set_xlabel("progress of the run when it was killed, %")
     for axes in (upper, lower):
         axes.yaxis.get_major_locator().set_params(integer=True)
-        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
-    plt.close(figure)

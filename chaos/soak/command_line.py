@@ -50,11 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shutil.rmtree(folder, ignore_errors=True)
     print(text(session))
     write(session, options.out)
+    written = ["soak.txt", "soak.json"]
     try:
         draw(session, options.out / "soak.png")
+        written.append("soak.png")
     except ImportError:
         print("no picture: install matplotlib, for instance with brain-core[plot]")
-    print(f"written to {options.out}/: soak.txt, soak.json, soak.png")
+    print(f"written to {options.out}/: {', '.join(written)}")
     return 0 if is_steady(session) else 1
 
 

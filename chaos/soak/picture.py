@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chaos._figure import new_figure
 from chaos.soak.report import trends
 from chaos.soak.series import WARM_UP
 
@@ -34,19 +35,11 @@ def draw(session: Session, path: Path) -> None:
     ImportError
         Without matplotlib, which ``brain-core[plot]`` installs.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     found = trends(session)
     if not found:
         return
     rows = -(-len(found) // _COLUMNS)
-    figure, grid = plt.subplots(
-        rows, _COLUMNS, figsize=(11, 2.1 * rows), sharex=True, layout="constrained", squeeze=False
-    )
-    panels = list(grid.flat)
+    figure, panels = new_figure((11, 2.1 * rows), rows, _COLUMNS)
     for axes, (name, trend) in zip(panels, found.items(), strict=False):
         series = session.series[name]
         colour = _COLOURS.get(trend.verdict, _OTHER_COLOUR)
@@ -57,9 +50,7 @@ def draw(session: Session, path: Path) -> None:
         axes.set_title(f"{series.kind.name}{unit}: {trend.verdict}", fontsize="small")
         axes.ticklabel_format(axis="y", useOffset=False)
         axes.tick_params(labelsize="x-small")
-        axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(found) :]:
         axes.set_visible(False)
     figure.supxlabel("minutes", fontsize="small")
     figure.savefig(path, dpi=150)
-    plt.close(figure)

@@ -27,7 +27,7 @@ __all__ = ["Progress", "RankState", "RunState"]
 
 logger = logging.getLogger(__name__)
 
-_FITS_REMEMBERED = 64  # about 10 kB each
+_FITS_REMEMBERED = 64  # about 16 kB each
 
 StartsFrom = Literal["checkpoint", "memory", "evaluated modules"]
 

@@ -87,10 +87,11 @@ def run(job: Job) -> Attempt:
         If a rank raises, or does not end in time.
     """
     if job.start_method == "fork":
-        # Its optimizer, its checkpoints and, on several ranks, their shards import these.
-        names = ["torch._dynamo", "yaml"]
-        for name in names + ["torch.distributed.checkpoint"] * (job.ranks > 1):
-            importlib.import_module(name)  # here only once
+        # The children need these; here they are imported only once.
+        importlib.import_module("torch._dynamo")  # by optimizers
+        importlib.import_module("yaml")  # by checkpoints
+        if job.ranks > 1:
+            importlib.import_module("torch.distributed.checkpoint")  # by shards
     context: Any = multiprocessing.get_context(job.start_method)
     processes = [context.Process(target=_child, args=(job, rank)) for rank in range(job.ranks)]
     try:

@@ -63,7 +63,7 @@ def call_payload(name: str, *, flag: bool = False) -> int:
         What this rank adds to what `has_flag` returns.
     """
     value = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little") & _HASH_MASK
-    return value << (_HASH_BITS + 1) | (~value & _HASH_MASK) << 1 | _FLAG * flag
+    return value << (_HASH_BITS + 1) | (~value & _HASH_MASK) << 1 | (_FLAG if flag else 0)
 
 
 def has_flag(payload: int) -> bool:
