@@ -29,7 +29,7 @@ from torch.utils.data import (
 
 from brain_ckpt import Checkpointer
 from brain_core import Brain
-from brain_data import ResumeError
+from brain_data import KeyedRandomSampler, ResumeError
 from brain_dist import get_rank, get_world_size
 
 ROWS, BATCH = 26, 2
@@ -52,6 +52,14 @@ class Rows(torch.utils.data.Dataset):
     def __getitem__(self, index):
         self.loaded += 1
         return self.x[index] + 0.1 * torch.randn(3), index
+
+
+class Shuffled(Rows):
+    """Rows of which Brain makes the loader."""
+
+    def __init__(self, loader_kwargs):
+        super().__init__()
+        self.loader_kwargs = loader_kwargs
 
 
 class Stream(IterableDataset):
@@ -166,6 +174,12 @@ LOADERS = {
             "batch_sampler": BatchSampler(SequentialSampler(range(ROWS)), BATCH, drop_last=False)
         }
     ),
+    "KeyedRandomSampler": over_rows(
+        lambda: {"batch_size": BATCH, "sampler": KeyedRandomSampler(range(ROWS))}
+    ),
+    "keyed, of a dataset": lambda workers: Shuffled(
+        {"batch_size": BATCH, "shuffle": "keyed", **working(workers)}
+    ),
     "sampler by random": over_rows(lambda: {"batch_size": BATCH, "sampler": ByPython()}),
     "sampler by numpy": over_rows(lambda: {"batch_size": BATCH, "sampler": ByNumpy()}),
     "DistributedSampler": over_rows(
@@ -216,7 +230,8 @@ def run(folder, kind, workers=0, kill_at=None, **options):
     brain.notes, brain.kill_at = [], kill_at
     ended = "finished"
     try:
-        brain.fit(range(1, 4), kind(workers) if callable(kind) else kind)
+        data = kind(workers) if callable(kind) else kind
+        brain.fit(range(1, 4), data, train_loader_kwargs=getattr(data, "loader_kwargs", {}))
     except Killed:
         ended = "killed"
     except ResumeError as error:
@@ -274,7 +289,12 @@ def test_after_a_kill_the_batches_that_were_left_come(tmp_path, name, workers, e
     assert found == "equal"
 
 
-SHORT_OF_RANKS = [("shuffle", 0, 2), ("DistributedSampler", 0, 2), ("IterableDataset", 0, 2)]
+SHORT_OF_RANKS = [
+    ("shuffle", 0, 2),
+    ("keyed, of a dataset", 0, 2),
+    ("DistributedSampler", 0, 2),
+    ("IterableDataset", 0, 2),
+]
 
 
 @pytest.mark.parametrize(

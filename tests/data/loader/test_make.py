@@ -14,11 +14,13 @@ from brain_data import (
     DistributedSamplerWrapper,
     DynamicBatchSampler,
     DynamicItemDataset,
+    KeyedRandomSampler,
     PaddedBatch,
     ReproducibleRandomSampler,
     SaveableDataLoader,
     distributed_loader_specifics,
     make_dataloader,
+    make_sampler,
 )
 
 
@@ -36,6 +38,25 @@ def test_shuffling_is_reproducible_and_seeded_by_the_run(monkeypatch: pytest.Mon
     assert [b.tolist() for b in loader] == [b.tolist() for b in loader]
     monkeypatch.setenv("SB_GLOBAL_SEED", "7")
     assert make_dataloader(range(10), shuffle=True).sampler.seed == 7
+
+
+def test_a_keyed_order_is_seeded_by_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is another order than that of shuffle=True, and the same on each rank."""
+    monkeypatch.setenv("SB_GLOBAL_SEED", "7")
+    loader = make_dataloader(range(10), batch_size=3, shuffle="keyed")
+    assert isinstance(loader.sampler, KeyedRandomSampler)
+    one = [batch.tolist() for batch in loader]
+    assert [row for batch in one for row in batch] == list(KeyedRandomSampler(range(10), 7))
+    assert one != [b.tolist() for b in make_dataloader(range(10), batch_size=3, shuffle=True)]
+    whole = [batch.tolist() for batch in make_dataloader(range(8), batch_size=2, shuffle="keyed")]
+    assert sharded(8, 2, batch_size=2, shuffle="keyed") == [whole[::2], whole[1::2]]
+
+
+def test_another_word_for_shuffle_is_refused() -> None:
+    """Otherwise any string would mean the default order."""
+    with pytest.raises(ValueError, match=r'True, False or "keyed", got \'keyd\''):
+        make_dataloader(range(4), shuffle="keyd")
+    assert isinstance(make_sampler(range(4), shuffle=False), SequentialSampler)
 
 
 def test_rows_of_a_dynamic_item_dataset_are_padded() -> None:

@@ -20,6 +20,7 @@ from torch.utils.data import BatchSampler
 from brain_data import (
     DistributedSamplerWrapper,
     DynamicBatchSampler,
+    KeyedRandomSampler,
     ReproducibleRandomSampler,
     SaveableDataLoader,
 )
@@ -44,6 +45,7 @@ class Epoch:
     lengths: list[int]
     seed: int
     epoch: int
+    is_keyed: bool
 
     @classmethod
     def drawn(cls, draw: random.Random) -> Epoch:
@@ -55,6 +57,7 @@ class Epoch:
             lengths=[draw.randint(1, 100) for _ in range(0 if fixed else rows)],
             seed=draw.randrange(2**31),
             epoch=draw.randrange(5),
+            is_keyed=draw.random() < 0.5,
         )
 
     def loader(self, rank: int = 0, world_size: int = 1, num_workers: int = 0) -> Any:
@@ -64,7 +67,8 @@ class Epoch:
                 range(self.rows), 150, num_buckets=5, lengths_list=self.lengths, seed=self.seed
             )
         else:
-            order = ReproducibleRandomSampler(range(self.rows), seed=self.seed)
+            kind = KeyedRandomSampler if self.is_keyed else ReproducibleRandomSampler
+            order = kind(range(self.rows), seed=self.seed)
             batches = BatchSampler(order, self.batch_size, drop_last=False)
         if world_size > 1:
             batches = DistributedSamplerWrapper(batches, world_size, rank)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from brain_data import DynamicBatchSampler, ReproducibleRandomSampler
+from brain_data import DynamicBatchSampler, KeyedRandomSampler, ReproducibleRandomSampler
 from brain_data.order.plan import EpochPlan, as_order, from_batches, split_into_batches
 from brain_data.order.sharding import ShardedPlan, dividing_world_sizes
 
@@ -26,7 +26,8 @@ def random_plan(draw: random.Random) -> EpochPlan:
     """Return an epoch of random size: batches of one size, or of varying size."""
     rows, seed, epoch = draw.randint(1, 150), draw.randrange(2**31), draw.randrange(5)
     if draw.random() < 0.6:
-        sampler = ReproducibleRandomSampler(range(rows), seed=seed, epoch=epoch)
+        kind = KeyedRandomSampler if draw.random() < 0.1 else ReproducibleRandomSampler
+        sampler = kind(range(rows), seed=seed, epoch=epoch)
         return split_into_batches(sampler.order(), draw.randint(1, 9))
     lengths = [draw.randint(1, 100) for _ in range(rows)]
     return DynamicBatchSampler(

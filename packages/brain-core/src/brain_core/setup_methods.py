@@ -177,7 +177,8 @@ class SetupMethods:
         """Make a loader of a Dataset, as `fit` and `evaluate` do when they get one.
 
         In `Stage.TRAIN`, ``shuffle=True`` gives an order that depends on the seed and the epoch
-        alone, and on several ranks batches are sharded. Other stages see all data on each rank.
+        alone, and on several ranks batches are sharded. ``shuffle="keyed"`` gives another such
+        order, in the same memory for any number of rows. Other stages see all data on each rank.
 
         Parameters
         ----------

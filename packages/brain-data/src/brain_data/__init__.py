@@ -41,11 +41,16 @@ if TYPE_CHECKING:
     from brain_data.experiment.logging import TqdmCompatibleStreamHandler
     from brain_data.loader.loader import SaveableDataLoader
     from brain_data.loader.looped import LoopedLoader
-    from brain_data.loader.make import distributed_loader_specifics, make_dataloader
+    from brain_data.loader.make import (
+        distributed_loader_specifics,
+        make_dataloader,
+        make_sampler,
+    )
     from brain_data.loader.resumable import ResumableLoader
     from brain_data.order.concatenation import ConcatDatasetBatchSampler
     from brain_data.order.distributed import DistributedSamplerWrapper
     from brain_data.order.dynamic_batches import DynamicBatchSampler
+    from brain_data.order.keyed import KeyedRandomSampler
     from brain_data.order.samplers import (
         BalancingDataSampler,
         ReproducibleRandomSampler,
@@ -67,6 +72,7 @@ __all__ = [
     "ExperimentDirectory",
     "FilteredSortedDynamicItemDataset",
     "GeneratorDynamicItem",
+    "KeyedRandomSampler",
     "LoopedLoader",
     "ManifestError",
     "ManifestKeyError",
@@ -89,6 +95,7 @@ __all__ = [
     "load_data_csv",
     "load_data_json",
     "make_dataloader",
+    "make_sampler",
     "provides",
     "set_output_keys",
     "takes",
@@ -117,11 +124,12 @@ _HOMES = {
     ".experiment.logging": "TqdmCompatibleStreamHandler",
     ".loader.loader": "SaveableDataLoader",
     ".loader.looped": "LoopedLoader",
-    ".loader.make": "distributed_loader_specifics make_dataloader",
+    ".loader.make": "distributed_loader_specifics make_dataloader make_sampler",
     ".loader.resumable": "ResumableLoader",
     ".order.concatenation": "ConcatDatasetBatchSampler",
     ".order.distributed": "DistributedSamplerWrapper",
     ".order.dynamic_batches": "DynamicBatchSampler",
+    ".order.keyed": "KeyedRandomSampler",
     ".order.samplers": "BalancingDataSampler ReproducibleRandomSampler "
     "ReproducibleWeightedRandomSampler",
 }

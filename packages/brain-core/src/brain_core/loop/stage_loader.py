@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from brain_data import (
     LoopedLoader,
-    ReproducibleRandomSampler,
     ResumableLoader,
     SaveableDataLoader,
     distributed_loader_specifics,
     make_dataloader,
+    make_sampler,
 )
 from brain_dist import gather_objects, get_rank, get_world_size, shard_items
 
@@ -32,8 +31,6 @@ __all__ = [
     "needs_reading_again",
     "shard_evaluation_batches",
 ]
-
-_DEFAULT_SEED = 563375142  # SpeechBrain's default, for the same data order
 
 
 def is_loader(data: Any) -> bool:
@@ -78,8 +75,7 @@ def make_stage_loader(
                 "A loader takes either shuffle=True or a sampler, got both. Leave one out of the "
                 f"loader's arguments (sampler: {kwargs['sampler']!r})."
             )
-        del kwargs["shuffle"]
-        kwargs["sampler"] = ReproducibleRandomSampler(dataset, seed=_order_seed())
+        kwargs["sampler"] = make_sampler(dataset, kwargs.pop("shuffle"))
     if get_world_size() > 1:
         kwargs = dict(
             distributed_loader_specifics(
@@ -164,10 +160,6 @@ def make_resumable(
 def needs_reading_again(loader: Any) -> bool:
     """Return whether a loader reaches a position only by reading all batches before it."""
     return not (hasattr(loader, "load_state_dict") and getattr(loader, "holds_position", True))
-
-
-def _order_seed() -> int:
-    return int(os.environ.get("SB_GLOBAL_SEED", _DEFAULT_SEED))
 
 
 def _has_length(loader: Any) -> bool:

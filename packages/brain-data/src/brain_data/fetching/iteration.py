@@ -145,8 +145,8 @@ class EpochPass:
                 yield FetchRequest(number, self._seed_at(number), rows)
             return
         rank = self.samplers.rank
-        for number in range(self.num_yielded, self._shards.num_rounds):
-            place, rows = self._shards.rows(number, rank)
+        batches = self._shards.batches(self.num_yielded, rank)
+        for number, (place, rows) in enumerate(batches, self.num_yielded):
             yield FetchRequest(number, self._seed_at(place), rows)
 
     def position(self) -> Position:

@@ -11,6 +11,7 @@ from brain_data.batch.padded_batch import PaddedBatch
 from brain_data.loader.loader import SaveableDataLoader
 from brain_data.loader.looped import LoopedLoader
 from brain_data.order.distributed import DistributedSamplerWrapper
+from brain_data.order.keyed import KeyedRandomSampler
 from brain_data.order.samplers import ReproducibleRandomSampler
 from brain_data.order.seeding import global_seed
 
@@ -29,8 +30,9 @@ def make_dataloader(
     looped_nominal_epoch
         Iterate the loader repeatedly, with this number of batches in an epoch.
     **loader_kwargs
-        As for `SaveableDataLoader`. ``shuffle=True`` means a `ReproducibleRandomSampler`, seeded by
-        SB_GLOBAL_SEED if it is set.
+        As for `SaveableDataLoader`. ``shuffle=True`` means a `ReproducibleRandomSampler`, and
+        ``shuffle="keyed"`` a `KeyedRandomSampler`, whose memory and first batch do not depend on
+        the number of rows. The seed is SB_GLOBAL_SEED if it is set.
 
     Returns
     -------
@@ -40,20 +42,52 @@ def make_dataloader(
     Raises
     ------
     ValueError
-        If ``shuffle=True`` is given with a sampler or a batch sampler.
+        If ``shuffle`` is given with a sampler or a batch sampler, or is another string.
     """
     if "collate_fn" not in loader_kwargs and _is_dynamic_item_dataset(dataset):
         loader_kwargs["collate_fn"] = PaddedBatch
     if loader_kwargs.get("shuffle") and not isinstance(dataset, IterableDataset):
         _check_one_order(loader_kwargs)
-        loader_kwargs["sampler"] = ReproducibleRandomSampler(dataset, seed=global_seed())
-        del loader_kwargs["shuffle"]
+        loader_kwargs["sampler"] = make_sampler(dataset, loader_kwargs.pop("shuffle"))
     if _is_webdataset(dataset):
         loader_kwargs.setdefault("batch_size", None)
     loader: Any = SaveableDataLoader(dataset, **loader_kwargs)
     if looped_nominal_epoch is not None:
         loader = LoopedLoader(loader, looped_nominal_epoch)
     return loader
+
+
+def make_sampler(dataset: Any, shuffle: bool | str = True, seed: int | None = None) -> Any:
+    """Return the sampler that a loader's ``shuffle`` stands for.
+
+    Parameters
+    ----------
+    dataset
+        What is loaded; only its length is read.
+    shuffle
+        True: torch's ``randperm`` of all rows. ``"keyed"``: a keyed permutation, computed where it
+        is used, for sets of any size. False: in order.
+    seed
+        The seed of the order; default: SB_GLOBAL_SEED, or SpeechBrain's.
+
+    Returns
+    -------
+    ReproducibleRandomSampler, KeyedRandomSampler or torch.utils.data.SequentialSampler
+        The sampler.
+
+    Raises
+    ------
+    ValueError
+        If ``shuffle`` is another string.
+    """
+    if not shuffle:
+        return SequentialSampler(dataset)
+    if isinstance(shuffle, str) and shuffle != "keyed":
+        raise ValueError(
+            f'shuffle must be True, False or "keyed", got {shuffle!r}: use one of these'
+        )
+    sampler = KeyedRandomSampler if shuffle == "keyed" else ReproducibleRandomSampler
+    return sampler(dataset, seed=global_seed() if seed is None else seed)
 
 
 def distributed_loader_specifics(
@@ -97,10 +131,8 @@ def distributed_loader_specifics(
         kwargs["batch_sampler"] = _wrapped(batch_sampler, rank)
         return kwargs
     sampler = kwargs.get("sampler")
-    if sampler is None and shuffle:
-        sampler = ReproducibleRandomSampler(dataset, seed=global_seed())
-    elif sampler is None:
-        sampler = SequentialSampler(dataset)
+    if sampler is None:
+        sampler = make_sampler(dataset, shuffle)
     if kwargs.get("batch_size", 1) is None:
         kwargs["sampler"] = _wrapped(sampler, rank)
         return kwargs
@@ -121,7 +153,7 @@ def _check_one_order(loader_kwargs: dict[str, Any]) -> None:
     for name in ("sampler", "batch_sampler"):
         if loader_kwargs.get(name) is not None:
             raise ValueError(
-                f"shuffle=True and a {name} exclude each other, got both "
+                f"shuffle={loader_kwargs['shuffle']!r} and a {name} exclude each other, got both "
                 f"({name}={loader_kwargs[name]!r}): leave shuffle out, or let the {name} shuffle"
             )
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DistributedSampler
 
+from brain_data.order.keyed import KeyedOrder
 from brain_data.order.plan import EpochPlan, from_batches, split_into_batches
 from brain_data.order.sampler_order import order_of, settings_of
 from brain_data.order.sharding import ShardedPlan
@@ -96,7 +97,7 @@ class DistributedSamplerWrapper(DistributedSampler[Any]):
         if not self.shuffle:
             return order
         permutation = self._permutation(len(order))
-        if isinstance(order, np.ndarray):
+        if isinstance(order, (np.ndarray, KeyedOrder)):
             return order[permutation]
         return [order[i] for i in permutation]
 

@@ -26,7 +26,8 @@ def order_of(sampler: Any, limit: int | None = None, *, seed: int | None = None)
         The seed that torch's `RandomSampler` has drawn for the epoch, see `SamplerChain.draw_seed`.
     """
     if hasattr(sampler, "order"):
-        return sampler.order()[:limit]
+        order = sampler.order()
+        return order if limit is None else order[:limit]
     if type(sampler) is SequentialSampler:
         return np.arange(len(sampler), dtype=np.int64)[:limit]
     if type(sampler) is RandomSampler and seed is not None:

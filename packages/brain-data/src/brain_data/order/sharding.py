@@ -3,18 +3,57 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
+from brain_data.order.keyed import KeyedOrder
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from brain_data.order.plan import EpochPlan, Ints
 
 LastRound = Literal["split", "pad"]
 """How a last round with fewer micro-batches than ranks is completed, see `ShardedPlan`."""
 
 _MAX_LISTED_WORLD_SIZE = 1024
+_BLOCK_ROWS = 2048
+
+
+class EvenParts(Sequence["Ints"]):
+    """Places of the order split into parts whose sizes differ by one at most.
+
+    Parameters
+    ----------
+    low, high
+        The first place, and the one after the last.
+    num_parts
+        The number of parts.
+    """
+
+    def __init__(self, low: int, high: int, num_parts: int) -> None:
+        self._low, self._size, self._num_parts = low, high - low, num_parts
+
+    def __len__(self) -> int:
+        """Return the number of parts."""
+        return self._num_parts
+
+    @overload
+    def __getitem__(self, part: int) -> Ints: ...
+
+    @overload
+    def __getitem__(self, part: slice) -> Sequence[Ints]: ...
+
+    def __getitem__(self, part: int | slice) -> Ints | Sequence[Ints]:
+        """Return the places of a part, ``[places]``, int64."""
+        if isinstance(part, slice):
+            return [self[number] for number in range(self._num_parts)[part]]
+        number = range(self._num_parts)[part]
+        edges = [self._low + self._size * edge // self._num_parts for edge in (number, number + 1)]
+        return np.arange(*edges, dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +105,7 @@ class ShardedPlan:
     drop_last: bool = False
     last_round: LastRound = "split"
     full_rounds: int = field(init=False)
-    split_round: tuple[Ints, ...] | None = field(init=False)
+    split_round: Sequence[Ints] | None = field(init=False)
     padding_batches: int = field(init=False)
     unassigned_rows: int = field(init=False)
 
@@ -75,7 +114,7 @@ class ShardedPlan:
         full, remaining = divmod(self.plan.num_batches - self.start, self.world_size)
         first = self.start + full * self.world_size
         rows = self.plan.num_samples - int(self.plan.bounds[first])
-        split: tuple[Ints, ...] | None = None
+        split: Sequence[Ints] | None = None
         padding = unassigned = 0
         if remaining and self.drop_last:
             unassigned = rows
@@ -126,11 +165,39 @@ class ShardedPlan:
             return low, plan.rows(low, high)
         if self.split_round is None or round_ > self.full_rounds:
             raise IndexError(f"a round below {self.num_rounds} is required, got {round_!r}")
-        places = self.split_round[rank].tolist()
-        order = plan.order
-        if isinstance(order, np.ndarray):
-            return places[0], order[places].tolist()
-        return places[0], [order[place] for place in places]
+        places = self.split_round[rank]
+        return int(places[0]), plan.rows_at(places)
+
+    def batches(self, first: int, rank: int) -> Iterator[tuple[int, list[Any]]]:
+        """Yield a rank's batches from a round on, as `rows` returns them.
+
+        Rows that have to be computed are computed for many batches at a time.
+        """
+        number = first
+        while number < self.num_rounds:
+            if isinstance(self.plan.order, KeyedOrder) and number < self.full_rounds:
+                block = self._block(number, rank)
+                yield from block
+                number += len(block)
+            else:
+                yield self.rows(number, rank)
+                number += 1
+
+    def _block(self, first: int, rank: int) -> list[tuple[int, list[Any]]]:
+        """Return a rank's batches of a few rounds, which are all before the last one."""
+        bounds, low = self.plan.bounds, self.start + first * self.world_size + rank
+        count = max(1, _BLOCK_ROWS // max(1, int(bounds[low + 1] - bounds[low])))
+        count = min(count, self.full_rounds - first)
+        # [count]: the batches, where each begins in the order, and its number of rows
+        batches = low + np.arange(count, dtype=np.int64) * self.world_size
+        lows = bounds[batches]
+        sizes = bounds[batches + 1] - lows
+        ends = np.cumsum(sizes)
+        # [sum(sizes)]: the places in the order
+        places = np.arange(ends[-1], dtype=np.int64) + np.repeat(lows - (ends - sizes), sizes)
+        rows = self.plan.rows_at(places)
+        parts = zip(lows.tolist(), sizes.tolist(), ends.tolist(), strict=True)
+        return [(place, rows[end - size : end]) for place, size, end in parts]
 
     def position_after(self, rounds: int) -> int:
         """Return how many micro-batches all ranks have consumed after some rounds."""
@@ -178,13 +245,11 @@ def resumable_world_sizes(
     ]
 
 
-def _split_rows(plan: EpochPlan, first: int, world_size: int) -> tuple[Ints, ...]:
+def _split_rows(plan: EpochPlan, first: int, world_size: int) -> Sequence[Ints]:
     """Split the rows from micro-batch `first` on, fewer batches than ranks, over all ranks."""
     low, high = int(plan.bounds[first]), plan.num_samples
     if plan.lengths is None:
-        # [world_size + 1]: parts whose sizes differ by one at most
-        edges = low + (high - low) * np.arange(world_size + 1, dtype=np.int64) // world_size
-        return tuple(np.arange(edges[r], edges[r + 1]) for r in range(world_size))
+        return EvenParts(low, high, world_size)
     # A part lies within one micro-batch: rows of different lengths padded to the longest could
     # need more memory than any batch of the plan.
     spans = [
@@ -213,14 +278,12 @@ def _split_longest(
     return out
 
 
-def _merge_rows(plan: EpochPlan, first: int, world_size: int) -> tuple[Ints, ...]:
+def _merge_rows(plan: EpochPlan, first: int, world_size: int) -> Sequence[Ints]:
     """Return the round from micro-batch `first` on, with the few rows after it merged in."""
     bounds = plan.bounds
     low, end = int(bounds[first]), int(bounds[first + world_size])
     if plan.lengths is None:
-        shares = np.arange(world_size + 1, dtype=np.int64)
-        edges = low + (plan.num_samples - low) * shares // world_size
-        return tuple(np.arange(edges[r], edges[r + 1]) for r in range(world_size))
+        return EvenParts(low, plan.num_samples, world_size)
     parts = [np.arange(bounds[first + r], bounds[first + r + 1]) for r in range(world_size)]
     longest = [float(plan.row_lengths(int(p[0]), int(p[-1]) + 1).max()) for p in parts]
     available = list(range(world_size))
