@@ -63,7 +63,7 @@ class KeyedOrder:
     >>> order = KeyedOrder(10_000_000_000, seed=1, epoch=0)
     >>> len(order[5_000_000_000 : 5_000_000_004])
     4
-    >>> sorted(KeyedOrder(5, seed=1, epoch=0)[:])
+    >>> sorted(KeyedOrder(5, seed=1, epoch=0)[:].tolist())
     [0, 1, 2, 3, 4]
     """
 
