@@ -14,10 +14,10 @@ import pytest
 SCRIPT = Path(__file__).with_name("exiting_script.py")
 COLLECTIVES = ("all_gather", "barrier", "backward", "destroy")
 PENDING = (
-    "pending_all_reduce",
+    pytest.param("pending_all_reduce", marks=pytest.mark.long),
     "pending_vote",
     "interrupted_barrier",
-    "joined_at_exit",
+    pytest.param("joined_at_exit", marks=pytest.mark.long),
 )
 CODES = (0, 3, 1)  # the end of the script, sys.exit(3), an exception
 

@@ -58,19 +58,20 @@ def test_killed_runs_end_as_the_undisturbed_one(chaos, tmp_path):
         assert (tmp_path / "kills.png").stat().st_size > 10_000
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("piece", "message"),
     [
         ("numpy-rng", ": loss is"),
-        pytest.param("python-rng", ": loss is", marks=pytest.mark.long),
-        pytest.param("torch-rng", ": loss is", marks=pytest.mark.long),
+        ("python-rng", ": loss is"),
+        ("torch-rng", ": loss is"),
         # one batch too far: the rows of the next one, or no batch at the end of the data
-        pytest.param("position-on", "took samples|in place of", marks=pytest.mark.long),
-        pytest.param("position-back", "took samples|in place of", marks=pytest.mark.long),
-        pytest.param("optimizer", r"(optimizer\.\S+|weight|bias) is", marks=pytest.mark.long),
-        pytest.param("scheduler", "undisturbed", marks=pytest.mark.long),
-        pytest.param("epoch", "in place of|undisturbed", marks=pytest.mark.long),
-        pytest.param("newest-checkpoint", "had been acknowledged", marks=pytest.mark.long),
+        ("position-on", "took samples|in place of"),
+        ("position-back", "took samples|in place of"),
+        ("optimizer", r"(optimizer\.\S+|weight|bias) is"),
+        ("scheduler", "undisturbed"),
+        ("epoch", "in place of|undisturbed"),
+        ("newest-checkpoint", "had been acknowledged"),
     ],
 )
 def test_a_piece_of_state_that_is_not_restored_is_noticed(chaos, piece, message):

@@ -129,6 +129,7 @@ def test_no_held_out_word_is_trained_on(undisturbed):
     assert len(set.union(*parts)) == 820
 
 
+@pytest.mark.long
 def test_full_sets_what_is_not_given(tmp_path):
     """Other options on the command line take precedence over ``--full``."""
     finish(start(tmp_path, "--full", "--test_only", "--output_folder=out"))

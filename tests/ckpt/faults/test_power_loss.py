@@ -110,9 +110,9 @@ def delete_before_save(monkeypatch, workloads):
     "mutant",
     [
         no_fsync_of_files,
-        no_fsync_of_the_temporary_directory,
-        no_fsync_of_the_save_directory,
-        delete_before_save,
+        pytest.param(no_fsync_of_the_temporary_directory, marks=pytest.mark.long),
+        pytest.param(no_fsync_of_the_save_directory, marks=pytest.mark.long),
+        pytest.param(delete_before_save, marks=pytest.mark.long),
     ],
     ids=lambda mutant: mutant.__name__,
 )

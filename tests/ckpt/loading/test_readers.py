@@ -141,7 +141,14 @@ def test_pretrained_parameters_are_of_one_save(writer, workloads, fast_dir, hand
     assert read_at_every_place(workloads, writer, read, lambda found: found in ({1}, {2})) > 2
 
 
-@pytest.mark.parametrize("command", ["ls", "verify", "prune --keep-last 1 --dry-run"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ls",
+        pytest.param("verify", marks=pytest.mark.long),
+        pytest.param("prune --keep-last 1 --dry-run", marks=pytest.mark.long),
+    ],
+)
 def test_the_command_finds_no_damage_beside_a_writer(
     command, writer, workloads, fast_dir, handles, capsys
 ):

@@ -137,7 +137,9 @@ def assert_equal_up_to_rounding(one, other):
 @pytest.mark.parametrize(
     ("world_size", "factor", "rows", "name"),
     [
-        (3, 1, 15, "Run"),  # 8 micro-batches: the last of three rounds has two
+        pytest.param(
+            3, 1, 15, "Run", marks=pytest.mark.long
+        ),  # 8 micro-batches: the last of three rounds has two
         (2, 2, 9, "Run"),  # 5 micro-batches: the last window has one round, with one of two
         (4, 1, 3, "Run"),  # 2 micro-batches: fewer than ranks in the whole epoch
         (3, 2, 15, "Weighted"),
@@ -158,7 +160,7 @@ def test_the_steps_equal_those_of_one_process(ranks, world_size, factor, rows, n
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("poison", ["loss", "activations"])
+@pytest.mark.parametrize("poison", [pytest.param("loss", marks=pytest.mark.long), "activations"])
 def test_a_nonfinite_padding_batch_changes_nothing(ranks, poison, parallel):
     """NaN in a padding batch changes no gradient and does not count against the patience."""
     found = ranks(train, 3, "Run", 15, 1, parallel, poison)

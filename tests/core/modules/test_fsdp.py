@@ -107,7 +107,7 @@ def undisturbed(ranks, tmp_path):
     return ranks(train, 2, 2, tmp_path / "undisturbed", "fsdp", 2)[0]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.long)])
 def test_an_fsdp_run_of_two_ranks_resumes_on_one_two_and_four(
     ranks, tmp_path, undisturbed, world_size
 ):

@@ -87,8 +87,15 @@ def train(rank, folder, units, options, kind="Saving", epochs=3):
     return weights, loss, gathered
 
 
-@pytest.mark.parametrize("units", [1, 3])
-@pytest.mark.parametrize("options", [{}, {"shard_evaluation": True, "ckpt_interval_steps": 2}])
+@pytest.mark.parametrize(
+    ("units", "options"),
+    [
+        (3, {"shard_evaluation": True, "ckpt_interval_steps": 2}),
+        pytest.param(1, {"shard_evaluation": True}, marks=pytest.mark.long),
+        pytest.param(1, {}, marks=pytest.mark.long),
+        pytest.param(3, {}, marks=pytest.mark.long),
+    ],
+)
 def test_fsdp_trains_on_after_a_validation_and_a_save(ranks, tmp_path, units, options):
     """The evaluation leaves the parameters sharded on both ranks, so the next step ends."""
     first, second = ranks(train, 2, tmp_path / "save", units, options)

@@ -119,7 +119,7 @@ def modules(draw):
     return "\n".join(lines) + "\n"
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(modules())
 def test_a_moved_module_does_what_it_did(text):
     """It parses, gives the same objects, keeps its other lines, and is moved only once."""

@@ -269,9 +269,7 @@ def has_workers(name):
 SHORT = [(name, 0, epoch) for name in LOADERS for epoch in (2,)]
 SHORT += [
     ("shuffle", 0, 1),
-    ("shuffle", 2, 3),
     ("IterableDataset", 2, 2),
-    ("sampler by random", 2, 2),
 ]
 CHAOS = [
     (name, workers, epoch)
@@ -289,12 +287,7 @@ def test_after_a_kill_the_batches_that_were_left_come(tmp_path, name, workers, e
     assert found == "equal"
 
 
-SHORT_OF_RANKS = [
-    ("shuffle", 0, 2),
-    ("keyed, of a dataset", 0, 2),
-    ("DistributedSampler", 0, 2),
-    ("IterableDataset", 0, 2),
-]
+SHORT_OF_RANKS = [("shuffle", 0, 2), ("keyed, of a dataset", 0, 2)]
 
 
 @pytest.mark.parametrize(

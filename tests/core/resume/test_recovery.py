@@ -134,9 +134,9 @@ def ends_with(items, part):
 @pytest.mark.parametrize(
     "run_opts",
     [
-        {"ckpt_interval_steps": 2},
+        pytest.param({"ckpt_interval_steps": 2}, marks=pytest.mark.long),
         {"ckpt_interval_steps": 1, "grad_accumulation_factor": 4},
-        {"ckpt_interval_steps": 3, "precision": "bf16"},
+        pytest.param({"ckpt_interval_steps": 3, "precision": "bf16"}, marks=pytest.mark.long),
         {"ckpt_interval_steps": 0},
     ],
     ids=["every two", "accumulating", "bf16", "epochs only"],

@@ -176,11 +176,11 @@ def fit_args(_):
     [
         AtAnEpoch,
         AtAStep,
-        IntoTheFirstGroup,
         FrozenAgain,
-        WithANewOptimizer,
-        WithARateOfTheEpoch,
-        WithANewHead,
+        *(
+            pytest.param(cls, marks=pytest.mark.long)
+            for cls in (IntoTheFirstGroup, WithANewOptimizer, WithARateOfTheEpoch, WithANewHead)
+        ),
     ],
 )
 def test_a_run_that_unfreezes_is_equal_when_killed_at_five_places(cls):
@@ -192,7 +192,7 @@ def test_a_run_that_unfreezes_is_equal_when_killed_at_five_places(cls):
     ("cls", "parallel"),
     [
         (AtAStep, "fsdp"),
-        (FrozenAgain, "ddp"),
+        pytest.param(FrozenAgain, "ddp", marks=pytest.mark.long),
         pytest.param(AtAStep, "ddp", marks=pytest.mark.long),
         pytest.param(FrozenAgain, "fsdp", marks=pytest.mark.long),
         pytest.param(AtAnEpoch, "ddp", marks=pytest.mark.long),
@@ -206,7 +206,11 @@ def test_so_is_one_on_two_ranks(cls, parallel):
 
 @pytest.mark.parametrize(
     ("ranks", "parallel"),
-    [(1, "ddp"), (2, "fsdp"), pytest.param(2, "ddp", marks=pytest.mark.long)],
+    [
+        (1, "ddp"),
+        pytest.param(2, "fsdp", marks=pytest.mark.long),
+        pytest.param(2, "ddp", marks=pytest.mark.long),
+    ],
 )
 def test_a_module_that_was_frozen_as_a_whole_is_saved_and_wrapped_once_it_trains(ranks, parallel):
     """FSDP2 puts shards in place of the parameters that the hook gave to the optimizer."""
@@ -228,7 +232,7 @@ def weights_after(rank, folder, parallel, name):
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("cls", [AtAnEpoch, AtAStep])
+@pytest.mark.parametrize("cls", [pytest.param(AtAnEpoch, marks=pytest.mark.long), AtAStep])
 def test_all_ranks_train_what_a_hook_unfreezes_with_the_same_gradients(
     ranks, tmp_path, parallel, cls
 ):

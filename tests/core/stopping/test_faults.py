@@ -105,8 +105,6 @@ FEW = [
     (2, Fault("SIGKILL", "saver", 3)),
     (2, Fault("SIGSTOP", "compute_forward TRAIN", 5)),
     (2, Fault("SIGTERM", "saver", 3, "all", asynchronous=True)),
-    (2, Fault("SIGTERM", "compute_forward TRAIN", 3, "all", workers=2)),
-    (2, Fault("NaN", "compute_objectives TRAIN", 5)),
     (2, Fault("out of memory", "compute_forward TRAIN", 5)),
     (3, Fault("raises", "compute_forward VALID", 7)),
     (3, Fault("SIGKILL", "compute_forward TRAIN", 5, "first")),
