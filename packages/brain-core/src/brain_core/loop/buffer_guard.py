@@ -72,6 +72,8 @@ class BufferGuard:
 
     def remember(self) -> None:
         """Copy the buffers, before the first forward of a window."""
+        if not self._known:
+            return
         late = [buffer for buffer in self._unwritten if buffer.is_written()]
         if late:
             self._unwritten = [buffer for buffer in self._unwritten if buffer not in late]

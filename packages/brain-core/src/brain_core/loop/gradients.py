@@ -27,10 +27,10 @@ def gradients_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     once, so that the norm of the values is the norm of the gradient.
     """
     return [
-        _dense(parameter)
+        _dense(parameter, gradient) if gradient.is_sparse else gradient
         for group in optimizer.param_groups
         for parameter in group["params"]
-        if parameter.grad is not None
+        if (gradient := parameter.grad) is not None
     ]
 
 
@@ -60,15 +60,17 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.T
     """
     gradients = gradients_of(optimizer)
     norm = torch.nn.utils.get_total_norm(gradients)
-    # With sharded parameters the norm is a DTensor; its full tensor is the norm of all shards.
-    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    if not all(type(gradient) is torch.Tensor for gradient in gradients):
+        # With sharded parameters the norm is a DTensor; its full tensor is the norm of all shards.
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        gradients = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
     if max_norm >= 0:
         # As torch's clip_grads_with_norm_, which takes no sparse gradients, and which in torch 2.9
         # adds the constant to the norm of each shard.
         factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-        local = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
-        for device in {gradient.device for gradient in local}:
-            here = [gradient for gradient in local if gradient.device == device]
+        devices = {gradient.device for gradient in gradients}
+        for device in devices:
+            here = gradients if len(devices) == 1 else [g for g in gradients if g.device == device]
             torch._foreach_mul_(here, factor.to(device))  # as above
     return norm
 
@@ -103,7 +105,8 @@ def drop_nonfinite_gradients(parameters: Mapping[str, torch.nn.Parameter]) -> li
     bad = [
         name
         for name, parameter in parameters.items()
-        if parameter.grad is not None and not torch.isfinite(_dense(parameter)).all()
+        if (gradient := parameter.grad) is not None
+        and not torch.isfinite(_dense(parameter, gradient)).all()
     ]
     for name in bad:
         parameters[name].grad = None
@@ -123,12 +126,11 @@ def split_vectors(module: torch.nn.Module) -> list[dict[str, object]]:
     ]
 
 
-def _dense(parameter: torch.Tensor) -> torch.Tensor:
-    """Return a gradient, or the values of a sparse one, to be changed in place."""
-    assert parameter.grad is not None
-    if not parameter.grad.is_sparse:
-        return parameter.grad
-    parameter.grad = parameter.grad.coalesce()
+def _dense(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Return a parameter's gradient, or the values of a sparse one, to be changed in place."""
+    if not gradient.is_sparse:
+        return gradient
+    parameter.grad = gradient.coalesce()
     return parameter.grad.values()
 
 
