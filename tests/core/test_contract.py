@@ -16,7 +16,7 @@ from brain_core import Brain, Stage, create_experiment_directory
 
 # SpeechBrain's documentation: method -> parameters, with "=" for a default.
 SIGNATURES = {
-    "__init__": "modules= opt_class= hparams= run_opts= checkpointer=",
+    "__init__": "modules= opt_class= hparams= run_opts= checkpointer= callbacks=",  # by name only
     "compute_forward": "batch stage",
     "compute_objectives": "predictions batch stage",
     "on_stage_start": "stage epoch=",
@@ -44,6 +44,7 @@ SIGNATURES = {
     "_fit_valid": "valid_set epoch enable",
 }
 DEFAULTS = {
+    ("__init__", "callbacks"): (),
     ("make_dataloader", "ckpt_prefix"): "dataloader-",
     ("zero_grad", "set_to_none"): False,
     ("no_sync", "use"): True,

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from brain_core import FileTrainLogger, TensorboardLogger, WandBLogger
+from brain_core import (
+    CSVLogger,
+    FileTrainLogger,
+    JSONLinesLogger,
+    LoggerList,
+    MLflowLogger,
+    TensorboardLogger,
+    WandBLogger,
+)
 
 
 def log(logger, epoch):
@@ -123,5 +131,103 @@ def test_a_wandb_initializer_that_fails_shows_why():
         raise OSError("no network")
 
     with pytest.raises(RuntimeError, match=r"raised OSError\('no network'\)") as caught:
-        WandBLogger(initializer)
+        log(WandBLogger(initializer), 1)
     assert isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize("kind", [JSONLinesLogger, CSVLogger, FileTrainLogger])
+def test_a_row_that_a_checkpoint_does_not_know_is_removed_and_tests_stay(tmp_path, kind):
+    """Of each kind of file; a row that a kill has cut off is removed, too."""
+    path = tmp_path / "log"
+    logger = kind(path)
+    log(logger, 1)
+    state = logger.state_dict()
+    log(logger, 2)
+    logger.log_stats({"epoch": "best"}, test_stats={"loss": 0.5})
+    with path.open("a") as file:
+        file.write('{"epoch": 3, "test')
+    again = kind(path)
+    again.load_state_dict(state)
+    log(again, 2)
+    lines = path.read_text().splitlines()[kind is CSVLogger :]
+    assert len(lines) == 3
+    assert "1" in lines[0]
+    assert "best" in lines[1]
+    assert "2" in lines[2]
+
+
+def test_a_json_line_has_the_figures_by_stage(tmp_path):
+    """Numbers of tensors and NumPy, lists as lists, all digits."""
+    logger = JSONLinesLogger(tmp_path / "log.jsonl")
+    logger.log_stats(
+        {"epoch": 1, "lr": np.float32(0.5)}, {"loss": [torch.tensor(0.1), 2]}, {"loss": 0.1 + 0.2}
+    )
+    assert (tmp_path / "log.jsonl").read_text() == (
+        '{"epoch": 1, "lr": 0.5, "train": {"loss": [0.10000000149011612, 2]}, '
+        '"valid": {"loss": 0.30000000000000004}}\n'
+    )
+
+
+def test_a_csv_file_gets_a_column_for_a_figure_that_comes_later(tmp_path):
+    """The rows before have nothing in it; commas and quotes are kept."""
+    logger = CSVLogger(tmp_path / "log.csv")
+    logger.log_stats({"epoch": 1}, {"loss": 0.5})
+    logger.log_stats({"epoch": 2}, {"loss": 0.25}, {"word, or not": 'a "b"'})
+    logger.log_stats({"epoch": 3}, {"loss": 0.125})
+    assert (tmp_path / "log.csv").read_text() == (
+        'epoch,train loss,"valid word, or not"\n1,0.5,\n2,0.25,"a ""b"""\n3,0.125,\n'
+    )
+
+
+def test_several_loggers_log_and_resume_as_one(tmp_path, caplog):
+    """In their order; the first one writes to Python's logging."""
+    caplog.set_level("INFO")
+
+    def make():
+        text = FileTrainLogger(tmp_path / "a.txt")
+        files = JSONLinesLogger(tmp_path / "a.jsonl"), JSONLinesLogger(tmp_path / "b.jsonl")
+        return LoggerList(text, *files)
+
+    logger = make()
+    log(logger, 1)
+    state = logger.state_dict()
+    log(logger, 2)
+    again = make()
+    again.load_state_dict({**state, "Gone": {}})
+    log(again, 2)
+    for name in ("a.txt", "a.jsonl", "b.jsonl"):
+        assert len((tmp_path / name).read_text().splitlines()) == 2
+    assert caplog.text.count("epoch: 2") == 2
+    assert '"epoch"' not in caplog.text
+
+
+def test_what_is_no_logger_is_refused():
+    """A list of loggers, for instance."""
+    with pytest.raises(TypeError, match=r"which have log_stats, got \[\]. Write LoggerList\(one"):
+        LoggerList([])
+
+
+def test_a_wandb_run_goes_on_under_its_id_after_a_restart():
+    """The initializer gets the id that the checkpoint holds, and makes one run only."""
+    calls = []
+
+    class Run:
+        def __init__(self, **kwargs):
+            self.id = kwargs.get("id", "new")
+            calls.append(kwargs)
+
+        def log(self, figures, step):
+            calls.append((self.id, step))
+
+    state = WandBLogger(Run).state_dict()
+    again = WandBLogger(Run)
+    again.load_state_dict(state)
+    log(again, 2)
+    assert calls == [{}, {"id": "new", "resume": "allow"}, ("new", 2)]
+
+
+def test_a_missing_mlflow_names_the_extra(monkeypatch):
+    """The error contains the pip command that installs the extra."""
+    monkeypatch.setitem(sys.modules, "mlflow.tracking", None)
+    with pytest.raises(ImportError, match=r"pip install 'brain-core\[mlflow\]'"):
+        MLflowLogger()

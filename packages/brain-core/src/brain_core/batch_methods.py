@@ -214,15 +214,31 @@ class BatchMethods(BrainHooks):
         epoch_pass = self._run.epoch_pass
         return epoch_pass is not None and epoch_pass.is_padding
 
-    def _train_batch(self, batch: Any, epoch_pass: EpochPass) -> None:
+    @property
+    def grad_norm(self) -> torch.Tensor | None:
+        """2-norm of all gradients of the last step of `optimizers_step`, before clipping.
+
+        A scalar on the gradients' device; None before the first step.
+        """
+        norms = self._run.train_step.norms
+        if len(norms) <= 1:
+            return norms[0] if norms else None
+        here = [norm.to(norms[0].device) for norm in norms]
+        return torch.nn.utils.get_total_norm(here)
+
+    def _train_batch(self, batch: Any, epoch_pass: EpochPass) -> torch.Tensor | None:
+        """Train on a batch; return its loss, None for a padding batch."""
+        loss = None
         self._run.train_step.padding_batches += epoch_pass.padding_batches
         if epoch_pass.is_padding:
             with without_gradients(self.modules):
                 self.fit_batch(batch)
         else:
-            epoch_pass.add_loss(self.fit_batch(batch))
+            loss = self.fit_batch(batch)
+            epoch_pass.add_loss(loss)
         if self._looks_after_batch:
             self._after_hook()
+        return loss
 
     def _user_average(self) -> Callable[[Any, float], float] | None:
         """Return `update_average` if a recipe overrides it."""

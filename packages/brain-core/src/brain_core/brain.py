@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from brain_core.batch_methods import BatchMethods
+from brain_core.callbacks.runner import CallbackRunner
 from brain_core.fit_state import FitState, RunCount, find_overrides
 from brain_core.loop.evaluation import evaluate_batches
 from brain_core.loop.profiler import StepProfiler
@@ -28,6 +29,7 @@ from brain_core.resume.report import nothing_to_train
 from brain_core.resume.run_state import RunState
 from brain_core.setup_methods import SetupMethods
 from brain_core.stage import Stage
+from brain_core.stage_methods import StageMethods
 from brain_core.stopping.stop import StopControl
 from brain_dist import (
     World,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from brain_ckpt import Checkpointer
+    from brain_core.callbacks.base import Callback
 
 __all__ = ["Brain"]
 
@@ -48,7 +51,7 @@ logger = logging.getLogger(__name__)
 _NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 
-class Brain(SetupMethods, BatchMethods):
+class Brain(SetupMethods, BatchMethods, StageMethods):
     """A PyTorch training loop behind `compute_forward` and `compute_objectives`.
 
     Subclass it, define these two methods, and call `fit`, whose docstring lists the order in which
@@ -70,6 +73,8 @@ class Brain(SetupMethods, BatchMethods):
     checkpointer : brain_ckpt.Checkpointer, optional
         Where the run is saved, and resumed from when `fit` is called again. Optimizers, position,
         generators and counters are added to it.
+    callbacks : iterable of Callback
+        Called in this order, each time after the hook of this class: `EMA`, `LRSchedule` and so on.
 
     Attributes
     ----------
@@ -86,6 +91,9 @@ class Brain(SetupMethods, BatchMethods):
         stay in step. Metrics that a recipe keeps should leave it out.
     train_sampler : object or None
         Its ``set_epoch`` is called before each epoch.
+    stage_stats : dict of str to object
+        The figures of the present or the last pass, for callbacks: ``loss``, and the metrics that a
+        recipe adds in `on_stage_end`, before it saves a checkpoint.
 
     Raises
     ------
@@ -118,6 +126,8 @@ class Brain(SetupMethods, BatchMethods):
         hparams: Mapping[str, Any] | None = None,
         run_opts: RunOptions | Mapping[str, Any] | None = None,
         checkpointer: Checkpointer | None = None,
+        *,
+        callbacks: Iterable[Callback] = (),
     ) -> None:
         options = RunOptions.resolve(run_opts, hparams)
         step_size = StepSize(get_world_size(), options.grad_accumulation_factor)
@@ -137,9 +147,11 @@ class Brain(SetupMethods, BatchMethods):
         self.profiler = StepProfiler.from_options(options, self.hparams)
         self.train_sampler = None
         self.optimizers_dict = None
+        self.stage_stats: dict[str, Any] = {}
 
         self._overrides = find_overrides(type(self), Brain)
         self._fit_state = FitState()
+        self._callbacks = CallbackRunner(callbacks, self)
         self._stop_control = StopControl()
         self._hang_watch = None
         self._evaluation_epoch = EvaluationEpoch()
@@ -147,6 +159,7 @@ class Brain(SetupMethods, BatchMethods):
         if checkpointer is not None:
             choose_places(checkpointer, options)
             checkpointer.add_recoverable("brain", self._run)
+            self._callbacks.add_to(checkpointer)
 
     def fit(
         self,
@@ -192,6 +205,8 @@ class Brain(SetupMethods, BatchMethods):
                     update_average       if overridden
                 on_stage_end             VALID, with its mean
 
+        Callbacks are called after the hook of the same name.
+
         Parameters
         ----------
         epoch_counter : iterable of int
@@ -229,13 +244,12 @@ class Brain(SetupMethods, BatchMethods):
                 check_not_empty(train_set, "train_set")
                 self._begin_fit(train_set, epoch_counter)
             enable = self._shows_bars(progressbar)
-            with self._saving_and_stopping():
+            with self._saving_and_stopping(), self._during_fit():
                 epoch = None
                 for epoch in self._epochs_left(epoch_counter):
                     self._fit_train(train_set=train_set, epoch=epoch, enable=enable)
                     self._fit_valid(valid_set=valid_set, epoch=epoch, enable=enable)
-                    if self._reached_step_limit():
-                        logger.info("Reached the limit of %d optimizer steps.", self.optimizer_step)
+                    if self._is_last_epoch():
                         break
                 if epoch is None and not self._run.is_skipped:
                     logger.info("%s", nothing_to_train(self._run.epoch))
@@ -277,10 +291,13 @@ class Brain(SetupMethods, BatchMethods):
         ):
             test_set = self._as_loader(test_set, Stage.TEST, kwargs)
             self.on_evaluate_start(max_key=max_key, min_key=min_key)
-            self.on_stage_start(Stage.TEST, epoch=None)
+            stats = self.stage_stats
+            self._begin_stage(Stage.TEST, None)
             with torch.no_grad():
                 loss = self._evaluate_batches(test_set, Stage.TEST, enable=enable)
-                self.on_stage_end(Stage.TEST, loss, None)
+                self._end_stage(Stage.TEST, loss, None)
+            if nested:
+                self.stage_stats = stats
         return loss
 
     def stop(self, reason: str = "brain.stop() was called") -> None:
@@ -292,12 +309,13 @@ class Brain(SetupMethods, BatchMethods):
 
     @collective_call("_fit_train")
     def _fit_train(self, train_set: Any, epoch: int, enable: bool) -> None:
-        self._start_training_stage(epoch)
+        self._after_hook()
+        self._begin_stage(Stage.TRAIN, epoch)
         self.modules.train()
         self.zero_grad()
         self._begin_epoch(train_set, epoch)
         self._run.train_step.buffers.watch(self.modules)
-        boundary = self._fit_state.boundary
+        boundary, train_batch = self._fit_state.boundary, self._train_batch_function()
         with open_training_pass(
             train_set,
             self._run,
@@ -307,11 +325,12 @@ class Brain(SetupMethods, BatchMethods):
             limit=0 if self._reached_step_limit() else self._batch_limit(),
             profiler=self.profiler,
             hang_watch=self._hang_watch,
+            watch=self._watch_batches(),
         ) as epoch_pass:
             for batch in epoch_pass:
                 self._run.step += 1
                 self._run.batches_trained += 1
-                self._train_batch(batch, epoch_pass)
+                train_batch(batch, epoch_pass)
                 epoch_pass.batch_done()
                 if boundary is not None:
                     boundary.schedule.steps_done += 1
@@ -323,7 +342,7 @@ class Brain(SetupMethods, BatchMethods):
                 boundary.data_ended()
         self.zero_grad(set_to_none=True)
         self._add_unfrozen()
-        self.on_stage_end(Stage.TRAIN, self._run.mean.mean_over_ranks(), epoch)
+        self._end_stage(Stage.TRAIN, self._run.mean.mean_over_ranks(), epoch)
         self._run.end_epoch()
 
     @collective_call("_fit_valid")
@@ -331,28 +350,29 @@ class Brain(SetupMethods, BatchMethods):
         if valid_set is None:
             return
         self._after_hook()
-        self.on_stage_start(Stage.VALID, epoch)
+        self._begin_stage(Stage.VALID, epoch)
         with torch.no_grad():
             loss = self._evaluate_batches(valid_set, Stage.VALID, enable=enable)
-            self.on_stage_end(Stage.VALID, loss, epoch)
+            self._end_stage(Stage.VALID, loss, epoch)
 
     def _evaluate_batches(self, batches: Any, stage: Stage, *, enable: bool) -> float:
         """Evaluate every batch and return the mean loss; `step` counts, then is restored."""
         nested = self._fit_state.is_nested
         boundary = None if nested else self._stop_control.boundary_of_evaluation(stage)
-        return evaluate_batches(
-            batches,
-            lambda batch: self.evaluate_batch(batch, stage=stage),
-            modules=self.modules,
-            counter=self._run,
-            shard=self.shard_evaluation,
-            after_batch=None if boundary is None else boundary.reached_in_evaluation,
-            update=self._user_average(),
-            show_bar=enable,
-            colour=self.tqdm_barcolor[stage.name.lower()],
-            limit=self._batch_limit(),
-            hang_watch=self._hang_watch,
-        )
+        with nullcontext() if nested else self._callbacks.during_evaluation(stage):
+            return evaluate_batches(
+                batches,
+                lambda batch: self.evaluate_batch(batch, stage=stage),
+                modules=self.modules,
+                counter=self._run,
+                shard=self.shard_evaluation,
+                after_batch=None if boundary is None else boundary.reached_in_evaluation,
+                update=self._user_average(),
+                show_bar=enable,
+                colour=self.tqdm_barcolor[stage.name.lower()],
+                limit=self._batch_limit(),
+                hang_watch=self._hang_watch,
+            )
 
     @contextmanager
     def _own_fit_state(self) -> Iterator[None]:
@@ -365,11 +385,11 @@ class Brain(SetupMethods, BatchMethods):
             self._fit_state = FitState()
             yield
             return
-        outer = (self._run, self._fit_state, self.train_sampler)
+        outer = (self._run, self._fit_state, self.train_sampler, self.stage_stats)
         self._run, self._fit_state = self._run.nested(), FitState(is_nested=True)
         try:
             yield
         finally:
             optimizer_step = self.optimizer_step
-            self._run, self._fit_state, self.train_sampler = outer
+            self._run, self._fit_state, self.train_sampler, self.stage_stats = outer
             self.optimizer_step = optimizer_step

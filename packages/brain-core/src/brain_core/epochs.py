@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from collections.abc import Collection
 from contextlib import contextmanager
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +21,13 @@ from brain_dist import ddp_broadcast
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["EpochCounter", "EpochCounterWithStopper", "epochs_left", "is_epoch_counter"]
+__all__ = [
+    "EpochCounter",
+    "EpochCounterWithStopper",
+    "count_epochs",
+    "epochs_left",
+    "is_epoch_counter",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -261,6 +268,35 @@ def epochs_left(
         done = last - repeats_last
         left = (epoch for epoch in chain(first, iterator) if epoch > done)
     yield from islice(left, at_most)
+
+
+def count_epochs(epochs: Any, begun: int | None, **position: Any) -> int | None:
+    """Return the number of epochs of a whole fit, those done before a restart included.
+
+    Parameters
+    ----------
+    epochs : iterable of int
+        An epoch counter, or a collection of numbers.
+    begun : int, optional
+        How many were begun before the restart.
+    **position
+        Further arguments of `epochs_left`.
+
+    Returns
+    -------
+    int or None
+        None for an iterator: counting its numbers would use them up.
+
+    Examples
+    --------
+    >>> count_epochs(range(1, 10), 3, last=3, repeats_last=True)
+    9
+    """
+    numbers = range(epochs.current + 1, epochs.limit + 1) if is_epoch_counter(epochs) else epochs
+    if not isinstance(numbers, Collection):
+        return None
+    done = (begun or 0) - bool(position.get("repeats_last"))
+    return max(0, done) + sum(1 for _ in epochs_left(numbers, begun=begun, **position))
 
 
 def improves(metric: float, best: float, direction: str, min_delta: float) -> bool:

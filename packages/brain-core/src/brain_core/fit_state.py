@@ -28,12 +28,19 @@ class FitState:
         Whether the recipe chose the order of the training data.
     is_nested : bool
         Whether a hook of another fit called this one.
+    total_steps, total_epochs : int or None
+        The optimizer steps and epochs of the whole fit; None where they are not known.
+    ends_early : bool
+        Whether to end after the present epoch.
     """
 
     recovery: Recovery | None = None
     boundary: StepBoundary | None = None
     has_user_sampler: bool = False
     is_nested: bool = False
+    total_steps: int | None = None
+    total_epochs: int | None = None
+    ends_early: bool = False
 
     @property
     def is_running(self) -> bool:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from brain_ckpt import check_space
 from brain_core.epochs import epochs_left
 from brain_core.loop.gradients import split_vectors
 from brain_core.loop.padding_batches import pad_last_round
-from brain_core.loop.stage_loader import is_loader, make_resumable, make_stage_loader
+from brain_core.loop.stage_loader import (
+    is_loader,
+    length_of,
+    make_resumable,
+    make_stage_loader,
+)
 from brain_core.loop.train_step import check_no_closure
 from brain_core.modules.compiling import compile_modules
 from brain_core.modules.container import Modules, describe_parameters
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     import torch
 
     from brain_ckpt import Checkpointer
+    from brain_core.callbacks.runner import CallbackRunner
     from brain_core.fit_state import FitState
     from brain_core.loop.profiler import StepProfiler
     from brain_core.options.run_options import RunOptions
@@ -78,10 +84,14 @@ class SetupMethods:
         _overrides: frozenset[str]
         _private: frozenset[str]
         _evaluation_epoch: EvaluationEpoch
-        on_stage_start: Any
+        _callbacks: CallbackRunner
         _stop_control: StopControl
         _hang_watch: HangWatch | None
         profiler: StepProfiler | None
+
+        def _count_steps(self, epochs: Any, batches: int | None) -> None: ...
+
+        def _position(self, epochs: Any) -> dict[str, Any]: ...
 
     _former_opt_class: Any = None  # of the call of fit before
     _wrapping: RankWrapping | None = None  # None before the first fit
@@ -154,7 +164,8 @@ class SetupMethods:
             add_missing_modules(self.checkpointer, dict(self.modules))
             trained_tensors = None
             if self._run.starts_from == "memory" and not ddp_broadcast(self._run.is_saved):
-                trained_tensors = TensorCopies(self.modules)
+                others = self._callbacks.states_of_the_model
+                trained_tensors = TensorCopies(self.modules, others)
             checkpoint = self.checkpointer.recover_if_possible(
                 max_key=max_key,
                 min_key=min_key,
@@ -247,6 +258,7 @@ class SetupMethods:
 
     def _begin_fit(self, train_set: Any, epochs: Iterable[int]) -> None:
         self._run.keeps_average = "update_average" in self._overrides
+        batches = length_of(train_set)  # before a checkpoint is loaded: as when the run began
         fit_state = self._fit_state
         if not fit_state.is_nested:
             self._run.begin_fit()
@@ -277,6 +289,7 @@ class SetupMethods:
             self._run.has_seeded_ranks = True
             if not self._run.rank_state.holds_rng:
                 seed_per_rank(get_rank())  # until here all drew the same, to build the same model
+        self._count_steps(epochs, batches)
 
     def _begin_epoch(self, train_set: Any, epoch: int) -> None:
         if self._run.resumes_epoch:  # on_stage_start has set them anew
@@ -294,14 +307,6 @@ class SetupMethods:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 
-    def _start_training_stage(self, epoch: int) -> None:
-        """Call `on_stage_start`; an epoch that it had begun before the stop goes on as it was."""
-        self._after_hook()
-        recovery = self._fit_state.recovery
-        repeats = self._run.resumes_epoch and recovery is not None
-        with recovery.resuming_epoch() if repeats and recovery is not None else nullcontext():
-            self.on_stage_start(Stage.TRAIN, epoch)
-
     def _add_unfrozen(self) -> None:
         """Save modules, too, that were frozen when `fit` began, and that a hook has unfrozen."""
         if self._fit_state.recovery is not None and self.checkpointer is not None:
@@ -310,22 +315,18 @@ class SetupMethods:
     def _after_hook(self) -> None:
         """Bring wrapped modules into the same state on all ranks, whatever a hook did."""
         if self._wrapping is not None:
-            optimizers = {**(self.optimizers_dict or {}), "": getattr(self, "optimizer", None)}
-            self._wrapping.after_hook(o for o in optimizers.values() if o is not None)
+            self._wrapping.after_hook(self._all_optimizers())
+
+    def _all_optimizers(self) -> list[torch.optim.Optimizer]:
+        optimizers = {**(self.optimizers_dict or {}), "": getattr(self, "optimizer", None)}
+        return [optimizer for optimizer in optimizers.values() if optimizer is not None]
 
     def _epochs_left(self, epochs: Iterable[int]) -> Iterator[int]:
-        """Return the epochs to train: a counter that was recovered knows them by itself."""
-        recovery, run = self._fit_state.recovery, self._run
-        if run.is_skipped:
+        """Return the epochs to train."""
+        run = self._run
+        if run.is_skipped or self._fit_state.ends_early:
             return iter(())
-        is_recovered = recovery is not None and recovery.restores(epochs)
-        return epochs_left(
-            epochs,
-            None if is_recovered else run.epoch,
-            begun=run.epochs_begun,
-            repeats_last=run.resumes_epoch,
-            at_most=self.debug_epochs if self.debug and self.debug_epochs > 0 else None,
-        )
+        return epochs_left(epochs, begun=run.epochs_begun, **self._position(epochs))
 
     def _recover_newest(self) -> None:
         recovery = self._fit_state.recovery

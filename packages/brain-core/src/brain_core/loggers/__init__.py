@@ -1,1 +1,1 @@
-"""Loggers for the figures of an epoch: a text file, TensorBoard, Weights & Biases."""
+"""Loggers for the figures of an epoch: files, TensorBoard, Weights & Biases, MLflow."""

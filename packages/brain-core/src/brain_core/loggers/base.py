@@ -8,7 +8,7 @@ from typing import Any
 
 from brain_dist import main_process_only
 
-__all__ = ["MainProcessLogger", "Stats", "TrainLogger"]
+__all__ = ["MainProcessLogger", "Stats", "TrainLogger", "plain_number"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,3 +68,19 @@ class MainProcessLogger(TrainLogger):
     def _write(self, meta: Stats, sets: Mapping[str, Stats]) -> object:
         """Write figures that belong to ``meta``, by stage; return the line to log."""
         raise NotImplementedError
+
+
+def plain_number(value: Any) -> Any:
+    """Return a tensor or a NumPy number of one element as Python's, a list of them as a list.
+
+    Examples
+    --------
+    >>> import torch
+    >>> plain_number([torch.tensor(2), 0.5, "best"])
+    [2, 0.5, 'best']
+    """
+    if isinstance(value, (list, tuple)):
+        return [plain_number(one) for one in value]
+    if hasattr(value, "item") and hasattr(value, "dtype"):
+        return value.item()
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)

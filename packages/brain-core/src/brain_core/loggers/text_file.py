@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from brain_core.loggers.appended_file import AppendedFile
 from brain_core.loggers.base import MainProcessLogger, Stats
 from brain_dist import main_process_only
 
@@ -39,27 +39,19 @@ class FileTrainLogger(MainProcessLogger):
         parts = [self._stats_to_string(meta)]
         parts += [self._stats_to_string(stats, name) for name, stats in sets.items()]
         line = " - ".join(parts)
-        with open(self.save_file, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        AppendedFile(self.save_file).append(line)
         return line
 
     def state_dict(self) -> dict[str, int]:
         """Return the size of the file in bytes."""
-        path = Path(self.save_file)
-        return {"size_bytes": path.stat().st_size if path.exists() else 0}
+        return {"size_bytes": AppendedFile(self.save_file).size_bytes()}
 
     @main_process_only
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Remove the lines that were written after the checkpoint, but for tests."""
-        path = Path(self.save_file)
-        if not path.exists() or path.stat().st_size <= state["size_bytes"]:
-            return
-        content = path.read_bytes()
-        kept, undone = content[: state["size_bytes"]], content[state["size_bytes"] :]
-        tests = [line for line in undone.splitlines(keepends=True) if b" - test " in line]
-        shorter = path.with_name(path.name + ".tmp")
-        shorter.write_bytes(kept + b"".join(tests))
-        shorter.replace(path)
+        AppendedFile(self.save_file).undo_after(
+            state["size_bytes"], lambda line: b" - test " in line
+        )
 
     def _stats_to_string(self, stats: Stats, dataset: str | None = None) -> str:
         prefix = f"{dataset} " if dataset else ""

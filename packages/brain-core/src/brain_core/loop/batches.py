@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["Batches"]
 
@@ -26,6 +26,8 @@ class Batches(Generic[T]):
         A loader. Its iterator is created here.
     limit : int, optional
         End after this many batches, as if the data ended.
+    watch : callable, optional
+        Takes the loader's iterator and returns one that gives the same batches.
 
     Attributes
     ----------
@@ -35,8 +37,13 @@ class Batches(Generic[T]):
         The number of ranks whose current batch is such a copy.
     """
 
-    def __init__(self, batches: Iterable[T], limit: int | None = None) -> None:
-        self._iterator = iter(batches)
+    def __init__(
+        self,
+        batches: Iterable[T],
+        limit: int | None = None,
+        watch: Callable[[Iterator[T]], Iterator[T]] | None = None,
+    ) -> None:
+        self._iterator = iter(batches) if watch is None else watch(iter(batches))
         # The loader describes the batch it returned last, which `has_next` may have fetched early.
         self._padded_loader: Any = (
             batches if getattr(batches, "last_round", None) == "pad" else None

@@ -53,6 +53,8 @@ class EpochPass:
         Counts the batches.
     hang_watch : HangWatch, optional
         Is told when a batch ends.
+    watch : callable, optional
+        Takes the loader's iterator and returns one that gives the same batches.
     """
 
     def __init__(
@@ -68,10 +70,11 @@ class EpochPass:
         limit: int | None = None,
         profiler: StepProfiler | None = None,
         hang_watch: HangWatch | None = None,
+        watch: Callable[[Iterator[Any]], Iterator[Any]] | None = None,
     ) -> None:
         self.mean = mean
         self._update = update
-        self._batches: Batches[Any] = Batches(loader, limit)
+        self._batches: Batches[Any] = Batches(loader, limit, watch)
         self._profiler = profiler
         self._hang_watch = hang_watch
         self._bar = ProgressBar(

@@ -26,6 +26,7 @@ __all__ = [
     "check_not_empty",
     "common_batch_count",
     "is_loader",
+    "length_of",
     "make_resumable",
     "make_stage_loader",
     "needs_reading_again",
@@ -105,11 +106,11 @@ def check_not_empty(loader: Any, name: str) -> None:
     ValueError
         On every rank, if one of them has none.
     """
-    lengths = gather_objects(len(loader) if _has_length(loader) else None)
+    lengths = gather_objects(length_of(loader))
     if 0 not in lengths:
         return
-    rows = getattr(loader, "dataset", None)
-    size = f"{len(rows)} rows" if rows is not None and _has_length(rows) else "no rows"
+    rows = length_of(getattr(loader, "dataset", None))
+    size = "no rows" if rows is None else f"{rows} rows"
     batch_size = getattr(getattr(loader, "batch_sampler", loader), "batch_size", None)
     of = "" if batch_size is None else f" in batches of {batch_size}"
     raise ValueError(
@@ -123,7 +124,16 @@ def common_batch_count(loader: Any) -> float:
     """Return the number of batches that every rank is certain to have; every rank calls it."""
     if get_world_size() == 1:
         return math.inf
-    return min(gather_objects(len(loader) if _has_length(loader) else 0))
+    return min(gather_objects(length_of(loader) or 0))
+
+
+def length_of(data: Any) -> int | None:
+    """Return the length of a loader or a dataset, None where it has none."""
+    try:
+        length: int = len(data)
+    except (NotImplementedError, TypeError):
+        return None
+    return length
 
 
 def make_resumable(
@@ -160,14 +170,6 @@ def make_resumable(
 def needs_reading_again(loader: Any) -> bool:
     """Return whether a loader reaches a position only by reading all batches before it."""
     return not (hasattr(loader, "load_state_dict") and getattr(loader, "holds_position", True))
-
-
-def _has_length(loader: Any) -> bool:
-    try:
-        len(loader)
-    except (NotImplementedError, TypeError):
-        return False
-    return True
 
 
 class _Shard:

@@ -49,11 +49,17 @@ class TrainStep:
         Padding batches of all ranks in the window; they add nothing to the gradients.
     buffers : BufferGuard
         Sets back what the forwards of a skipped step wrote.
+    norms : list of torch.Tensor
+        Of the last step, the norm of each optimizer's gradients before they were clipped.
+    was_taken : bool
+        Whether the last step changed parameters.
     """
 
     def __init__(self) -> None:
         self._weighted = WeightedGradients()
         self.buffers = BufferGuard()
+        self.norms: list[torch.Tensor] = []
+        self.was_taken = True
         self.reset()
 
     def reset(self) -> None:
@@ -165,7 +171,7 @@ class TrainStep:
         str or None
             What was not finite, if it counts against ``nonfinite_patience``; else None.
         """
-        norms = [clip_gradients(optimizer, max_norm) for optimizer in optimizers]
+        self.norms = norms = [clip_gradients(optimizer, max_norm) for optimizer in optimizers]
         nonfinite = None
         if scaler.is_enabled():
             stepped = step_without_overflow(optimizers, scaler)
@@ -175,6 +181,7 @@ class TrainStep:
                 nonfinite = "A gradient"
             elif self._has_nonfinite_loss and get_world_size() > 1:
                 nonfinite = "A loss"
+        self.was_taken = stepped
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         if not stepped or self._has_nonfinite_loss:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
+from brain_core.callbacks.base import Callback
 from brain_core.epochs import EpochCounter
 from brain_core.loggers.base import TrainLogger
 from brain_core.resume.run_state import Progress, RankState, RunState
@@ -45,6 +46,8 @@ def is_of_the_model(obj: Any) -> bool:
     """Return whether a recoverable belongs to the model, as modules and averages of weights do."""
     if isinstance(obj, torch.nn.Module):
         return True
+    if isinstance(obj, Callback):
+        return obj.belongs_to_model
     if isinstance(obj, _PROGRESS) or hasattr(obj, "fit_batch"):  # a Brain
         return False
     return not type(obj).__module__.startswith(_PROGRESS_MODULES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["TensorCopies", "carry_over"]
 
@@ -23,16 +24,21 @@ class TensorCopies:
     ----------
     modules : torch.nn.Module
         What is copied.
+    others : iterable of object
+        What else belongs to the model, with ``state_dict`` and ``load_state_dict``.
     """
 
-    def __init__(self, modules: torch.nn.Module) -> None:
+    def __init__(self, modules: torch.nn.Module, others: Iterable[Any] = ()) -> None:
         tensors = [*modules.parameters(), *modules.buffers()]
         self._copies = [(t.detach(), t.detach().to("cpu", copy=True)) for t in tensors]
+        self._states = [(obj, copy.deepcopy(obj.state_dict())) for obj in others]
 
     def restore(self) -> None:
         """Copy the values back."""
-        for tensor, copy in self._copies:
-            tensor.copy_(copy)
+        for tensor, values in self._copies:
+            tensor.copy_(values)
+        for obj, state in self._states:
+            obj.load_state_dict(state)
 
 
 def carry_over(former: Mapping[str, Any], present: Mapping[str, Any]) -> None:

@@ -62,6 +62,8 @@ class Progress:
         Which call of `Brain.fit` this is, counted from 1.
     epochs_begun : int, optional
         Epochs that this call has begun; None where the checkpoint does not say.
+    steps_before_fit : int
+        Accumulation windows of earlier calls of `Brain.fit`.
     """
 
     step: int = 0
@@ -77,6 +79,7 @@ class Progress:
     window_batches: int = 0
     fit: int = 1
     epochs_begun: int | None = None
+    steps_before_fit: int = 0
 
     def to_yaml(self) -> str:
         """Return SpeechBrain's format, with additional keys that it ignores."""
@@ -230,6 +233,8 @@ class RunState:
         The current epoch.
     epochs_begun : int or None
         Epochs that this call has begun, those of the checkpoint included.
+    steps_before_fit : int
+        Accumulation windows of earlier calls.
     resumes_epoch : bool
         Whether the next epoch continues at a position inside it.
     unfinished_window : int
@@ -277,6 +282,7 @@ class RunState:
         self.is_skipped = False
         self.epoch: int | None = None
         self.epochs_begun: int | None = 0
+        self.steps_before_fit = self.optimizer_step
         self.resumes_epoch = False
         self.unfinished_window = 0
         self.mean = LossMean()
@@ -368,6 +374,7 @@ class RunState:
             window_batches=inside,
             fit=self.fit,
             epochs_begun=self.epochs_begun,
+            steps_before_fit=self.steps_before_fit,
         )
         self.batches_saved = self.batches_trained
         Path(path).write_text(progress.to_yaml(), encoding="utf-8")
@@ -382,7 +389,9 @@ class RunState:
         self.optimizer_step = progress.optimizer_step
         self.batches_saved = self.batches_trained
         if progress.fit < self.fit:
+            self.steps_before_fit = self.optimizer_step
             return  # this call begins after the one that was saved
+        self.steps_before_fit = progress.steps_before_fit
         self.epoch = progress.epoch
         self.epochs_begun = progress.epochs_begun
         self.resumes_epoch = not end_of_epoch

@@ -1,0 +1,1 @@
+"""Callbacks: parts of a training that need no subclass of `Brain`."""
