@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["panel_as_svg"]
 
 WIDTH, HEIGHT = 460, 240
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 34
+LEFT, RIGHT, TOP, BOTTOM = 56, 20, 12, 34
 _FEW_POINTS = 60
 
 
@@ -66,7 +66,7 @@ def panel_as_svg(panel: Panel) -> str:
 
 def _grid(frame: Frame) -> Iterator[str]:
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-    for value in ticks(frame.low, frame.high):
+    for value in ticks(frame.low, frame.high, 5):
         y = frame.y(value)
         yield f'<path class="grid" d="M{LEFT} {y:.1f}H{right}"/>'
         yield _text(LEFT - 6, y + 3.5, "end", format_number(value))

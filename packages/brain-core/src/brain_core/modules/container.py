@@ -43,15 +43,31 @@ class Modules(torch.nn.ModuleDict):
 
 
 def describe_parameters(name: str, modules: torch.nn.Module) -> str:
-    """Return a sentence with the number of parameters and how many of them are trainable."""
-    sizes = [(p.numel(), p.requires_grad) for p in modules.parameters()]
-    total = sum(size for size, _ in sizes)
-    trainable = sum(size for size, trained in sizes if trained)
-    share = 100 * trainable / total if total else 0.0
-    return (
+    """Return a sentence with the number of parameters, and a table of the modules if several.
+
+    Examples
+    --------
+    >>> parts = torch.nn.ModuleDict({"a": torch.nn.Linear(9, 99), "head": torch.nn.Linear(9, 1)})
+    >>> print(describe_parameters("Net", parts.requires_grad_(False)))
+    Net has 1.0k parameters, 0 of them trainable (0.00%).
+      module  parameters  trainable
+      a              990      0.00%
+      head            10      0.00%
+    """
+    total, trainable, share = _count(modules)
+    sentence = (
         f"{name} has {_with_unit(total)} parameters, {_with_unit(trainable)} of them trainable "
-        f"({share:.2f}%)."
+        f"({share})."
     )
+    parts = dict(modules.named_children())
+    if len(parts) <= 1:
+        return sentence
+    width = max(map(len, ("module", *parts)))
+    lines = [f"  {'module':{width}}  parameters  trainable"]
+    for part, module in parts.items():
+        size, _, share = _count(module)
+        lines.append(f"  {part:{width}}  {_with_unit(size):>10}  {share:>9}")
+    return "\n".join([sentence, *lines])
 
 
 def as_modules(modules: Mapping[str, torch.nn.Module] | None, device: str) -> Modules:
@@ -83,6 +99,14 @@ def as_modules(modules: Mapping[str, torch.nn.Module] | None, device: str) -> Mo
             f"    with torch.no_grad():\n        modules[{lazy[0].split('.')[0]!r}](example)"
         )
     return container.to(device)
+
+
+def _count(module: torch.nn.Module) -> tuple[int, int, str]:
+    """Return the number of parameters, of trainable ones, and the share of these."""
+    sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
+    total = sum(size for size, _ in sizes)
+    trainable = sum(size for size, is_trained in sizes if is_trained)
+    return total, trainable, f"{100 * trainable / total if total else 0.0:.2f}%"
 
 
 def _with_unit(number: float) -> str:
