@@ -121,14 +121,16 @@ class shown:  # noqa: N801 - a function but for its repr
 
 
 def command_lines() -> Iterator[str]:
-    """Give the options of ``brain-ckpt``, of ``brain-move`` and of a script."""
+    """Give the options of ``brain-ckpt``, ``brain-move``, ``brain-report`` and of a script."""
     from brain_ckpt.cli import main
     from brain_core import RunOptions
+    from brain_core.charts import main as report
     from brain_core.move import main as move
     from brain_core.options import command_line
 
-    moved = [" or ".join(a.option_strings) or a.dest for a in move._parser()._actions]
-    yield f"brain-move {' '.join(sorted(moved))}"
+    for name, command in (("brain-move", move), ("brain-report", report)):
+        options = [" or ".join(a.option_strings) or a.dest for a in command._parser()._actions]
+        yield f"{name} {' '.join(sorted(options))}"
     parser = main._parser()
     (commands,) = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     for name, command in sorted(commands.choices.items()):
