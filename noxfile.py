@@ -93,7 +93,7 @@ def meta(session: nox.Session) -> None:
     """Install all five wheels through brain-all; test their contents, and whole scripts."""
     install_wheels(session, "all", *PACKAGES, groups=ALL_GROUPS)
     check_installed(session, "brain-all", groups=ALL_GROUPS)
-    run_pytest(session, "tests/packaging", "tests/integration", "tests/released")
+    run_pytest(session, "tests/packaging", "tests/integration", "tests/released", "tests/docs")
 
 
 @nox.session(requires=["wheels"], default=False)
@@ -172,6 +172,14 @@ def bench(session: nox.Session) -> None:
     rest = [a for a in session.posargs if not any(path.stem.startswith(a) for path in known)]
     for path in named or known:
         session.run("python", str(path), *rest)
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """Build the documentation into site/, with warnings as errors; ``-- serve`` shows it."""
+    session.install(*group("docs"), *pins())
+    command = session.posargs or ["build"]
+    session.run("mkdocs", *command, env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session(default=False)

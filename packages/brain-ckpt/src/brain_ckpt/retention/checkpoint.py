@@ -22,7 +22,7 @@ class _Fields(NamedTuple):
 class Checkpoint(_Fields):
     """One saved checkpoint; a named tuple of path, meta and paramfiles.
 
-    Parameters
+    Attributes
     ----------
     path : Path
         Its directory.

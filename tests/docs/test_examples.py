@@ -1,0 +1,130 @@
+"""Every example trains, with tiny settings; the longer ones also resume after SIGKILL."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+import pytest
+import torch
+from pages import ROOT
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Return a function that gives the names of an example; the current directory is empty."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    loaded = set(sys.modules)
+
+    def names_of(path):
+        script = EXAMPLES / path
+        sys.path.insert(0, str(script.parent))
+        return runpy.run_path(str(script), run_name="example")
+
+    with torch.random.fork_rng(devices=[]):
+        yield names_of
+    for name in set(sys.modules) - loaded:  # such as `model`, which two examples may have
+        if getattr(sys.modules[name], "__file__", None) and str(EXAMPLES) in str(
+            sys.modules[name].__file__
+        ):
+            del sys.modules[name]
+
+
+def test_the_loop_without_a_brain_resumes(load, capsys, monkeypatch):
+    """A run that an error ends in an epoch, and another one at an epoch's end, has equal bits."""
+    main = load("own_loop.py")["main"]
+    expected = main(epochs=3, folder="whole")
+    whole = capsys.readouterr().out
+    losses = iter([torch.nn.functional.mse_loss] * 200)  # 128 batches to an epoch
+
+    def fails(*args):
+        return next(losses)(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "mse_loss", fails)
+        with pytest.raises(StopIteration):
+            main(epochs=3, folder="parts")
+    main(epochs=2, folder="parts")
+    assert all(map(torch.equal, main(epochs=3, folder="parts"), expected))
+    assert capsys.readouterr().out == whole
+
+
+def test_the_gan_trains_both_networks(load):
+    """Its points are nearer to the ring than those of an untrained generator."""
+    assert 0 < load("gan.py")["main"](epochs=1, points=256, folder="gan") < 1
+
+
+@pytest.mark.long
+def test_the_gan_learns_the_ring(load):
+    """With its own settings its points are near the ring."""
+    assert load("gan.py")["main"](folder="gan") < 0.2
+
+
+def test_fine_tuning_loads_freezes_and_unfreezes(load):
+    """The encoder keeps its pretrained parameters while it is frozen, and changes afterwards."""
+    pytest.importorskip("sklearn")
+    path = load("finetune/pretrain.py")["main"](epochs=1, folder="finetune")
+    pretrained = torch.load(path, weights_only=True)
+    names = load("finetune/train.py")
+
+    def encoder_changes(epochs):
+        names["main"](epochs=epochs, frozen_epochs=1, labelled=64, folder="finetune")
+        encoder = names["encoder"]()
+        reader = names["Checkpointer"]("finetune/save", {"encoder": encoder})
+        reader.recover_if_possible(only=lambda name, _: name == "encoder")
+        return [not torch.equal(encoder.state_dict()[key], pretrained[key]) for key in pretrained]
+
+    assert not any(encoder_changes(epochs=1))
+    assert all(encoder_changes(epochs=2))
+
+
+@pytest.mark.long
+def test_fine_tuning_learns(load):
+    """With its own settings most digits are right."""
+    pytest.importorskip("sklearn")
+    load("finetune/pretrain.py")["main"]()
+    assert load("finetune/train.py")["main"]() > 0.7
+
+
+def test_the_sharded_model_trains_in_one_process(load):
+    """The same script runs without torchrun."""
+    brain = load("fsdp/train.py")["main"](epochs=1, rows=64, width=8, device="cpu", folder="fsdp")
+    assert brain.optimizer_step == 2
+
+
+def test_the_language_model_trains_with_tied_weights(load, capsys):
+    """In bf16 and with accumulation; the embedding is the output layer."""
+    main = load("language_model/train.py")["main"]
+    brain = main(epochs=1, width=16, layers=1, length=32, modules=("bisect",), folder="lm")
+    model = brain.modules.model
+    assert model.output.weight is model.embedding.weight
+    assert "bits a character" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_the_language_model_learns(load):
+    """With its own settings it needs fewer bits than the text has without a model."""
+    brain = load("language_model/train.py")["main"]()
+    assert brain.checkpointer.find_checkpoint(min_key="bits").meta["bits"] < 4.5
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.long)])
+def test_a_run_that_is_killed_draws_one_line(load, tmp_path, kills):
+    """SIGKILL ends it, and no loss differs."""
+    pytest.importorskip("matplotlib")
+    main = load("killed_five_times.py")["main"]
+    assert main(epochs=1 if kills == 1 else 4, kills=kills, picture="killed.png") == 0
+    assert (tmp_path / "killed.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_first_example_trains(load, capsys):
+    """It prints a line for each epoch."""
+    load("first.py")
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in printed] == [f"epoch {n}" for n in range(1, 13)] + [
+        "weights"
+    ]
