@@ -11,7 +11,7 @@ import dataclasses
 import torch
 
 from brain_ckpt import Checkpointer, RNGState
-from brain_data import ReproducibleRandomSampler, SaveableDataLoader
+from brain_data import ResumableLoader
 
 
 @dataclasses.dataclass
@@ -28,7 +28,7 @@ def main(epochs=4, folder="results/own_loop"):
     torch.manual_seed(0)
     x = torch.randn(2048, 8)
     data = torch.utils.data.TensorDataset(x, x.pow(2).sum(1, keepdim=True))
-    loader = SaveableDataLoader(data, batch_size=16, sampler=ReproducibleRandomSampler(data))
+    loader = ResumableLoader(torch.utils.data.DataLoader(data, batch_size=16, shuffle=True))
     model = torch.nn.Sequential(
         torch.nn.Linear(8, 64), torch.nn.GELU(), torch.nn.Dropout(0.1), torch.nn.Linear(64, 1)
     )
