@@ -79,6 +79,7 @@ class SharedDirectory:
         """Release the lock, if this run holds it."""
         if self._lock is not None:
             self._lock.release()
+            self.store.forget()
 
     def nodes(self) -> Nodes:
         """Return the role of this rank; all ranks make the first call together."""

@@ -8,7 +8,6 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from brain_ckpt.retention.checkpoint import ckpt_recency
 from brain_ckpt.storage import filesystem
 from brain_ckpt.storage.layout import (
     check_name,
@@ -104,7 +103,7 @@ def read_directory_state(store: Store, request: SaveRequest, last: LastSave) -> 
         store.clean_up()
     except OSError as error:
         logger.warning("The cleanup of %s failed: %s", store.root, error)
-    listing = store.listing()
+    newest = store.newest()
     names = filesystem.names(store.root)
     if request.name is not None:
         final = store.root / directory_name(request.name)
@@ -116,8 +115,9 @@ def read_directory_state(store: Store, request: SaveRequest, last: LastSave) -> 
             )
     leftovers = [leftover for name in names if (leftover := parse_leftover(name))]
     used_names = {*names, *(leftover.checkpoint for leftover in leftovers), last.name}
-    newest_s = max([last.time_s, *map(ckpt_recency, listing.checkpoints)])
-    return DirectoryState(newest_s, max(last.seq, listing.seq), frozenset(used_names))
+    return DirectoryState(
+        max(last.time_s, newest.time_s), max(last.seq, newest.seq), frozenset(used_names)
+    )
 
 
 def make_plan(store: Store, request: SaveRequest, states: Sequence[DirectoryState]) -> SavePlan:

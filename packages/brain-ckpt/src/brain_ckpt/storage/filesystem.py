@@ -15,7 +15,7 @@ import os
 import stat
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,6 +39,16 @@ _HELD_PART = 4
 _NO_DIRECTORY_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})
 
 T = TypeVar("T")
+
+
+class Identity(NamedTuple):
+    """The device, inode, size and times of a file or directory."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
 
 
 def mkdir(path: Path) -> None:
@@ -152,6 +162,27 @@ def names(path: Path) -> list[str]:
         return sorted(os.listdir(path))
     except FileNotFoundError:
         return []
+
+
+def inodes(path: Path) -> dict[str, int]:
+    """Return the names in a directory with their inode numbers; none if it does not exist."""
+    _call_failpoint("list", path)
+    try:
+        with os.scandir(path) as entries:
+            return {entry.name: entry.inode() for entry in entries}
+    except FileNotFoundError:
+        return {}
+
+
+def identity(path: str) -> Identity | None:
+    """Return what changes if a file or directory is written or replaced; None if there is none."""
+    try:
+        status = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return None
+    return Identity(
+        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    )
 
 
 def is_directory(path: Path) -> bool:
@@ -311,11 +342,11 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
 def _handle(descriptor: int) -> Path | None:
     """Return a path of an open file or directory; None if the system has none."""
     try:
-        process = _HANDLES.parent.resolve(strict=True)
+        process = os.readlink(_HANDLES.parent)
     except OSError:
         return None
-    path = process / _HANDLES.name / str(descriptor)
-    return path if os.path.lexists(path) else None
+    path = f"{_HANDLES.parent.parent}/{process}/{_HANDLES.name}/{descriptor}"
+    return Path(path) if os.path.lexists(path) else None
 
 
 def _is_handle(path: Path) -> bool:

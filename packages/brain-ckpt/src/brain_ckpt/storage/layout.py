@@ -158,6 +158,8 @@ def trash_name(checkpoint: str, run_id: str) -> str:
 
 def parse_leftover(name: str) -> Leftover | None:
     """Return what a temporary name says; None for any other name."""
+    if not name.startswith("."):
+        return None
     for kind, dots in ((TEMPORARY, 2), (OLD, 1), (TRASH, 1), (NEW, 1)):
         if name.startswith(kind + PREFIX):
             parts = name[len(kind) :].rsplit(".", dots)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from brain_ckpt.errors import CheckpointError, CheckpointGoneError
 from brain_ckpt.retention.checkpoint import Checkpoint, ckpt_recency
 from brain_ckpt.storage import filesystem
+from brain_ckpt.storage.known import Entry, KnownCheckpoints
 from brain_ckpt.storage.layout import (
     META_NAME,
     NEW,
@@ -31,6 +33,10 @@ _MAX_CHANGES = 5
 _MAX_EMPTY = 10
 
 
+class _NotACheckpointError(Exception):
+    """A path is a foreign file or directory, or not yet or no longer a checkpoint."""
+
+
 class Listing(NamedTuple):
     """The checkpoints of a directory.
 
@@ -49,21 +55,31 @@ class Listing(NamedTuple):
     seq: int
 
 
-def list_published(root: Path) -> Listing:
+def list_published(root: Path, known: KnownCheckpoints | None = None) -> Listing:
     """List the checkpoints of a directory; none means that none was ever published.
+
+    Parameters
+    ----------
+    root : Path
+        The directory.
+    known : KnownCheckpoints, optional
+        What was read before; it is used and completed.
 
     Raises
     ------
     CheckpointGoneError
         If all checkpoints are deleted again and again while they are listed.
     """
+    known = KnownCheckpoints() if known is None else known
     names = filesystem.names(root)
     empty = 0
     patience = Patience(root)
     changes = 0
     unchanged, state = 0, None
     while True:
-        listing, gone = _read_all(_published_paths(root, names).values())
+        paths = _published_paths(root, names).values()
+        listing, gone = read_all(paths, known)
+        known.keep_only(paths)
         previous, names = names, filesystem.names(root)
         former, state = state, _state_of(names, gone)
         unchanged = unchanged + 1 if gone and state == former else 0
@@ -153,28 +169,33 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns
 
 
-def _read_all(paths: Iterable[Path]) -> tuple[Listing, dict[Path, str]]:
+def read_all(paths: Iterable[Path], known: KnownCheckpoints) -> tuple[Listing, dict[Path, str]]:
     """Return what can be read, and the checkpoints that seem to be deleted meanwhile."""
     entries: list[tuple[float, int, Checkpoint]] = []
     unreadable: dict[Path, str] = {}
     gone: dict[Path, str] = {}
     for path in paths:
-        if not path.is_dir():
-            if not os.path.lexists(path):  # a file of this name is foreign
-                gone[path] = "it does not exist"
-            continue
         try:
-            if not looks_like_checkpoint(path) or is_unfinished(path):
-                continue
-            with open_checkpoint(path) as opened:
-                checkpoint, manifest = opened.checkpoint, opened.manifest
+            checkpoint, number = known.get(path, functools.partial(_read_one, path))
+        except _NotACheckpointError:  # noqa: PERF203 - each is one outcome of a path
+            continue
         except CheckpointGoneError as error:
             gone[path] = str(error)
         except (CheckpointError, OSError) as error:
             unreadable[path] = str(error)
         else:
-            number = 0 if manifest is None else manifest.seq
             entries.append((ckpt_recency(checkpoint), number, checkpoint))
     entries.sort(key=lambda entry: entry[:2])
     seq = max((number for _, number, _ in entries), default=0)
     return Listing([checkpoint for _, _, checkpoint in entries], unreadable, seq), gone
+
+
+def _read_one(path: Path) -> Entry:
+    if not path.is_dir():
+        if os.path.lexists(path):  # a file of this name is foreign
+            raise _NotACheckpointError
+        raise CheckpointGoneError("it does not exist")
+    if not looks_like_checkpoint(path) or is_unfinished(path):
+        raise _NotACheckpointError
+    with open_checkpoint(path) as opened:
+        return Entry(opened.checkpoint, 0 if opened.manifest is None else opened.manifest.seq)

@@ -11,6 +11,7 @@ import torch
 
 from brain_ckpt.errors import CheckpointDamagedError
 from brain_ckpt.storage.meta_arrays import copy_array, is_array, to_lists
+from brain_ckpt.storage.plain_yaml import dump_plain, load_plain
 
 META_LIMIT_BYTES = 2**20
 _MAX_META_BYTES = META_LIMIT_BYTES - 2**12  # the save adds keys of its own
@@ -48,21 +49,27 @@ def plain_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
     plain = {str(key): _plain(value, str(key)) for key, value in meta.items()}
     # A time given by the caller must be valid, or the checkpoint could not be listed.
     _check_time({"unixtime": 0.0, **plain}, "meta")
-    size = len(dump_meta(plain)[0])
+    # Large values are refused before they are written as text, which can take seconds.
+    size = _least_bytes(plain)
+    if size <= _MAX_META_BYTES:
+        size = len(dump_meta(plain)[0])
     if size > _MAX_META_BYTES:
         raise ValueError(
-            f"meta must be at most {_MAX_META_BYTES} bytes as YAML, got {size}; save large values "
-            f"as a recoverable"
+            f"meta must be at most {_MAX_META_BYTES} bytes as YAML, got at least {size}; save "
+            f"large values as a recoverable"
         )
     return plain
 
 
 def dump_meta(meta: Mapping[str, Any]) -> tuple[bytes, list[Any]]:
     """Return the content of CKPT.yaml, and the notes that restore its tensors and arrays."""
-    from brain_ckpt.storage.safe_yaml import dump
-
     lists, notes = to_lists(meta)
-    return (_HEADER + dump(lists)).encode(), notes
+    text = dump_plain(lists)
+    if text is None:
+        from brain_ckpt.storage.safe_yaml import dump
+
+        text = dump(lists)
+    return (_HEADER + text).encode(), notes
 
 
 def load_meta(content: bytes, where: str) -> dict[str, Any]:
@@ -75,7 +82,11 @@ def load_meta(content: bytes, where: str) -> dict[str, Any]:
     CheckpointDamagedError
         If it is not YAML, is not a mapping, or has no time.
     """
-    meta = _load(content, f"{where} must be YAML")
+    header = _HEADER.encode()
+    # Only what this package, or SpeechBrain, writes begins so.
+    meta = load_plain(content.decode("ascii", "replace")) if content.startswith(header) else None
+    if meta is None:
+        meta = _load(content, f"{where} must be YAML")
     if not isinstance(meta, dict):
         raise CheckpointDamagedError(
             f"{where} must hold a mapping, got {meta!r}; the file was truncated or overwritten"
@@ -136,6 +147,17 @@ def _item_or_array(value: Any, where: str) -> Any:
     if isinstance(item, (bool, int, float, str, torch.Tensor)) or is_array(item):
         return item
     raise _not_plain(value, where)
+
+
+def _least_bytes(value: Any) -> int:
+    """Return a lower bound of the bytes of plain values as YAML."""
+    if isinstance(value, Mapping):
+        return sum(map(_least_bytes, value.values())) + 3 * len(value)
+    if isinstance(value, list):
+        return sum(map(_least_bytes, value)) + 3 * len(value)
+    if isinstance(value, torch.Tensor):
+        return 4 * value.numel()  # "- 0" and the end of the line
+    return 4 * value.size if is_array(value) else 1
 
 
 def _not_plain(value: Any, where: str) -> TypeError:

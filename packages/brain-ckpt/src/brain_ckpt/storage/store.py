@@ -6,9 +6,10 @@ import contextlib
 import dataclasses
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from brain_ckpt.errors import CheckpointError
+from brain_ckpt.retention.checkpoint import ckpt_recency
 from brain_ckpt.storage import filesystem
 from brain_ckpt.storage.commit import (
     CommitProtocol,
@@ -18,6 +19,7 @@ from brain_ckpt.storage.commit import (
     remove_marked,
     write_bytes,
 )
+from brain_ckpt.storage.known import KnownCheckpoints
 from brain_ckpt.storage.layout import (
     META_NAME,
     NEW,
@@ -34,6 +36,7 @@ from brain_ckpt.storage.listing import (
     has_manifest,
     is_unfinished,
     list_published,
+    read_all,
     read_checkpoint,
 )
 from brain_ckpt.storage.manifest import MANIFEST_NAME, Manifest, dump_manifest
@@ -51,6 +54,13 @@ logger = logging.getLogger(__name__)
 
 # The directories that this process writes, through any checkpointer; a cleanup skips them.
 _staged_paths: set[str] = set()
+
+
+class Newest(NamedTuple):
+    """The newest time, in seconds, and the highest number of the checkpoints of a directory."""
+
+    time_s: float
+    seq: int
 
 
 class Store:
@@ -75,11 +85,51 @@ class Store:
         self.run_id = run_id
         self.algorithm = algorithm
         self._protocol: CommitProtocol = (RenameCommit if renames else ManifestCommit)(root, run_id)
+        self._renames = renames
         self._number = 0
+        self._known = KnownCheckpoints()
+        # While the lock is held: the inodes of the checkpoints that `newest` has counted.
+        self._counted: dict[str, int] = {}
+        self._newest = Newest(0.0, 0)
 
     def listing(self) -> Listing:
         """List the published checkpoints; needs no lock and changes nothing."""
-        return list_published(self.root)
+        return list_published(self.root, self._known)
+
+    def newest(self) -> Newest:
+        """Return the newest time and the highest number of all checkpoints; the lock is held.
+
+        A checkpoint is read once.  Only a run that holds the lock replaces one, and its directory
+        then has another inode, unless directories are not renamed.
+        """
+        inodes = filesystem.inodes(self.root)
+        if not self._renames or any(map(parse_leftover, inodes)):
+            listing = self.listing()
+            return self._count(listing)
+        published = {name: inode for name, inode in inodes.items() if name.startswith(PREFIX)}
+        uncounted = {
+            name: inode for name, inode in published.items() if self._counted.get(name) != inode
+        }
+        listing, gone = read_all([self.root / name for name in uncounted], self._known)
+        newest = self._count(self.listing() if gone else listing)
+        read = {checkpoint.path.name for checkpoint in listing.checkpoints}
+        self._counted = {
+            name: inode
+            for name, inode in published.items()
+            if name not in uncounted or name in read
+        }
+        return newest
+
+    def forget(self) -> None:
+        """Forget which checkpoints `newest` has counted, since the lock is released."""
+        self._counted = {}
+
+    def _count(self, listing: Listing) -> Newest:
+        times = map(ckpt_recency, listing.checkpoints)
+        self._newest = Newest(
+            max([self._newest.time_s, *times]), max(self._newest.seq, listing.seq)
+        )
+        return self._newest
 
     def staging_name(self, name: str, *, replaces: bool) -> str:
         """Return the name of the directory to write a checkpoint in."""
@@ -222,10 +272,12 @@ class Store:
         ]
 
     def _marked(self) -> list[Path]:
+        # A checkpoint that was counted had no mark, and a run that renames leaves none.
         return [
             self.root / name
-            for name in filesystem.names(self.root)
+            for name, inode in sorted(filesystem.inodes(self.root).items())
             if name.startswith(PREFIX)
+            and self._counted.get(name) != inode
             and os.path.lexists(self.root / name / UNFINISHED)
             and not self._is_staged(name)
         ]
