@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 
 from brain_ckpt.errors import CheckpointMismatchError
 from brain_ckpt.loading.checked_read import MIN_BYTES, read_checked
+from brain_ckpt.loading.mapped_pages import ReleaseMappedPages
 from brain_ckpt.loading.shards import assemble
 from brain_ckpt.recoverables.encoding import decode_state
 from brain_ckpt.recoverables.parameter_groups import (
@@ -187,13 +189,14 @@ def _state_step(
 ) -> RestoreStep:
     name, obj = recoverable.name, recoverable.obj
     if not recoverable.per_rank and path.name in checked_states:
-        state = checked_states[path.name]
+        state, is_mapped = checked_states[path.name], False
     else:
         # A module copies its state; an object that keeps its state must not keep a mapped file.
+        is_mapped = isinstance(obj, torch.nn.Module)
         state = read_state(
             opened.file(path),
             trusted=trusted,
-            mmap=isinstance(obj, torch.nn.Module),
+            mmap=is_mapped,
             safe_globals=recoverable.safe_globals,
         )
     groups = None if plan is None else plan.parameters
@@ -203,6 +206,9 @@ def _state_step(
     def apply() -> None:
         if plan is not None:
             add_missing_groups(obj, plan, state, name)
-        set_state(obj, state, name)
+        with (
+            ReleaseMappedPages(state, opened.file(path)) if is_mapped else contextlib.nullcontext()
+        ):
+            set_state(obj, state, name)
 
     return RestoreStep(apply, apply)
