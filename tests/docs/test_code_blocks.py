@@ -44,7 +44,7 @@ def own_directory(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", RUN)
 def test_the_blocks_of_a_page_run_in_order(page, own_directory):
-    """As one program; a text block after a Python block is what it prints, up to fractions."""
+    """As one program; a text block after a Python block is what it prints or raises."""
     names = {"__name__": "__main__"}
     following = blocks(ROOT / page)
     for block, after in zip(following, [*following[1:], None], strict=True):
@@ -54,6 +54,11 @@ def test_the_blocks_of_a_page_run_in_order(page, own_directory):
         if block.title.startswith(NEEDS):
             continue
         printed = io.StringIO()
+        if after is not None and after.title == "raises":
+            with pytest.raises(Exception, match=r"\w") as raised:
+                exec(code, names)
+            assert f"{raised.typename}: {raised.value}\n" == after.code
+            continue
         with contextlib.redirect_stdout(printed):
             exec(code, names)
         if is_output(after):
