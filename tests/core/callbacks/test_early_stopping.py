@@ -110,6 +110,7 @@ def make_for_kills(net, folder):
     return net.make(folder, [EarlyStopping("score", patience=2)], cls=cls, ckpt_interval_steps=2)
 
 
+@pytest.mark.long
 def test_a_killed_run_ends_after_the_same_epoch(net, fit_args):
     """Killed inside epochs and between them."""
     assert_resumes_exactly(
