@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from brain_core import Stage
+from brain_core import Brain, Stage
 
 
 def sgd(parameters):
@@ -180,3 +180,22 @@ def test_an_optimizer_that_needs_a_closure_is_refused_with_the_lines_to_write(re
     before = brain.evaluate_batch(batch, Stage.VALID)
     brain.fit(range(3), pairs, train_loader_kwargs={"batch_size": 22})
     assert brain.evaluate_batch(batch, Stage.VALID) < 0.9 * before
+
+
+@pytest.mark.parametrize(
+    ("fit", "message"),
+    [
+        (lambda brain: brain.fit(5, []), r"got 5\. Write EpochCounter\(5\)"),
+        (lambda brain: brain.fit(range(1), [0], None, {"batch_size": 2}), "train_loader_kwargs="),
+    ],
+)
+def test_an_argument_in_the_wrong_place_is_refused_with_what_to_write(fit, message):
+    """A number instead of epochs; a loader's arguments as the progress bar."""
+    with pytest.raises(TypeError, match=message):
+        fit(Brain())
+
+
+def test_a_model_instead_of_a_dict_of_modules_is_refused():
+    """The error shows the dict."""
+    with pytest.raises(TypeError, match=r"got Linear\. Write modules="):
+        Brain(torch.nn.Linear(1, 1))

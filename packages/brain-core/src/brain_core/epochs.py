@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EpochCounter",
     "EpochCounterWithStopper",
+    "check_epochs",
     "count_epochs",
     "epochs_left",
     "is_epoch_counter",
@@ -222,6 +223,15 @@ def is_epoch_counter(obj: Any) -> bool:
     return isinstance(obj, EpochCounter) or (
         type(obj).__module__ == "speechbrain.utils.epoch_loop" and hasattr(obj, "current")
     )
+
+
+def check_epochs(epochs: object) -> None:
+    """Raise a TypeError that says what to write if a number of epochs was given."""
+    if not hasattr(epochs, "__iter__") and not hasattr(epochs, "__getitem__"):
+        raise TypeError(
+            "epoch_counter must be an EpochCounter or an iterable of numbers, got "
+            f"{epochs!r}. Write EpochCounter({epochs!r}), or range(1, {epochs!r} + 1)."
+        )
 
 
 def epochs_left(

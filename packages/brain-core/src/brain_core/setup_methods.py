@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from brain_ckpt import check_space
-from brain_core.epochs import epochs_left
+from brain_core.epochs import check_epochs, epochs_left
 from brain_core.loop.gradients import split_vectors
 from brain_core.loop.padding_batches import pad_last_round
 from brain_core.loop.stage_loader import (
@@ -257,6 +257,7 @@ class SetupMethods:
         return loader
 
     def _begin_fit(self, train_set: Any, epochs: Iterable[int]) -> None:
+        check_epochs(epochs)
         self._run.keeps_average = "update_average" in self._overrides
         batches = length_of(train_set)  # before a checkpoint is loaded: as when the run began
         fit_state = self._fit_state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -75,6 +75,11 @@ class ProgressBar:
 
 def should_show(progressbar: bool | None, *, forbidden: bool) -> bool:
     """Return whether to draw bars: as given, by default on a terminal or in a notebook."""
+    if isinstance(progressbar, Mapping):
+        raise TypeError(
+            f"progressbar must be True, False or None, got {progressbar!r}. Pass the arguments of "
+            "a loader by name: train_loader_kwargs=..."
+        )
     if progressbar is not None:
         return progressbar
     return not forbidden and (sys.stderr.isatty() or "ipykernel" in sys.modules)

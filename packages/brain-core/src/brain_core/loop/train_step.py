@@ -250,8 +250,10 @@ def explain_loss(loss: Any, error: Exception) -> None:
 
 def _unusable(loss: Any) -> str | None:
     """Describe why a loss has no gradient; return None if it has one."""
+    if loss is None:
+        return "None. Return it"
     if not isinstance(loss, torch.Tensor):
-        return f"{loss!r}"
+        return f"{loss!r}. Return the tensor, not its item()"
     if loss.numel() != 1:
         return f"a tensor of shape {tuple(loss.shape)}. Reduce it, for instance by .mean()"
     if not loss.requires_grad:

@@ -80,6 +80,12 @@ def as_modules(modules: Mapping[str, torch.nn.Module] | None, device: str) -> Mo
     ValueError
         For a module with parameters that are not initialized yet, such as ``LazyLinear``.
     """
+    if not hasattr(modules or {}, "items"):
+        raise TypeError(
+            "modules must be a dict of torch.nn.Module objects by name, got "
+            f"{type(modules).__name__}. "
+            'Write modules={"model": model}.'
+        )
     for name, module in (modules or {}).items():
         if not isinstance(module, torch.nn.Module):
             raise TypeError(
