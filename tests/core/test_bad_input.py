@@ -185,7 +185,7 @@ def test_an_optimizer_that_needs_a_closure_is_refused_with_the_lines_to_write(re
 @pytest.mark.parametrize(
     ("fit", "message"),
     [
-        (lambda brain: brain.fit(5, []), r"got 5\. Write EpochCounter\(5\)"),
+        (lambda brain: brain.fit(5, [0]), r"got 5\. Write EpochCounter\(5\)"),
         (lambda brain: brain.fit(range(1), [0], None, {"batch_size": 2}), "train_loader_kwargs="),
     ],
 )
