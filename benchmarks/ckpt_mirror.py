@@ -90,7 +90,9 @@ class Place:
         checkpointer.close()
         self.path = folder / "save" / "CKPT+one"
         self.files = [path for path in self.path.rglob("*") if path.is_file()]
-        self.store = from_url(f"s3://{BUCKET}/plain", client_options={"allow_http": True})
+        # The server takes long to put the parts of 2 GB together: obstore would ask again meanwhile.
+        patient = {"allow_http": True, "timeout": "600s"}
+        self.store = from_url(f"s3://{BUCKET}/plain", client_options=patient)
 
     def open(self, directory: str = "save") -> Checkpointer:
         """Return a checkpointer with a mirror."""

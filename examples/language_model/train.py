@@ -1,6 +1,6 @@
 """A small language model of Python: it learns from the source code of Python's standard library.
 
-python examples/language_model/train.py      # about three minutes on one core
+python examples/language_model/train.py      # some minutes on one core
 
 Input and output embeddings are tied, the forward runs in bf16, and four batches make a step. Kill
 it at any moment and start it again.
