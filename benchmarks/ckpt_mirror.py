@@ -90,7 +90,7 @@ class Place:
         checkpointer.close()
         self.path = folder / "save" / "CKPT+one"
         self.files = [path for path in self.path.rglob("*") if path.is_file()]
-        # The server takes long to put the parts of 2 GB together: obstore would ask again meanwhile.
+        # The server needs minutes to join the parts of 2 GB; obstore would ask again meanwhile.
         patient = {"allow_http": True, "timeout": "600s"}
         self.store = from_url(f"s3://{BUCKET}/plain", client_options=patient)
 
