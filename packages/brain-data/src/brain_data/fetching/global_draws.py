@@ -11,6 +11,9 @@ from brain_data.order.generator_states import capture_global, restore_global
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from brain_data.fetching.position import Position
 
 
 class GlobalDraws:
@@ -92,6 +95,16 @@ class GlobalDraws:
             self._present = capture_global(devices=False)
         finally:
             restore_global(outside)
+
+    @staticmethod
+    def unchanged(resume: Position | None, *, had_begun: bool) -> AbstractContextManager[None]:
+        """Keep torch's generator in a block, where the pass drew its base seed before the restart.
+
+        A loop that restores the generators itself, before it makes the iterator, then continues
+        with the numbers that it would have drawn without the restart.
+        """
+        has_drawn = had_begun and resume is not None and not resume.is_start
+        return torch.random.fork_rng(devices=[], enabled=has_drawn)
 
 
 class CheckedIterator:

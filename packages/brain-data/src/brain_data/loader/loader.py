@@ -338,8 +338,7 @@ class SaveableDataLoader(DataLoader[Any]):
 
     def _iterate_rows(self, resume: Position | None) -> Iterator[Any]:
         is_seeded = not draws_no_random_numbers(self.dataset, self.collate_fn)
-        # Before the restart: then its order is drawn again.
-        had_begun = resume is not None and not self._follows_end
+        had_begun = resume is not None and not self._follows_end  # and is drawn again
         self._pass = epoch_pass = EpochPass(
             self._samplers,
             self.epoch,
@@ -359,7 +358,8 @@ class SaveableDataLoader(DataLoader[Any]):
             generator = base_seed_generator(saved, had_begun=had_begun)
         if self._generators is not None:
             self._generators["draws_base_seed"] = starts and generator is None
-        batches = self._rows.iterate(epoch_pass, self, device=self.device, generator=generator)
+        with self._draws.unchanged(resume, had_begun=had_begun):
+            batches = self._rows.iterate(epoch_pass, self, device=self.device, generator=generator)
         if search is not None and saved is not None and had_begun:
             search.restore(saved["present"])
         if had_begun and self._draws.is_own:
