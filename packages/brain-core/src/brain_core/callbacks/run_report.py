@@ -74,7 +74,8 @@ class Report(Callback):
         self._file = AppendedFile(self.output_folder / HISTORY)
         self._timer = BatchTimer()
         self._written = -math.inf
-        self._stats: Mapping[str, Any] | None = None  # of a pass that is not written yet
+        self._stage = Stage.TRAIN  # with which an epoch goes on after a restart, without a start
+        self._stats: Mapping[str, Any] | None = None  # of the last pass that was written
         self._brain: Brain | None = None
         self._repeated = 0
         self._losses: list[torch.Tensor] = []
@@ -83,7 +84,7 @@ class Report(Callback):
 
     def on_fit_start(self, brain: Brain, *, is_resumed: bool) -> None:
         """Note the start, and write the report."""
-        self._brain, self._stats = brain, None
+        self._brain, self._stats, self._stage = brain, brain.stage_stats, Stage.TRAIN
         if not is_resumed:
             self._begin_steps()
         if if_main_process():
@@ -99,7 +100,8 @@ class Report(Callback):
 
     def on_stage_start(self, brain: Brain, stage: Stage, epoch: int | None) -> None:
         """Note which pass begins."""
-        self._stats, self._stage, self._epoch = brain.stage_stats, stage, epoch
+        del epoch
+        self._brain, self._stage = brain, stage
         if stage is Stage.TRAIN:
             self._timer.reset()
 
@@ -128,7 +130,7 @@ class Report(Callback):
     ) -> None:
         """Write the figures of the pass, and the report."""
         del epoch, stats
-        self._brain = brain
+        self._brain, self._stage = brain, stage
         self._write_stage()
         self._draw(self.min_seconds if stage is not Stage.TEST else 0)
 
@@ -192,10 +194,10 @@ class Report(Callback):
 
     def _write_stage(self) -> None:
         """Write the figures of a pass, once they are complete."""
-        stats = self._stats
-        if stats is None or "loss" not in stats:
+        stats = {} if self._brain is None else self._brain.stage_stats
+        if "loss" not in stats or stats is self._stats:
             return
-        self._stats = None
+        self._stats = stats
         figures = {name: plain_number(value) for name, value in stats.items()}
         self._write("stage", **figures, stage=self._stage.name)
 

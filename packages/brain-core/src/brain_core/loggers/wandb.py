@@ -19,7 +19,8 @@ class WandBLogger(MainProcessLogger):
     The run is made when figures are logged, a checkpoint is saved or `run` is read for the first
     time. Checkpoints hold its id, and a run that is restarted goes on in it: the initializer then
     gets ``id`` and ``resume``. Figures of an epoch that is trained again are those that are there
-    already; W&B ignores steps that it has.
+    already; W&B ignores steps that it has. What W&B's own process has not written when the job is
+    killed is lost there.
 
     Parameters
     ----------
