@@ -43,24 +43,9 @@ LARGEST_TABLE = 10**7
 KINDS = {"keyed": KeyedRandomSampler, "randperm": ReproducibleRandomSampler}
 
 
-class Rows:
-    """A dataset of any size whose rows are their own numbers."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return self.rows
-
-    def __getitem__(self, row: int) -> int:
-        """Return the row's number."""
-        return row
-
-
 def first_batch(kind: type[Any], rows: int) -> list[int]:
     """Resume in the middle of the epoch and return the next batch."""
-    loader = SaveableDataLoader(Rows(rows), BATCH_SIZE, sampler=kind(Rows(rows)))
+    loader = SaveableDataLoader(range(rows), BATCH_SIZE, sampler=kind(range(rows)))
     loader.load_state_dict({**loader.state_dict(), "position": rows // BATCH_SIZE // 2})
     batch: list[int] = next(iter(loader)).tolist()
     return batch
@@ -69,10 +54,10 @@ def first_batch(kind: type[Any], rows: int) -> list[int]:
 def rank_batch(rank: int, tenth: int, rows: int) -> list[int]:
     """Return the batch of one of 4,096 ranks at a tenth of the epoch."""
     sampler = torch.utils.data.BatchSampler(
-        KeyedRandomSampler(Rows(rows)), BATCH_SIZE, drop_last=False
+        KeyedRandomSampler(range(rows)), BATCH_SIZE, drop_last=False
     )
     loader = SaveableDataLoader(
-        Rows(rows), batch_sampler=DistributedSamplerWrapper(sampler, WORLD_SIZE, rank)
+        range(rows), batch_sampler=DistributedSamplerWrapper(sampler, WORLD_SIZE, rank)
     )
     number = rows // (BATCH_SIZE * WORLD_SIZE) * tenth // 10
     loader.load_state_dict({**loader.state_dict(), "position": number * WORLD_SIZE})
@@ -146,7 +131,7 @@ def measure_rows() -> None:
     """Print the cost of a batch in a pass, on one rank and on 4,096."""
     rows, batches = LARGEST_TABLE, 2000
     orders = {
-        "randperm": ReproducibleRandomSampler(Rows(rows)).order(),
+        "randperm": ReproducibleRandomSampler(range(rows)).order(),
         "keyed": KeyedOrder(rows, 1, 0),
     }
     contenders = {
@@ -172,7 +157,7 @@ def measure_uniformity(rows: int = 1_000_000, seeds: int = 100, cells: int = 100
     place = np.arange(rows) // width * cells
     kinds: dict[str, Callable[[int], Any]] = {
         "keyed": lambda seed: KeyedOrder(rows, seed, 0)[:],
-        "randperm": lambda seed: ReproducibleRandomSampler(Rows(rows), seed).order(),
+        "randperm": lambda seed: ReproducibleRandomSampler(range(rows), seed).order(),
     }
     print(f"\n{rows} rows, {seeds} seeds, {cells} x {cells} cells: chi-squared")
     for name, make in kinds.items():

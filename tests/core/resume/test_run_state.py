@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import random
 
 import pytest
-import torch
 
 from brain_core import RunOptions
-from brain_core.loop.running_mean import LossMean
 from brain_core.resume.elastic import StepSize
-from brain_core.resume.run_state import Progress, RankState, RunState
+from brain_core.resume.run_state import Progress, RunState
 
 
 def make_run(**options):
@@ -99,29 +96,3 @@ def test_speechbrains_progress_is_read():
     """SpeechBrain's mean loss is restored as the sum of as many losses."""
     progress = Progress.from_yaml("{step: 4, avg_train_loss: 0.5, optimizer_step: 8}")
     assert (progress.loss_total, progress.loss_count, progress.epoch) == (2.0, 4, None)
-
-
-def test_generators_are_restored_once_by_restore_rng():
-    """Numbers drawn between loading and restore_rng do not change the result."""
-    run = make_run()
-    state = run.rank_state.state_dict()
-    drawn = (random.random(), torch.rand(1).item())
-    other = RankState(lambda: run.mean)
-    other.load_state_dict(state)
-    assert other.holds_rng
-    random.random()
-    other.restore_rng()
-    assert (random.random(), torch.rand(1).item()) == drawn
-    assert not other.holds_rng
-    other.restore_rng()
-    assert random.random() != drawn[0]
-
-
-def test_a_changed_environment_is_reported():
-    """The report contains the name, the saved value and the current value."""
-    here = {"torch": "2.13.0"}
-    state = RankState(LossMean, lambda: dict(here))
-    saved = state.state_dict()
-    here["torch"] = "2.14.0"
-    state.load_state_dict(saved)
-    assert state.changed_environment() == ["torch 2.13.0 -> 2.14.0"]

@@ -35,19 +35,6 @@ sizes = st.one_of(st.integers(0, 40), st.integers(0, 5000), near_squares)
 seeds = st.integers(-(2**40), 2**64)
 
 
-class Rows:
-    """A dataset of rows that are their own numbers, and of any size."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __getitem__(self, row: int) -> int:
-        return row
-
-
 def chi_squared(counts: Sequence[int] | np.ndarray, cells: int) -> float:
     """Return by how many standard deviations the statistic exceeds that of even cells."""
     found = np.asarray(counts, dtype=np.float64)
@@ -187,28 +174,28 @@ def test_batches_are_those_of_a_table_of_the_same_order(
 
 def test_torchs_own_loader_takes_the_sampler() -> None:
     """It yields each row once."""
-    loader = DataLoader(Rows(5000), batch_size=64, sampler=KeyedRandomSampler(Rows(5000)))
+    loader = DataLoader(range(5000), batch_size=64, sampler=KeyedRandomSampler(range(5000)))
     assert len(loader) == 79
     assert sorted(row for batch in loader for row in batch.tolist()) == list(range(5000))
 
 
 def test_a_wrapper_shuffles_a_keyed_order_too() -> None:
     """It asks for the rows at the places of its own permutation."""
-    sampler = KeyedRandomSampler(Rows(100))
+    sampler = KeyedRandomSampler(range(100))
     wrapped = DistributedSamplerWrapper(sampler, 1, 0, shuffle=True, seed=5)
     assert list(wrapped) == wrapped.order().tolist() != list(sampler)
 
 
 def test_ten_billion_rows_take_less_than_a_megabyte() -> None:
     """The position is in the middle of the epoch, and saved and loaded."""
-    make_dataloader(Rows(9), shuffle="keyed")  # what is imported and cached once
+    make_dataloader(range(9), shuffle="keyed")  # what is imported and cached once
     state = {
-        **saved_state(make_dataloader(Rows(WEB), batch_size=8, shuffle="keyed")),
+        **saved_state(make_dataloader(range(WEB), batch_size=8, shuffle="keyed")),
         "position": WEB // 16,
     }
     tracemalloc.start()
     try:
-        loader = make_dataloader(Rows(WEB), batch_size=8, shuffle="keyed")
+        loader = make_dataloader(range(WEB), batch_size=8, shuffle="keyed")
         loader.load_state_dict(state)
         batch = next(iter(loader))
         saved_state(loader)
@@ -233,8 +220,8 @@ def test_one_rank_of_4096_resumes_at_every_tenth_of_ten_billion_rows(
     order = KeyedOrder(WEB, 563375142, 5)
     for tenth in range(10):
         kwargs = {"batch_size": batch_size, "shuffle": "keyed"}
-        specifics = distributed_loader_specifics(True, rank, Rows(WEB), kwargs)  # noqa: FBT003
-        loader = make_dataloader(Rows(WEB), **specifics)
+        specifics = distributed_loader_specifics(True, rank, range(WEB), kwargs)  # noqa: FBT003
+        loader = make_dataloader(range(WEB), **specifics)
         loader.set_epoch(5)
         first = rounds * tenth // 10
         loader.load_state_dict({**saved_state(loader), "position": first * 4096})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import deque
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,8 @@ class Report(Callback):
         self._timer = BatchTimer()
         self._written = -math.inf
         self._stage = Stage.TRAIN  # with which an epoch goes on after a restart, without a start
-        self._stats: Mapping[str, Any] | None = None  # of the last pass that was written
+        # Figures that were written: of a pass, and of a test that ran in its last hook.
+        self._stats: deque[Mapping[str, Any]] = deque(maxlen=2)
         self._brain: Brain | None = None
         self._repeated = 0
         self._losses: list[torch.Tensor] = []
@@ -84,7 +86,8 @@ class Report(Callback):
 
     def on_fit_start(self, brain: Brain, *, is_resumed: bool) -> None:
         """Note the start, and write the report."""
-        self._brain, self._stats, self._stage = brain, brain.stage_stats, Stage.TRAIN
+        self._brain, self._stage = brain, Stage.TRAIN
+        self._stats.append(brain.stage_stats)
         if not is_resumed:
             self._begin_steps()
         if if_main_process():
@@ -195,9 +198,9 @@ class Report(Callback):
     def _write_stage(self) -> None:
         """Write the figures of a pass, once they are complete."""
         stats = {} if self._brain is None else self._brain.stage_stats
-        if "loss" not in stats or stats is self._stats:
+        if "loss" not in stats or any(stats is written for written in self._stats):
             return
-        self._stats = stats
+        self._stats.append(stats)
         figures = {name: plain_number(value) for name, value in stats.items()}
         self._write("stage", **figures, stage=self._stage.name)
 

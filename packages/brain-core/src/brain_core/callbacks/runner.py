@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from brain_core.callbacks.base import Callback
 from brain_core.fit_state import find_overrides
+from brain_core.stateful import is_stateful, named_by_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -49,14 +50,10 @@ class CallbackRunner:
     def add_to(self, checkpointer: Checkpointer) -> None:
         """Add those that have a state to the checkpoints."""
         known = {id(obj) for obj in checkpointer.recoverables.values()}
-        names: dict[str, int] = {}
-        for callback in self.callbacks:
-            if _has_state(callback):
-                kind = type(callback).__name__
-                names[kind] = count = names.get(kind, 0) + 1
-                name = f"callback-{kind}" + (f"-{count}" if count > 1 else "")
-                if id(callback) not in known:
-                    checkpointer.add_recoverable(name, callback, optional_load=True)
+        stateful = named_by_class(one for one in self.callbacks if is_stateful(one))
+        for name, callback in stateful.items():
+            if id(callback) not in known:
+                checkpointer.add_recoverable(f"callback-{name}", callback, optional_load=True)
 
     @property
     def states_of_the_model(self) -> list[Any]:
@@ -193,11 +190,3 @@ class StepCount:
 
     def _count(self, *_: Any) -> None:
         self.taken += 1
-
-
-def _has_state(callback: Callback) -> bool:
-    """Return whether a callback has ``state_dict``, or a method that saves it to a file."""
-    if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict"):
-        return True
-    methods = (getattr(type(callback), name, None) for name in dir(type(callback)))
-    return any(getattr(method, "_speechbrain_saver", False) for method in methods)

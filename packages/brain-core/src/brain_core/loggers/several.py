@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from brain_core.loggers.base import TrainLogger
+from brain_core.stateful import named_by_class
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,21 +60,12 @@ class LoggerList(TrainLogger):
         """Return the states of those that have one."""
         return {
             name: logger.state_dict()
-            for name, logger in self._by_name().items()
+            for name, logger in named_by_class(self.loggers).items()
             if hasattr(logger, "state_dict")
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue; a logger that is new or that was left out since has no effect on the others."""
-        for name, logger in self._by_name().items():
+        for name, logger in named_by_class(self.loggers).items():
             if name in state and hasattr(logger, "load_state_dict"):
                 logger.load_state_dict(state[name])
-
-    def _by_name(self) -> dict[str, Any]:
-        """Return the loggers by the name of their class, a second one with a number."""
-        found: dict[str, Any] = {}
-        for logger in self.loggers:
-            kind = type(logger).__name__
-            count = sum(name.split("-")[0] == kind for name in found)
-            found[f"{kind}-{count + 1}" if count else kind] = logger
-        return found

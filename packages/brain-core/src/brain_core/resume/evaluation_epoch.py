@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from brain_core.callbacks.base import Callback
 from brain_core.epochs import EpochCounter
 from brain_core.loggers.base import TrainLogger
-from brain_core.resume.run_state import Progress, RankState, RunState
+from brain_core.resume.rank_state import RankState
+from brain_core.resume.run_state import Progress, RunState
 from brain_data import LoopedLoader
 
 if TYPE_CHECKING:

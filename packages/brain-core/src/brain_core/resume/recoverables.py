@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from brain_core.loggers.base import TrainLogger
 from brain_core.options.run_options import RunOptions
+from brain_core.stateful import is_stateful
 from brain_dist import unwrap_module
 
 if TYPE_CHECKING:
@@ -144,10 +145,7 @@ def has_state(obj: Any, held: Collection[int] = ()) -> bool:
         return False  # a loader's position is saved by its name, and its sampler's with it
     if isinstance(obj, torch.Generator):
         return True
-    if hasattr(obj, "state_dict") and hasattr(obj, "load_state_dict"):
-        return True
-    methods = (getattr(type(obj), name, None) for name in dir(type(obj)))
-    return any(getattr(method, "_speechbrain_saver", False) for method in methods)
+    return is_stateful(obj)
 
 
 def free_name(name: str, place: str, taken: Iterable[str]) -> str:

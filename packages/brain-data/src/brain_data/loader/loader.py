@@ -338,7 +338,8 @@ class SaveableDataLoader(DataLoader[Any]):
 
     def _iterate_rows(self, resume: Position | None) -> Iterator[Any]:
         is_seeded = not draws_no_random_numbers(self.dataset, self.collate_fn)
-        had_begun = resume is not None and not self._follows_end  # and is drawn again
+        # Before the restart: then its order is drawn again.
+        had_begun = resume is not None and not self._follows_end
         self._pass = epoch_pass = EpochPass(
             self._samplers,
             self.epoch,
