@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import brain_core.resume.rank_state
 import brain_core.resume.run_state
 from brain_ckpt import Checkpointer, RNGState, mark_as_loader
 from brain_core import Brain, EpochCounterWithStopper, Stage
@@ -96,7 +97,7 @@ def without_generator(name):
             def load_state_dict(self, state):
                 super().load_state_dict({**state, name: RNGState().state_dict()[name]})
 
-        monkeypatch.setattr(brain_core.resume.run_state, "RNGState", Without)
+        monkeypatch.setattr(brain_core.resume.rank_state, "RNGState", Without)
 
     return mutate
 
@@ -134,7 +135,7 @@ def without_position(monkeypatch):
 def without_mean(monkeypatch):
     """Do not restore the running mean of the losses."""
     read = brain_core.resume.run_state.Progress.from_yaml
-    monkeypatch.setattr(brain_core.resume.run_state.RankState, "pop_losses", lambda self: None)
+    monkeypatch.setattr(brain_core.resume.rank_state.RankState, "pop_losses", lambda self: None)
 
     def forget(text):
         progress = read(text)
