@@ -18,6 +18,7 @@ from brain_ckpt import (
     mark_as_transfer,
     torch_parameter_transfer,
 )
+from brain_ckpt.storage.layout import old_name
 
 
 @pytest.fixture
@@ -213,6 +214,28 @@ def test_a_file_in_a_checkpoint_is_compared_with_its_manifest(tmp_path):
         Pretrainer(tmp_path / "copies", {"model": model}).collect_files(
             saved.path, local_strategy="copy"
         )
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_replacement_between_collecting_and_loading_is_followed(kept, tmp_path):
+    """Files are collected beside a renamed old checkpoint, which is gone when they are loaded."""
+    checkpointer = Checkpointer(tmp_path / "save", {"model": ones()})
+    path = checkpointer.save_checkpoint(name="best").path
+    renamed = path.with_name(old_name(path.name, "another run"))
+    path.rename(renamed)
+    model = torch.nn.Linear(2, 1)
+    pretrainer = Pretrainer(loadables={"model": model}, paths={"model": str(path / "model.ckpt")})
+    assert pretrainer.collect_files() == {"model": path / "model.ckpt"}
+    if not kept:
+        renamed.rename(path)
+    pretrainer.load_collected()
+    assert is_ones(model)
+
+
+def test_a_missing_file_to_transfer_is_an_error_at_once(tmp_path):
+    """It is not taken for a checkpoint that is being replaced."""
+    with pytest.raises(FileNotFoundError, match=r"typo\.ckpt"):
+        torch_parameter_transfer(torch.nn.Linear(2, 1), tmp_path / "typo.ckpt")
 
 
 def test_a_file_alone_is_compared_with_its_own_checksums(source):

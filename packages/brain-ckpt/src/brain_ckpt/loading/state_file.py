@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from brain_ckpt.errors import CheckpointDamagedError, CheckpointGoneError
 from brain_ckpt.loading.shards import assemble
 from brain_ckpt.recoverables.serialization import read_state
-from brain_ckpt.storage.listing import has_manifest, is_unfinished
+from brain_ckpt.storage.layout import PREFIX
+from brain_ckpt.storage.listing import has_manifest, is_unfinished, published_directory
 from brain_ckpt.storage.manifest import MANIFEST_NAME
 from brain_ckpt.storage.opened import Patience, gone_error, open_checkpoint
 from brain_ckpt.storage.verify import verify_file, verify_state_file
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from brain_ckpt.retention.checkpoint import Checkpoint
 
 T = TypeVar("T")
+
+# A file that is in none of so many looks, 5 ms apart, does not exist.
+_MAX_MISSING = 40
 
 
 class StateFile(NamedTuple):
@@ -111,8 +117,50 @@ def _verify_without_manifest(file: Path) -> None:
         raise
 
 
+def current_file(path: Path) -> Path | None:
+    """Return where the file of a path is now, or None.
+
+    A checkpoint that is replaced is for a moment not at its usual path.
+    """
+    if path.is_file():
+        return path
+    if not path.parent.name.startswith(PREFIX):
+        return None
+    other = published_directory(path.parent) / path.name
+    return other if other.is_file() else None
+
+
+def read_current(read: Callable[[Path], T], path: Path) -> T:
+    """Call a function with where a file is now, again if its checkpoint is replaced.
+
+    Parameters
+    ----------
+    read : callable
+        Reads the file; it may raise CheckpointGoneError or FileNotFoundError if that is gone.
+    path : Path
+        The usual path of the file, not a link.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file is nowhere, in many looks.
+    CheckpointGoneError
+        If the checkpoint is replaced before it is read, again and again for minutes.
+    """
+    patience = Patience(path.parent)
+    missing = 0
+    while missing < _MAX_MISSING:
+        file = current_file(path)
+        missing = missing + 1 if file is None else 0
+        if file is not None:
+            with contextlib.suppress(CheckpointGoneError, FileNotFoundError):
+                return read(file)
+        patience.wait()
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+
+
 def retry_if_gone(read: Callable[[], T], path: Path) -> T:
-    """Call a function that reads from a path, again if a checkpoint there is replaced."""
+    """Call a function that reads a directory, again if a checkpoint there is replaced."""
     patience = Patience(path)
     while True:
         with contextlib.suppress(CheckpointGoneError):

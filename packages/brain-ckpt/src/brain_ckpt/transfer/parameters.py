@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brain_ckpt.errors import CheckpointMismatchError
-from brain_ckpt.loading.state_file import read_state_file, retry_if_gone
+from brain_ckpt.loading.state_file import read_current, read_state_file
 from brain_ckpt.recoverables.states import bare_module, fit_keys
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ def torch_parameter_transfer(obj: torch.nn.Module, path: str | Path) -> None:
 
     Raises
     ------
+    FileNotFoundError
+        If the file does not exist.
     CheckpointDamagedError, UnsafeCheckpointError
         If the file differs from what was written, or names code to run.
     CheckpointMismatchError
@@ -36,7 +38,7 @@ def torch_parameter_transfer(obj: torch.nn.Module, path: str | Path) -> None:
     """
     file = Path(path).resolve()
     module = bare_module(obj)
-    state = retry_if_gone(lambda: read_state_file(file, file.stem, module), file)
+    state = read_current(lambda found: read_state_file(found, file.stem, module), file)
     if not isinstance(state, Mapping):
         raise CheckpointMismatchError(
             f"{path} must hold a state dict, got a {type(state).__name__}; save "

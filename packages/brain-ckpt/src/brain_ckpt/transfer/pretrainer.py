@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from brain_ckpt.loading.state_file import open_state_file, read_state_file, retry_if_gone
+from brain_ckpt.loading.state_file import open_state_file, read_current, read_state_file
 from brain_ckpt.recoverables.hooks import (
     HookRegistry,
     find_loader,
@@ -18,7 +17,6 @@ from brain_ckpt.recoverables.hooks import (
 )
 from brain_ckpt.recoverables.states import set_state
 from brain_ckpt.storage.layout import PARAMFILE_EXT, PREFIX, check_name
-from brain_ckpt.storage.listing import published_directory
 from brain_ckpt.storage.manifest import MANIFEST_NAME
 from brain_ckpt.transfer.parameters import torch_parameter_transfer
 from brain_dist import ddp_barrier, main_process_only
@@ -26,7 +24,6 @@ from brain_dist import ddp_barrier, main_process_only
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_REPLACEMENT_S = 0.2
 _STRATEGIES = {
     "symlink": "symlink", "copy": "copy", "copy_skip_cache": "copy", "no_link": "no_link",
 }  # fmt: skip
@@ -170,6 +167,8 @@ class Pretrainer:
             If it no longer exists.
         """
         files = {name: self._file(name) for name in filter(self.is_loadable, self.loadables)}
+        for name, path in files.items():  # before any object is changed
+            _existing(path, name)
         for name, path in files.items():
             self._load(name, self.loadables[name], path)
 
@@ -185,13 +184,13 @@ class Pretrainer:
 
     def _file(self, name: str) -> Path:
         if name in self._collected:
-            return _existing(self._collected[name], name)
+            return self._collected[name]
         if self.collect_in is not None:
             # Collected by the first rank only, or by an earlier run.
-            return _existing(self.collect_in / f"{name}{PARAMFILE_EXT}", name)
+            return self.collect_in / f"{name}{PARAMFILE_EXT}"
         path = self.paths.get(name)
         if path is not None and not _is_url(os.fspath(path)):
-            return _existing(Path(path), name)
+            return Path(path)
         raise ValueError(
             f"a file must be collected before it is loaded, got none for {name!r}; call "
             f"collect_files(), or pass collect_in=..."
@@ -199,9 +198,9 @@ class Pretrainer:
 
     def _fetch(self, name: str, source: str, strategy: str) -> Path:
         if not _is_url(source):
-            path = _existing(Path(source), name)
-            if (path.resolve().parent / MANIFEST_NAME).exists():
-                retry_if_gone(lambda: _verify(path), path)
+            path = Path(source)
+            _existing(path, name)
+            read_current(_verify_member, path.resolve())
             if self.collect_in is None or strategy == "no_link":
                 return path
         elif self.collect_in is None:
@@ -220,7 +219,7 @@ class Pretrainer:
             if _is_url(source):
                 _download(source, partial, name)
             elif strategy == "copy":
-                retry_if_gone(lambda: _copy(Path(source), partial), Path(source))
+                read_current(lambda file: _copy(file, partial), Path(source).resolve())
             else:
                 partial.symlink_to(Path(source).resolve())
             partial.replace(target)
@@ -237,18 +236,19 @@ class Pretrainer:
         custom = self.custom_hooks.get(name)
         transfer = find_transfer(obj)
         if custom is not None:
-            custom(obj, path)
+            custom(obj, _existing(path, name))
         elif transfer is not None:
-            transfer(path)
+            transfer(_existing(path, name))
         elif _is_tokenizer(obj):
-            obj.load(str(path))
+            obj.load(str(_existing(path, name)))
         elif (loader := find_loader(obj, None, HookRegistry())) is not None:
-            loader.call(path, False)  # noqa: FBT003 - positional, as marked loaders are called
+            # Positional, as marked loaders are called.
+            loader.call(_existing(path, name), False)  # noqa: FBT003
         elif isinstance(obj, torch.nn.Module):
             torch_parameter_transfer(obj, path)
         else:
             file = path.resolve()
-            state = retry_if_gone(lambda: read_state_file(file, file.stem, obj), file)
+            state = read_current(lambda found: read_state_file(found, file.stem, obj), file)
             set_state(obj, state, file.stem)
 
 
@@ -263,28 +263,30 @@ def _strategy(given: Any) -> str:
 
 
 def _existing(path: Path, name: str) -> Path:
-    if path.parent.name.startswith(PREFIX) and not path.is_file():
-        time.sleep(_REPLACEMENT_S)  # a named checkpoint can be missing while it is replaced
-        if not path.is_file():  # or be in another directory, if this has not been completed
-            path = published_directory(path.parent) / path.name
-    if not path.is_file():
+    """Return where the file of a path is now: there, unless its checkpoint is being replaced."""
+    usual = path.resolve()
+    try:
+        found = read_current(lambda file: file, usual)
+    except FileNotFoundError:
         raise FileNotFoundError(
             f"the file for {name!r} must exist, got {os.fspath(path)!r}; correct its path (for a "
             f"file on a server use a URL, such as hf://user/repository/{name}.ckpt)"
-        )
-    return path
+        ) from None
+    return path if found == usual else found
 
 
-def _verify(path: Path) -> None:
-    with open_state_file(path.resolve()):
-        pass
+def _verify_member(file: Path) -> None:
+    """Verify a file of a checkpoint; other files are verified when they are read."""
+    if (file.parent / MANIFEST_NAME).exists():
+        with open_state_file(file):
+            pass
 
 
 def _copy(source: Path, target: Path) -> None:
-    if not (source.resolve().parent / MANIFEST_NAME).exists():
+    if not (source.parent / MANIFEST_NAME).exists():
         shutil.copyfile(source, target)
         return
-    with open_state_file(source.resolve()) as verified:
+    with open_state_file(source) as verified:
         shutil.copyfile(verified.path, target)
 
 
