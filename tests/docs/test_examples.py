@@ -9,6 +9,8 @@ import pytest
 import torch
 from pages import ROOT
 
+from brain_data.experiment import directory
+
 EXAMPLES = ROOT / "examples"
 
 
@@ -88,6 +90,45 @@ def test_fine_tuning_learns(load):
     pytest.importorskip("sklearn")
     load("finetune/pretrain.py")["main"]()
     assert load("finetune/train.py")["main"]() > 0.7
+
+
+SPEECH = str(EXAMPLES / "speech/hparams.yaml")
+
+
+@pytest.fixture
+def logging_restored():
+    """Take back what an experiment directory sets up."""
+    yield
+    current = directory._Active.experiment
+    if current is not None:
+        current.restore()
+
+
+def test_the_recognizer_of_digits_trains_and_counts_its_errors(load, capsys, logging_restored):
+    """The clips are made, the best checkpoint is tested, and its error rate is printed."""
+    small = "--train_clips=24 --held_out_clips=6 --hidden_size=8 --number_of_epochs=1"
+    brain = load("speech/train.py")["main"]([SPEECH, "--output_folder=digits", *small.split()])
+    assert brain.optimizer_step > 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"Word error rate on 6 unseen clips: {brain.error_rate():.2f} %"
+
+
+def test_the_features_of_a_clip_do_not_depend_on_its_batch(load):
+    """Padding leaves them as they are."""
+    bank = load("speech/features.py")["FilterBank"](rate=8000, bands=8)
+    clip, samples = torch.rand(1, 1000), torch.tensor([1000])
+    alone, frames = bank(clip, samples)
+    padded, same = bank(torch.nn.functional.pad(clip, (0, 500)), samples)
+    assert frames.equal(same)
+    assert alone.shape == (1, 11, 8)
+    torch.testing.assert_close(padded[:, :11], alone)
+    assert not padded[:, 11:].any()
+
+
+@pytest.mark.long
+def test_the_recognizer_of_digits_learns(load, logging_restored):
+    """With its own settings few digits are wrong."""
+    assert load("speech/train.py")["main"]([SPEECH]).error_rate() < 5
 
 
 def test_the_sharded_model_trains_in_one_process(load):
