@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,16 @@ def test_every_answer_of_the_map_defines_what_it_names(repository):
     assert len(rows) == text.split("## Where to find what")[1].split("\n## ")[0].count("?")
     wrong = [row for row in rows if not defines(repository.root / row[1], row[2])]
     assert wrong == []
+
+
+def test_one_run_of_the_whole_suite_collects_the_tests_of_every_folder(repository, pytestconfig):
+    """No folder with tests has a name that pytest does not enter."""
+    tests = repository.root / "tests"
+    files = [file.relative_to(tests) for file in tests.rglob("test_*.py")]
+    folders = {part for file in files for part in file.parts[:-1]}
+    assert {"dist", "ckpt", "data", "core"} <= folders
+    skipped = pytestconfig.getini("norecursedirs")
+    assert [name for name in folders if any(fnmatch(name, one) for one in skipped)] == []
 
 
 def test_the_page_of_platforms_names_existing_tests(repository):
