@@ -66,6 +66,13 @@ def values_in_mirror(make, s3, server, bucket):
         return values
 
 
+def show(kind, chosen, outcome, log=""):
+    """Print a row of the table of faults, for ``pytest -s``."""
+    reasons = {re.sub(r"localhost|127[.0-9:]+", "HOST", line) for line in log.splitlines()}
+    said = sorted({line.split(": ", 1)[-1][:160] for line in reasons if "attempt" in line})
+    print(f"\n{kind} x {chosen.__name__.removeprefix('is_')}: {outcome} | {' | '.join(said)}")  # noqa: T201
+
+
 def every_fault(chosen, often):
     """Return parameters for each fault at each request that is chosen; most are long."""
     return [
@@ -107,6 +114,7 @@ def test_no_fault_of_an_upload_loses_or_damages_a_checkpoint(
     assert len(commits) == 3
     assert bucket.SECRET not in caplog.text
     assert bucket.KEY_ID not in caplog.text
+    show(kind, chosen, f"trained on; {len(commits)} checkpoints in the bucket", caplog.text)
 
 
 @pytest.mark.parametrize(
@@ -126,12 +134,15 @@ def test_no_fault_of_a_download_is_loaded(make, s3, proxy, bucket, fast_retries,
     details = FAULTS.get(kind, {"after_bytes": 100})
     times = 3 if kind in FAULTS and kind != "403" else 2
     disturb(bucket, proxy, kind, chosen, times=times, **details)
+    outcome = "recovered"
     if kind == "403":
-        with pytest.raises(CheckpointMirrorError, match="the credentials must be valid"):
+        with pytest.raises(CheckpointMirrorError, match="the credentials must be valid") as refused:
             second.recover_if_possible()
         proxy.plan = lambda method, path, number: None
+        outcome = f"{refused.type.__name__}, then recovered"
     second.recover_if_possible()
     assert second.model.weight.unique().tolist() == [0.5]
+    show(kind, chosen, outcome)
 
 
 def test_a_store_that_always_damages_is_not_believed(make, s3, server, proxy, bucket, fast_retries):
@@ -255,3 +266,4 @@ def test_no_fault_of_a_deletion_leaves_half_a_checkpoint(
     checkpointer.close()
     proxy.plan = lambda method, path, number: None
     assert list(values_in_mirror(make, s3, server, bucket)) == [1]
+    show(kind, is_deletion, "trained on; the replaced checkpoint is gone, the new one is there")
