@@ -169,3 +169,27 @@ def test_the_first_example_trains(load, capsys):
     assert [line.split(":")[0] for line in printed] == [f"epoch {n}" for n in range(1, 13)] + [
         "weights"
     ]
+
+
+@pytest.mark.long
+def test_the_first_example_ends_the_same_after_an_error_in_the_middle_of_an_epoch(
+    load, capsys, monkeypatch, tmp_path
+):
+    """The second start prints the losses that were left, and the weights of an undisturbed run."""
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    load("first.py")
+    whole = capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    losses = iter([torch.nn.functional.mse_loss] * 700)  # 128 batches to an epoch
+
+    def fails(*args):
+        return next(losses)(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "mse_loss", fails)
+        with pytest.raises(StopIteration):
+            load("first.py")
+    load("first.py")
+    assert capsys.readouterr().out == whole

@@ -14,6 +14,7 @@ from brain_core.move.table import as_markdown
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+START = (ROOT / "docs/start.md").read_text(encoding="utf-8")
 RECIPE = """
 import sys
 import torch
@@ -119,30 +120,39 @@ def run(*words: str, cwd: Path, **more: str) -> str:
 
 
 def test_the_example_is_the_file():
-    """A reader copies what the tests run: forty lines."""
+    """A reader copies what the tests run: twenty lines, and empty ones."""
     (shown,) = blocks("python")
-    assert shown == (ROOT / "examples/digits.py").read_text(encoding="utf-8")
-    assert len(shown.splitlines()) == 40
+    assert shown == (ROOT / "examples/first.py").read_text(encoding="utf-8")
+    assert sum(line != "" for line in shown.splitlines()) == 20
 
 
-def test_the_example_prints_and_draws_what_is_shown(tmp_path):
+def test_each_cell_of_ours_in_the_comparison_is_linked_to_its_proof():
+    """It is a test, or a page whose code is run."""
+    table = [line.split(" | ") for line in README.split("## ")[0].splitlines() if line[:2] == "| "]
+    heading, *rows = table
+    assert heading[1] == "Brain"
+    assert len(rows) >= 5
+    for row in rows:
+        assert len(row) == len(heading)
+        assert re.fullmatch(r"\[yes\]\((tests/.*\.py|docs/.*\.md)\)", row[1])
+
+
+def test_the_page_start_prints_and_draws_what_is_shown(tmp_path):
     """It prints five lines like those shown, with a similar accuracy, and draws a picture."""
-    assert "python examples/digits.py" in commands()
+    assert "\npython examples/digits.py\n" in START
     printed = run(str(ROOT / "examples/digits.py"), cwd=tmp_path).splitlines()
     form = re.compile(r"epoch (\d): loss (\d\.\d{4}), (\d{3}) of 360 digits right")
-    (shown,) = blocks("text")
-    found, expected = (
-        [form.fullmatch(line).groups() for line in t] for t in (printed, shown.splitlines())
-    )
+    found = [form.fullmatch(line).groups() for line in printed]
+    expected = [match.groups() for match in form.finditer(START)]
     assert [row[0] for row in found] == [row[0] for row in expected]
     assert abs(int(found[-1][2]) - int(expected[-1][2])) <= 7
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
-    assert (ROOT / re.search(r"!\[.*\]\((.*)\)", README)[1]).exists()
+    assert (ROOT / "docs" / re.search(r"!\[.*\]\((.*)\)", START)[1]).exists()
 
 
 def test_the_example_gives_two_processes_the_same_weights(tmp_path):
     """Under torchrun both ranks end with the same losses and weights, BatchNorm's included."""
-    assert "torchrun --standalone --nproc-per-node 2 examples/digits.py" in commands()
+    assert "\ntorchrun --standalone --nproc-per-node 2 examples/digits.py\n" in START
     program = tmp_path / "both.py"
     program.write_text(
         "import runpy, sys, brain_dist\n"
