@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from brain_core.loop.progress_bar import ProgressBar, should_show
+from brain_core.loop.progress_bar import BarOptions, ProgressBar, should_show
 
 
 def test_the_bar_shows_its_figures_and_its_rate(monkeypatch):
@@ -15,9 +15,8 @@ def test_the_bar_shows_its_figures_and_its_rate(monkeypatch):
     reads = []
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with ProgressBar(
-        enable=True,
+        BarOptions(enable=True, title="epoch 3/10", figures=lambda: {"left": "00:07"}),
         batches=range(500),
-        colour="",
         figures=lambda: reads.append(1) or {"loss": 0.25},
     ) as bar:
         for _ in range(500):
@@ -25,14 +24,15 @@ def test_the_bar_shows_its_figures_and_its_rate(monkeypatch):
     text = sys.stderr.getvalue()
     assert "500/500" in text
     assert "it/s" in text
-    assert "loss=0.25" in text
+    assert "loss=0.25, left=00:07" in text
+    assert "epoch 3/10:" in text
     assert 0 < len(reads) < 50
 
 
 def test_a_disabled_bar_reads_no_figures():
     """The figures of a disabled bar are never read."""
     reads = []
-    with ProgressBar(enable=False, batches=[], colour="", figures=lambda: reads.append(1)) as bar:
+    with ProgressBar(BarOptions(), batches=[], figures=lambda: reads.append(1)) as bar:
         bar.step()
     assert reads == []
 

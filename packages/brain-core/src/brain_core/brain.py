@@ -244,12 +244,12 @@ class Brain(SetupMethods, BatchMethods, StageMethods):
                 check_not_empty(train_set, "train_set")
                 self._begin_fit(train_set, epoch_counter)
             enable = self._shows_bars(progressbar)
-            with self._saving_and_stopping(), self._during_fit():
+            with self._saving_and_stopping(), self._during_fit(shows_bars=enable):
                 epoch = None
                 for epoch in self._epochs_left(epoch_counter):
                     self._fit_train(train_set=train_set, epoch=epoch, enable=enable)
                     self._fit_valid(valid_set=valid_set, epoch=epoch, enable=enable)
-                    if self._is_last_epoch():
+                    if self._end_epoch(epoch):
                         break
                 if epoch is None and not self._run.is_skipped:
                     logger.info("%s", nothing_to_train(self._run.epoch))
@@ -320,8 +320,7 @@ class Brain(SetupMethods, BatchMethods, StageMethods):
             train_set,
             self._run,
             update=self._user_average(),
-            show_bar=enable,
-            colour=self.tqdm_barcolor["train"],
+            bar=self._bar_options(Stage.TRAIN, epoch, enable=enable),
             limit=0 if self._reached_step_limit() else self._batch_limit(),
             profiler=self.profiler,
             hang_watch=self._hang_watch,
@@ -368,8 +367,7 @@ class Brain(SetupMethods, BatchMethods, StageMethods):
                 shard=self.shard_evaluation,
                 after_batch=None if boundary is None else boundary.reached_in_evaluation,
                 update=self._user_average(),
-                show_bar=enable,
-                colour=self.tqdm_barcolor[stage.name.lower()],
+                bar=self._bar_options(stage, self._run.epoch, enable=enable),
                 limit=self._batch_limit(),
                 hang_watch=self._hang_watch,
             )

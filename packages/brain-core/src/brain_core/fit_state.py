@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from brain_core.loop.fit_display import FitDisplay
     from brain_core.resume.recovery import Recovery
     from brain_core.stopping.step_boundary import StepBoundary
 
@@ -32,6 +33,8 @@ class FitState:
         The optimizer steps and epochs of the whole fit; None where they are not known.
     ends_early : bool
         Whether to end after the present epoch.
+    display : FitDisplay or None
+        Shows the progress of the fit, if bars are drawn.
     """
 
     recovery: Recovery | None = None
@@ -41,6 +44,7 @@ class FitState:
     total_steps: int | None = None
     total_epochs: int | None = None
     ends_early: bool = False
+    display: FitDisplay | None = None
 
     @property
     def is_running(self) -> bool:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from brain_core.epochs import count_epochs
 from brain_core.hooks import BrainHooks
+from brain_core.loop.fit_display import FitDisplay
+from brain_core.loop.progress_bar import BarOptions
 from brain_core.loop.step_count import steps_of_fit
 from brain_core.stage import Stage
 
@@ -32,6 +34,7 @@ class StageMethods(BrainHooks):
         optimizer_step_limit: int | None
         debug: bool
         debug_epochs: int
+        tqdm_barcolor: dict[str, str]
         _callbacks: CallbackRunner
         _fit_state: FitState
         _run: RunState
@@ -72,8 +75,10 @@ class StageMethods(BrainHooks):
         """
         self._fit_state.ends_early = True
 
-    def _is_last_epoch(self) -> bool:
-        """Return whether a limit of steps or `end_fit_after_epoch` ends the fit after an epoch."""
+    def _end_epoch(self, epoch: int) -> bool:
+        """Show an epoch; return whether a limit or `end_fit_after_epoch` ends the fit after it."""
+        if self._fit_state.display is not None:
+            self._fit_state.display.end_epoch(epoch)
         if self._reached_step_limit():
             logger.info("Reached the limit of %d optimizer steps.", self._run.optimizer_step)
             return True
@@ -103,17 +108,48 @@ class StageMethods(BrainHooks):
         }
 
     @contextmanager
-    def _during_fit(self) -> Iterator[None]:
-        """Call the callbacks where a fit begins and ends; a nested fit has none."""
-        if self._fit_state.is_nested or self._run.is_skipped:
+    def _during_fit(self, *, shows_bars: bool) -> Iterator[None]:
+        """Call the callbacks where a fit begins and ends; a nested fit has none, and no display."""
+        state, run = self._fit_state, self._run
+        if state.is_nested or run.is_skipped:
             yield
             return
+        if shows_bars:
+            state.display = FitDisplay(
+                total_steps=state.total_steps,
+                total_epochs=state.total_epochs,
+                steps_done=lambda: run.optimizer_step - run.steps_before_fit,
+                epochs_begun=lambda: run.epochs_begun,
+            )
         with self._callbacks.during_fit(is_resumed=self._run.epochs_begun != 0):
             yield
+
+    def _bar_options(self, stage: Stage, epoch: int | None, *, enable: bool) -> BarOptions:
+        """Return what the bar of a pass shows."""
+        display = self._fit_state.display
+        colour = self.tqdm_barcolor[stage.name.lower()]
+        if display is None or stage is Stage.TEST:
+            return BarOptions(enable=enable, colour=colour)
+
+        def rate_and_time_left() -> dict[str, str]:
+            groups = [group for made in self._all_optimizers() for group in made.param_groups]
+            rates = [f"{float(group['lr']):.2e}" for group in groups if "lr" in group]
+            return {**({"lr": rates[0]} if rates else {}), **display.time_left()}
+
+        trains = stage is Stage.TRAIN
+        return BarOptions(
+            enable=enable,
+            title=display.name_of(epoch) if trains else f"{display.name_of(epoch)}, valid",
+            colour=colour,
+            keep=False,  # the epoch's line stays
+            figures=rate_and_time_left if trains else display.time_left,
+        )
 
     def _begin_stage(self, stage: Stage, epoch: int | None) -> None:
         """Call `on_stage_start`; an epoch that it had begun before the stop goes on as it was."""
         self.stage_stats = {}
+        if self._fit_state.display is not None:
+            self._fit_state.display.begin_pass(stage)
         recovery = self._fit_state.recovery
         repeats = stage is Stage.TRAIN and self._run.resumes_epoch
         keeps_state = repeats and recovery is not None
@@ -126,6 +162,8 @@ class StageMethods(BrainHooks):
         if not self._fit_state.is_nested:
             self.stage_stats.update(self._callbacks.stage_figures(stage))
         self.stage_stats["loss"] = loss
+        if self._fit_state.display is not None:
+            self._fit_state.display.end_pass(stage, loss)
         self.on_stage_end(stage, loss, epoch)
         if not self._fit_state.is_nested:
             self._callbacks.on_stage_end(stage, self.stage_stats, epoch)

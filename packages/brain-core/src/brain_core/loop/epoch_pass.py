@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from brain_core.loop.batches import Batches
-from brain_core.loop.progress_bar import ProgressBar
+from brain_core.loop.progress_bar import BarOptions, ProgressBar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 
 __all__ = ["EpochPass", "evaluating"]
 
+_NO_BAR = BarOptions()
+
 
 class EpochPass:
     """The batches of one pass from a position onwards, with mean loss, bar and profiler.
 
     ::
 
-        with EpochPass(loader, mean=LossMean(), colour="green") as epoch_pass:
+        with EpochPass(loader, mean=LossMean(), bar=BarOptions(enable=True)) as epoch_pass:
             for batch in epoch_pass:
                 epoch_pass.add_loss(train_on(batch))
                 epoch_pass.batch_done()
@@ -41,10 +43,8 @@ class EpochPass:
         A recipe's own ``update_average(loss, average)``, used instead of the mean.
     figure : str
         The name of the mean, shown next to the bar.
-    show_bar : bool
-        Whether to draw a bar.
-    colour : str
-        The bar's colour.
+    bar : BarOptions
+        What the bar shows; by default there is none.
     done : int
         The number of batches of the pass that are already done.
     limit : int, optional
@@ -64,8 +64,7 @@ class EpochPass:
         mean: LossMean,
         update: Callable[[Any, float], float] | None = None,
         figure: str = "loss",
-        show_bar: bool = False,
-        colour: str = "",
+        bar: BarOptions = _NO_BAR,
         done: int = 0,
         limit: int | None = None,
         profiler: StepProfiler | None = None,
@@ -78,10 +77,9 @@ class EpochPass:
         self._profiler = profiler
         self._hang_watch = hang_watch
         self._bar = ProgressBar(
-            enable=show_bar,
+            bar,
             batches=loader,
             initial=done,
-            colour=colour,
             figures=lambda: {figure: f"{mean.mean():.4g}"},
         )
 

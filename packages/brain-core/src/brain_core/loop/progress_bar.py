@@ -5,14 +5,40 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sized
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["ProgressBar", "should_show"]
+__all__ = ["BarOptions", "ProgressBar", "should_show"]
 
 _SECONDS_BETWEEN_UPDATES = 0.2
+
+
+@dataclass(frozen=True)
+class BarOptions:
+    """What a bar shows.
+
+    Parameters
+    ----------
+    enable : bool
+        Whether to draw a bar.
+    title : str
+        Stands before the bar.
+    colour : str
+        A colour that tqdm accepts; empty for the terminal's default.
+    keep : bool
+        Whether the bar stays when the pass has ended.
+    figures : callable, optional
+        Returns further figures next to the bar, by name.
+    """
+
+    enable: bool = False
+    title: str = ""
+    colour: str = ""
+    keep: bool = True
+    figures: Callable[[], dict[str, str]] | None = None
 
 
 class ProgressBar:
@@ -20,29 +46,27 @@ class ProgressBar:
 
     Parameters
     ----------
-    enable : bool
-        Whether to draw a bar.
+    options : BarOptions
+        What it shows.
     batches : object
         The iterable of batches; its length, if it has one, is the total.
     initial : int
         Batches already done.
-    colour : str
-        A colour that tqdm accepts; empty for the terminal's default.
     figures : callable
         Returns the figures next to the bar, by name. Called when the bar is drawn.
     """
 
     def __init__(
         self,
+        options: BarOptions,
         *,
-        enable: bool,
         batches: Any,
-        colour: str,
         figures: Callable[[], dict[str, Any]],
         initial: int = 0,
     ) -> None:
-        self._bar = _make_bar(batches, initial, colour) if enable else None
+        self._bar = _make_bar(batches, initial, options) if options.enable else None
         self._figures = figures
+        self._more_figures = options.figures or dict
         self._waiting = 0
         self._due = 0.0
 
@@ -68,7 +92,8 @@ class ProgressBar:
             self._draw()
 
     def _draw(self) -> None:
-        self._bar.set_postfix(self._figures(), refresh=False)  # type: ignore[union-attr]  # checked before
+        figures = {**self._figures(), **self._more_figures()}
+        self._bar.set_postfix(figures, refresh=False)  # type: ignore[union-attr]  # checked before
         self._bar.update(self._waiting)  # type: ignore[union-attr]
         self._waiting = 0
 
@@ -85,10 +110,15 @@ def should_show(progressbar: bool | None, *, forbidden: bool) -> bool:
     return not forbidden and (sys.stderr.isatty() or "ipykernel" in sys.modules)
 
 
-def _make_bar(batches: Any, initial: int, colour: str) -> Any:
+def _make_bar(batches: Any, initial: int, options: BarOptions) -> Any:
     from tqdm.auto import tqdm  # a run without a bar need not load it
 
-    total = len(batches) if isinstance(batches, Sized) else None
     return tqdm(
-        total=total, initial=initial, dynamic_ncols=True, colour=colour or None, mininterval=0
+        desc=options.title or None,
+        total=len(batches) if isinstance(batches, Sized) else None,
+        initial=initial,
+        dynamic_ncols=True,
+        colour=options.colour or None,
+        leave=options.keep,
+        mininterval=0,
     )
