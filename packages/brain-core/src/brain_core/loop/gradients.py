@@ -92,22 +92,41 @@ def step_where_finite(optimizers: Optimizers, norms: Iterable[torch.Tensor]) -> 
 
 
 def step_without_overflow(optimizers: Optimizers, scaler: torch.amp.GradScaler) -> bool:
-    """Step the optimizers whose gradients did not overflow; return whether that was all of them."""
-    scale = scaler.get_scale()
-    for optimizer in optimizers:
-        scaler.step(optimizer)
+    """Step the optimizers whose gradients did not overflow; return whether that was all of them.
+
+    Parameters
+    ----------
+    optimizers : collection of torch.optim.Optimizer
+        Their gradients were unscaled by ``scaler.unscale_``.
+    scaler : torch.amp.GradScaler
+        Its scale is updated.
+    """
+    # As scaler.step, which reads each optimizer's flags by themselves; the scale tells no more.
+    flags = {
+        optimizer: list(scaler._found_inf_per_device(optimizer).values())  # type: ignore[no-untyped-call]  # noqa: SLF001  # torch's
+        for optimizer in optimizers
+    }
+    overflowed = iter(_read_together([flag for of_one in flags.values() for flag in of_one]))
+    taken = True
+    for optimizer, of_one in flags.items():
+        found = [next(overflowed) for _ in of_one]
+        if any(found):
+            taken = False
+        else:
+            optimizer.step()
     scaler.update()
-    return scaler.get_scale() >= scale
+    return taken
 
 
 def drop_nonfinite_gradients(parameters: Mapping[str, torch.nn.Parameter]) -> list[str]:
     """Remove the gradients that hold a NaN or an infinity; return the names of their parameters."""
-    bad = [
-        name
+    finite = {
+        name: torch.isfinite(_dense(parameter, gradient)).all()
         for name, parameter in parameters.items()
         if (gradient := parameter.grad) is not None
-        and not torch.isfinite(_dense(parameter, gradient)).all()
-    ]
+    }
+    read = _read_together(list(finite.values()))
+    bad = [name for name, is_finite in zip(finite, read, strict=True) if not is_finite]
     for name in bad:
         parameters[name].grad = None
     return bad
@@ -135,6 +154,13 @@ def _dense(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
 
 
 def _all_finite(norms: list[torch.Tensor]) -> bool:
-    if len(norms) == 1:
-        return math.isfinite(norms[0].item())
-    return bool(torch.isfinite(torch.stack(norms)).all())
+    return all(map(math.isfinite, _read_together(norms)))
+
+
+def _read_together(numbers: list[torch.Tensor]) -> list[float]:
+    """Return tensors of one element as numbers, waiting for their device once."""
+    if len(numbers) <= 1:
+        return [number.item() for number in numbers]
+    whole = [n.full_tensor() if hasattr(n, "full_tensor") else n for n in numbers]
+    values: list[float] = torch.stack([n.to(whole[0].device) for n in whole]).tolist()
+    return values

@@ -9,7 +9,7 @@ import torch
 
 from brain_dist import sum_over_ranks
 
-__all__ = ["LossMean", "is_finite", "nan_if_nonfinite"]
+__all__ = ["LossMean", "is_finite", "nan_if_nonfinite", "reads_at_once"]
 
 
 class LossMean:
@@ -37,7 +37,7 @@ class LossMean:
     def add(self, loss: Any) -> None:
         """Add a loss: a number, or a tensor of one element."""
         if isinstance(loss, torch.Tensor):
-            if loss.device.type != "cpu":
+            if not reads_at_once(loss):
                 self._add_on_device(loss)
                 return
             loss = loss.item()
@@ -95,6 +95,11 @@ class LossMean:
         self._count += int(count)
 
 
+def reads_at_once(loss: torch.Tensor) -> bool:
+    """Return whether a loss can be read without waiting for a device."""
+    return loss.is_cpu
+
+
 def is_finite(loss: Any) -> bool:
     """Return whether a loss, a number or a tensor of one element, is neither NaN nor infinite."""
     return math.isfinite(loss.item() if isinstance(loss, torch.Tensor) else loss)
@@ -107,7 +112,7 @@ def nan_if_nonfinite(loss: torch.Tensor) -> torch.Tensor:
     all-reduce that takes place anyway, that this step must not be taken. On an accelerator this
     needs no read of the loss: ``loss - loss`` is 0 or NaN.
     """
-    if loss.device.type == "cpu":
+    if reads_at_once(loss):
         return loss if is_finite(loss) else loss * math.nan
     detached = loss.detach()
     return loss * (1.0 + (detached - detached))

@@ -16,7 +16,7 @@ from brain_core.loop.gradients import (
     step_without_overflow,
 )
 from brain_core.loop.padding_batches import zero_weight
-from brain_core.loop.running_mean import is_finite, nan_if_nonfinite
+from brain_core.loop.running_mean import is_finite, nan_if_nonfinite, reads_at_once
 from brain_dist import WeightedGradients, get_world_size
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class TrainStep:
         if scaler.is_enabled():
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch's
             return
-        on_cpu = loss.device.type == "cpu"
+        on_cpu = reads_at_once(loss)
         finite = on_cpu and is_finite(loss)
         if always_check or (on_cpu and not finite):
             check(loss)
