@@ -165,13 +165,20 @@ def parity(session: nox.Session) -> None:
 
 @nox.session(requires=["wheels"], default=False)
 def bench(session: nox.Session) -> None:
-    """Measure next to other libraries: ``-- ckpt`` runs benchmarks/ckpt*.py; default: all."""
+    """Measure beside other libraries, and say which aims are met; ``-- ckpt``, ``-- --quick``."""
     install_wheels(session, "all", *PACKAGES, extras=TESTED, groups=("examples", "bench"))
     known = sorted((ROOT / "benchmarks").glob("[!_]*.py"))
     named = [path for path in known if any(path.stem.startswith(a) for a in session.posargs)]
     rest = [a for a in session.posargs if not any(path.stem.startswith(a) for path in known)]
-    for path in named or known:
-        session.run("python", str(path), *rest)
+    quick = [path for path in known if "take_quick" in path.read_text(encoding="utf-8")]
+    rows = Path(session.create_tmp()) / "rows.jsonl"
+    rows.write_text("", encoding="utf-8")
+    env = {"OMP_NUM_THREADS": "1", "BRAIN_BENCH_ROWS": str(rows)}
+    for path in named or (quick if "--quick" in rest else known):
+        two_ranks = ("torchrun", "--standalone", "--nproc-per-node", "2")
+        start = two_ranks if path.stem.startswith("dist") else ("python",)
+        session.run(*start, str(path), *rest, env=env)
+    session.run("python", "benchmarks/_verdict.py", str(rows), "--json", "results/bench.json")
 
 
 @nox.session(default=False)

@@ -1,6 +1,6 @@
 """Collate 32 clips of 8,000 to 16,000 samples: CPU microseconds, compared with plain torch.
 
-    python benchmarks/data_collate.py
+    python benchmarks/data_collate.py [--quick]
 
 SpeechBrain is measured, too, if it is installed.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from _timing import cpu_seconds, print_microseconds
+from _verdict import report, take_quick
 
 from brain_data import PaddedBatch, batch_pad_right
 
@@ -43,8 +44,17 @@ def main() -> None:
     else:
         contenders["speechbrain batch_pad_right"] = lambda: speechbrain_pad(clips)
         contenders["speechbrain PaddedBatch"] = lambda: SpeechBrainBatch(rows)
-    seconds = cpu_seconds(contenders, rounds=41, calls=20)
+    seconds = cpu_seconds(contenders, rounds=9 if take_quick() else 41, calls=20)
     print_microseconds("32 clips of 8,000 to 16,000 floats, us", seconds, "pad_sequence")
+    least = {name: 1e6 * min(taken) for name, taken in seconds.items()}
+    report(
+        "collating 32 clips",
+        least["brain_data batch_pad_right"],
+        "µs",
+        1.0,
+        "pad_sequence",
+        least["pad_sequence"],
+    )
 
 
 if __name__ == "__main__":

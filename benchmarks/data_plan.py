@@ -10,6 +10,7 @@ installed.
 from __future__ import annotations
 
 import gc
+import statistics
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from _timing import print_seconds
+from _verdict import report
 
 from brain_data import DynamicBatchSampler
 
@@ -145,11 +147,17 @@ def main() -> None:
             del sampler
     print_seconds("build from a list of 1,000,000 lengths", built, "plain numpy")
     print_seconds("reshuffle", shuffled, "plain numpy")
+    report(
+        "planning batches of 1,000,000 lengths", statistics.median(built["brain_data"]), "s", 0.25
+    )
+    report("… of another epoch", statistics.median(shuffled["brain_data"]), "s", 0.15)
     print("\nadded to the peak memory, MB")
     for name in names:
         command = [sys.executable, __file__, "--memory", name]
         grown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         print(f"  {name:16} {float(grown):.0f}")
+        if name == "brain_data":
+            report("… and their memory", float(grown), "MB", 60)
 
 
 if __name__ == "__main__":

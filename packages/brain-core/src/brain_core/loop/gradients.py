@@ -103,7 +103,7 @@ def step_without_overflow(optimizers: Optimizers, scaler: torch.amp.GradScaler) 
     """
     # As scaler.step, which reads each optimizer's flags by themselves; the scale tells no more.
     flags = {
-        optimizer: list(scaler._found_inf_per_device(optimizer).values())  # type: ignore[no-untyped-call]  # noqa: SLF001  # torch's
+        optimizer: list(scaler._found_inf_per_device(optimizer).values())  # noqa: SLF001  # torch's
         for optimizer in optimizers
     }
     overflowed = iter(_read_together([flag for of_one in flags.values() for flag in of_one]))
