@@ -82,6 +82,59 @@ def test_an_optimizer_without_parameters_is_refused_before_training(regression, 
         regression(modules, sgd).fit(range(1), pairs)
 
 
+def test_trainable_parameters_without_an_optimizer_are_refused_before_training(regression, pairs):
+    """The error names their modules; frozen ones need none."""
+    frozen = torch.nn.Linear(4, 2).requires_grad_(requires_grad=False)
+    modules = {"model": torch.nn.Linear(4, 2), "other": frozen}
+    with pytest.raises(ValueError, match=r"parameters of model, got no opt_class\. Give Brain an"):
+        regression(modules).fit(range(1), pairs)
+
+
+@pytest.mark.parametrize("method", ["fit_batch", "init_optimizers", "on_fit_batch_end"])
+def test_a_recipe_that_may_step_by_itself_needs_no_optimizer(regression, pairs, method):
+    """What it does in a method of its own is not known."""
+
+    def own(self, *args, **kwargs):
+        return torch.zeros(())
+
+    kind = type("Own", (regression,), {method: own})
+    brain = kind({"model": torch.nn.Linear(4, 2)}, run_opts={"device": "cpu"})
+    brain.fit(range(1), pairs)
+    assert brain.current_epoch == 0
+
+
+@pytest.mark.parametrize(
+    ("make_class", "message"),
+    [
+        (sgd, r"an optimizer of class SGD\. Write .*: SGD\(param"),
+        (lambda parameters: "Adam", r"got 'Adam'\. Write opt_class=torch\.optim\.Adam"),
+    ],
+)
+def test_what_makes_no_optimizer_is_refused_as_opt_class(regression, make_class, message):
+    """An optimizer that is made already belongs to parameters that may be moved or wrapped."""
+    model = torch.nn.Linear(4, 2)
+    with pytest.raises(TypeError, match=message):
+        regression({"model": model}, make_class(model.parameters()))
+
+
+@pytest.mark.parametrize("option", [{"resume_from": "step:4"}, {"mirror": "memory://runs/7"}])
+def test_an_option_that_needs_a_checkpointer_is_refused_without_one(regression, pairs, option):
+    """It would have no effect."""
+    brain = regression({"model": torch.nn.Linear(4, 2)}, sgd, run_opts={"device": "cpu", **option})
+    with pytest.raises(
+        ValueError, match=rf"{next(iter(option))}=.* needs a checkpointer, got none"
+    ):
+        brain.fit(range(1), pairs)
+
+
+@pytest.mark.parametrize("name", ["ckpt_interval_steps", "ckpt_interval_minutes"])
+def test_an_interval_without_a_checkpointer_is_a_warning(regression, pairs, caplog, name):
+    """Recipes have one in their hyperparameters; the warning says that nothing is saved."""
+    brain = regression({"model": torch.nn.Linear(4, 2)}, sgd, {name: 5}, {"device": "cpu"})
+    brain.fit(range(1), pairs)
+    assert f"{name}=5 needs a checkpointer, got none." in caplog.text
+
+
 def test_the_two_abstract_methods_raise_an_error(pairs):
     """The error contains the class and the signature to define."""
     from brain_core import Brain

@@ -235,7 +235,7 @@ def test_set_epoch_of_a_users_train_sampler_is_called(regression, pairs):
         def set_epoch(self, epoch):
             self.epochs.append(epoch)
 
-    brain = regression({"model": torch.nn.Linear(4, 2)})
+    brain = regression({"model": torch.nn.Linear(4, 2)}, torch.optim.SGD)
     loader = torch.utils.data.DataLoader(pairs)
     brain.train_sampler = sampler = Sampler()
     brain.fit(range(2), loader)

@@ -189,8 +189,8 @@ def test_a_schedule_that_cannot_work_is_an_error_when_fit_begins(net, fit_args):
     ):
         with pytest.raises(error, match=message):
             net.make(callbacks=[schedule]).fit(**fit_args(range(1)))
-    brain = net.make(callbacks=[LRSchedule(lambda s, t: 1)])
-    brain.opt_class = None
+    none = type("NoOptimizer", (net.Net,), {"init_optimizers": lambda self: None})
+    brain = net.make(callbacks=[LRSchedule(lambda s, t: 1)], cls=none)
     with pytest.raises(ValueError, match=r"got no optimizer. Give the Brain an opt_class"):
         brain.fit(**fit_args(range(1)))
 

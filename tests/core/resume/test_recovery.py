@@ -362,7 +362,7 @@ def test_early_stopping_continues_after_a_restart(regression, pairs, tmp_path):
                 self.checkpointer.save_checkpoint()
 
         checkpointer = Checkpointer(tmp_path, {"model": net, "counter": counter})
-        Flat({"model": net}, checkpointer=checkpointer).fit(counter, pairs)
+        Flat({"model": net}, torch.optim.SGD, checkpointer=checkpointer).fit(counter, pairs)
         checkpointer.close()
         return counter.current
 

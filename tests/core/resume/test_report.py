@@ -263,7 +263,9 @@ def test_early_stopping_goes_on_without_the_recipe_saving_its_counter(regression
                 self.checkpointer.save_checkpoint()
 
         checkpointer = Checkpointer(tmp_path)
-        Flat({"model": torch.nn.Linear(4, 2)}, checkpointer=checkpointer).fit(counter, pairs)
+        Flat({"model": torch.nn.Linear(4, 2)}, torch.optim.SGD, checkpointer=checkpointer).fit(
+            counter, pairs
+        )
         checkpointer.close()
         return counter.current
 
@@ -323,7 +325,7 @@ def test_a_counter_that_an_older_checkpoint_lacks_does_not_begin_again(regressio
 
     def train(epochs):
         checkpointer = Checkpointer(tmp_path)
-        brain = Saving({"model": torch.nn.Linear(4, 2)}, checkpointer=checkpointer)
+        brain = Saving({"model": torch.nn.Linear(4, 2)}, torch.optim.SGD, checkpointer=checkpointer)
         done = []
         brain.on_stage_start = lambda stage, epoch: done.append(epoch)
         brain.fit(epochs, pairs)

@@ -1,6 +1,7 @@
 """Manifests in JSON and CSV: their content and their errors."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -146,11 +147,25 @@ def test_a_missing_replacement_is_a_key_error_as_in_speechbrain(write):
     assert str(caught.value).startswith("Each replacement")
 
 
-def test_a_missing_file_is_the_system_s_own_error(tmp_path):
-    """It names the path."""
-    for make in (DynamicItemDataset.from_csv, DynamicItemDataset.from_json):
-        with pytest.raises(FileNotFoundError, match=r"nowhere\.x"):
-            make(tmp_path / "nowhere.x")
+@pytest.mark.parametrize("kind", ["CSV", "JSON"])
+def test_a_missing_file_is_named_with_its_full_path_and_the_nearest_one(
+    tmp_path, monkeypatch, kind
+):
+    """A relative path begins at the current directory, which the user may not expect."""
+    monkeypatch.chdir(tmp_path)
+    suffix = kind.lower()
+    (tmp_path / f"train.{suffix}").touch()
+    make = getattr(DynamicItemDataset, f"from_{suffix}")
+    full = re.escape(str(tmp_path / f"tain.{suffix}"))
+    message = (
+        rf"A {kind} manifest must exist, got 'tain\.{suffix}', which is {full} \(did you mean "
+    )
+    with pytest.raises(
+        FileNotFoundError, match=rf"{message}'train\.{suffix}'\?\): correct the path"
+    ):
+        make(f"tain.{suffix}")
+    with pytest.raises(FileNotFoundError, match=r"nowhere/x'.*nowhere/x: correct the path"):
+        make(tmp_path / "nowhere/x")
 
 
 def test_the_caller_s_replacements_are_not_modified(write):

@@ -19,6 +19,7 @@ from brain_core.loop.stage_loader import check_not_empty
 from brain_core.modules.container import HParams, as_modules
 from brain_core.options.compute import choose_compute
 from brain_core.options.determinism import deterministic_algorithms
+from brain_core.options.requirements import check_opt_class
 from brain_core.options.run_options import RunOptions
 from brain_core.resume.elastic import StepSize
 from brain_core.resume.environment import record_environment
@@ -99,6 +100,8 @@ class Brain(SetupMethods, BatchMethods, StageMethods):
     ------
     ValueError
         For an unknown option, or a value or combination that cannot work.
+    TypeError
+        For an argument of another type, such as an optimizer in the place of ``opt_class``.
 
     Examples
     --------
@@ -129,6 +132,7 @@ class Brain(SetupMethods, BatchMethods, StageMethods):
         *,
         callbacks: Iterable[Callback] = (),
     ) -> None:
+        check_opt_class(opt_class)
         options = RunOptions.resolve(run_opts, hparams)
         step_size = StepSize(get_world_size(), options.grad_accumulation_factor)
         self._run = RunState(step_size, options, lambda: record_environment(self.device))

@@ -20,6 +20,7 @@ from brain_core.loop.train_step import check_no_closure
 from brain_core.modules.compiling import compile_modules
 from brain_core.modules.container import Modules, describe_parameters
 from brain_core.modules.wrapping import RankWrapping
+from brain_core.options.requirements import check_checkpointer, check_has_optimizer
 from brain_core.options.seed import seed_per_rank
 from brain_core.resume.attributes import attribute_owners
 from brain_core.resume.evaluation_epoch import is_of_the_model, log_evaluated
@@ -130,7 +131,6 @@ class SetupMethods:
             If there is an ``opt_class`` and nothing to optimize.
         """
         if self.opt_class is None:
-            logger.info("No opt_class was given: there is no optimizer unless the recipe makes it.")
             return
         if not any(p.requires_grad for p in self.modules.parameters()):
             raise ValueError(
@@ -262,6 +262,7 @@ class SetupMethods:
         batches = length_of(train_set)  # before a checkpoint is loaded: as when the run began
         fit_state = self._fit_state
         if not fit_state.is_nested:
+            check_checkpointer(self.checkpointer, self.run_options)
             self._run.begin_fit()
             if self.checkpointer is not None:
                 fit_state.recovery = Recovery(self.checkpointer, self.run_options)
@@ -273,6 +274,7 @@ class SetupMethods:
         self.on_fit_start()
         if not self._overrides & {"fit_batch", "optimizers_step"}:
             check_no_closure((self.optimizers_dict or {}).values())
+        check_has_optimizer(self.modules, self._all_optimizers(), self._overrides)
         if self.opt_class is self._former_opt_class and self.checkpointer is not None:
             carry_over(former, self.checkpointer.recoverables)
         self._former_opt_class = self.opt_class

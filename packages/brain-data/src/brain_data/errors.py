@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -54,3 +55,16 @@ def nearest(name: object, names: Iterable[object]) -> str:
     """Return `` (did you mean 'x'?)`` for the nearest of ``names``, or an empty string."""
     near = get_close_matches(str(name), [str(other) for other in names], n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def check_file(path: str | os.PathLike[str], kind: str) -> None:
+    """Raise FileNotFoundError, with the full path and the nearest name, if there is no file."""
+    if os.path.exists(path):
+        return
+    folder, name = os.path.split(os.path.abspath(path))
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    full = os.path.join(folder, name)
+    raise FileNotFoundError(
+        f"A {kind} must exist, got {os.fspath(path)!r}, which is {full}{nearest(name, names)}: "
+        "correct the path; a relative one begins at the directory in which the script was started"
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from brain_data.dataset.packed_rows import PACK_BYTES, MarshalledRows
 from brain_data.dataset.replacements import missing_replacement_error
-from brain_data.errors import ManifestError, ManifestKeyError
+from brain_data.errors import ManifestError, ManifestKeyError, check_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -36,11 +36,14 @@ def load_data_csv(
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file; the message has its full path.
     ManifestError
         If a column, a field or a replacement is missing, an ID is empty or not unique, a duration
         is not a number, a field exceeds `csv.field_size_limit`, or the file is not UTF-8; the
         message names the file and the line.
     """
+    check_file(csv_path, "CSV manifest")
     return dict(read_csv_rows(csv_path, replacements))
 
 
@@ -48,6 +51,7 @@ def load_csv_rows(
     csv_path: Path, replacements: Mapping[str, Any] | None = None
 ) -> Mapping[str, Mapping[str, Any]]:
     """Return the rows of a CSV manifest: dicts if it is small, packed rows if it is large."""
+    check_file(csv_path, "CSV manifest")
     rows = read_csv_rows(csv_path, replacements)
     if os.stat(csv_path).st_size < PACK_BYTES:
         return dict(rows)

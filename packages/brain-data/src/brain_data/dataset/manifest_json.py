@@ -12,7 +12,7 @@ from brain_data.dataset.json_scanner import WORD_BYTES, find_rows
 from brain_data.dataset.packed_rows import PACK_BYTES, PackedRows
 from brain_data.dataset.replacements import format_row
 from brain_data.dataset.row_store import reserved_id_error
-from brain_data.errors import ManifestError
+from brain_data.errors import ManifestError, check_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,10 +40,13 @@ def load_data_json(
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file; the message has its full path.
     ManifestError
         If it is no such mapping, an ID is not unique, or a replacement is missing; the message
         names the file and the row.
     """
+    check_file(json_path, "JSON manifest")
     with open(json_path, encoding="utf-8-sig") as file:
         text = file.read()
     data = _parse_rows(text, json_path)
@@ -60,6 +63,7 @@ def load_json_rows(
     is parsed when it is accessed. A file that does not look like a mapping of mappings is parsed
     with the standard library, which reports what is wrong with it.
     """
+    check_file(json_path, "JSON manifest")
     size = os.stat(json_path).st_size
     if size >= PACK_BYTES:
         # buffer: the file and one word of zeros, so that the words of the last ID can be read

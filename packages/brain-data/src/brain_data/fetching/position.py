@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from torch.utils.data import DataLoader
+
+from brain_data.errors import nearest
 from brain_data.order.sharding import dividing_world_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 FORMAT = 1
+OWN_OPTIONS = ("seed", "device", "elastic", "last_round", "resume_anyway", "looped_nominal_epoch")
 _MAX_SETTINGS_CHARACTERS = 400
 
 Method = TypeVar("Method")
@@ -120,7 +125,13 @@ def length_of(dataset: Any) -> int | None:
 
 
 def check_options(options: dict[str, Any]) -> None:
-    """Raise an error for options of other loaders that a loader with a position does not have."""
+    """Raise an error for options that a loader with a position does not have.
+
+    Parameters
+    ----------
+    options : dict
+        Arguments by name, without those of `SaveableDataLoader` alone.
+    """
     if options.get("in_order") is False:
         raise ValueError(
             "in_order must be True for a position to be defined, got False: "
@@ -132,6 +143,14 @@ def check_options(options: dict[str, Any]) -> None:
             f"{options['snapshot_every_n_steps']!r}: leave it out, as each state here is that of "
             "the batch yielded last"
         )
+    known = inspect.signature(DataLoader.__init__).parameters
+    for name in options:
+        if name not in known:
+            raise TypeError(
+                "an argument of a loader must be one of torch.utils.data.DataLoader or of "
+                f"SaveableDataLoader, got {name!r}{nearest(name, [*known, *OWN_OPTIONS])}: correct "
+                "its name, or leave it out"
+            )
 
 
 def check_format(state: dict[str, Any]) -> None:
