@@ -95,11 +95,12 @@ def define_brain(base: type) -> type:
     return Regression
 
 
-def fit(base: type, data: Any, *, bar: bool = False) -> None:
+def fit(base: type, data: Any, *, bar: bool = False, **arguments: Any) -> None:
     brain = define_brain(base)(
         {"model": make_model()[0]},
         lambda p: torch.optim.SGD(p, lr=0.01),
         run_opts={"device": "cpu"},
+        **arguments,
     )
     brain.fit(range(1), data, progressbar=bar)
 
