@@ -3,7 +3,8 @@
     python benchmarks/ckpt_mirror.py [--megabytes 200] [--rounds 3]
 
 The store is moto's server on loopback, in a process of its own. Prints seconds, memory that is
-added, and the speed of a training beside an upload. Run it on a machine that does nothing else.
+added, and the speed of a training beside an upload: for that the server has the lowest priority,
+as a store is another machine. Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -32,22 +33,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SERVER = """
-import logging
+import logging, os, sys
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
 app = DomainDispatcherApplication(create_backend_app)
 server = make_server("127.0.0.1", 0, app, threaded=True)
 print(server.port, flush=True)
+os.nice(int(sys.argv[1]))
 server.serve_forever()
 """
 BUCKET = "bucket"
 
 
 @contextlib.contextmanager
-def s3() -> Iterator[None]:
+def s3(niceness: int = 0) -> Iterator[None]:
     """Run moto's server, with its credentials in the environment."""
-    server = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", SERVER, str(niceness)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     os.environ.update(
         AWS_ACCESS_KEY_ID="id",
@@ -189,9 +192,9 @@ def steps_per_second(beside: Callable[[], object] | None, least_s: float = 5.0) 
     return steps / (time.perf_counter() - start)
 
 
-def measure(megabytes: int, rounds: int) -> None:
-    """Print the figures for one size."""
-    with tempfile.TemporaryDirectory() as folder:
+def measure_times(megabytes: int, rounds: int) -> None:
+    """Print seconds and memory for one size."""
+    with s3(), tempfile.TemporaryDirectory() as folder:
         place = Place(Path(folder), megabytes)
         print(f"\n{megabytes} MB, {rounds} rounds: seconds, median (minimum to maximum)")
         taken: dict[str, list[float]] = {}
@@ -209,7 +212,12 @@ def measure(megabytes: int, rounds: int) -> None:
             print(f"  {name:12} {shown}  x {ratio:.2f} {base}")
         print(f"  memory added by an upload   {added_megabytes(place.upload):.0f} MB")
         print(f"  memory added by a download  {added_megabytes(place.download):.0f} MB")
-        # The store's own work is in each figure: it runs on this machine.
+
+
+def measure_training(megabytes: int, rounds: int) -> None:
+    """Print how fast a training is beside the upload of one size."""
+    with s3(niceness=19), tempfile.TemporaryDirectory() as folder:
+        place = Place(Path(folder), megabytes)
         uploads = {"an upload": place.upload, "obstore's put": place.obstore_put}
         kept: dict[str, list[float]] = {name: [] for name in uploads}
         for _ in range(rounds):
@@ -231,9 +239,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with s3():
-        for megabytes in options.megabytes:
-            measure(megabytes, options.rounds)
+    for megabytes in options.megabytes:
+        measure_times(megabytes, options.rounds)
+        measure_training(megabytes, options.rounds)
 
 
 if __name__ == "__main__":
