@@ -22,6 +22,16 @@ def test_gather_objects_returns_every_ranks_object_in_rank_order(ranks):
     assert ranks(_gather, 3) == [expected] * 3
 
 
+def _gather_on_second(rank):
+    return brain_dist.gather_objects({"rank": rank, "long": "x" * 1000 * rank}, dst=1)
+
+
+def test_gather_objects_may_send_to_one_rank_only(ranks):
+    """Which gets the objects of unequal size complete; the others get an empty list."""
+    expected = [{"rank": rank, "long": "x" * 1000 * rank} for rank in range(3)]
+    assert ranks(_gather_on_second, 3) == [[], expected, []]
+
+
 def test_in_one_process_every_collective_returns_its_argument():
     """One process needs no group."""
     value, tensor = object(), torch.ones(2)
@@ -69,14 +79,17 @@ def test_ddp_all_reduce_sums_and_averages_on_gloo(ranks):
 def _send_unpicklable(rank, how):
     value = (lambda: None) if rank == 0 else 1
     try:
-        brain_dist.ddp_broadcast(value) if how == "broadcast" else brain_dist.gather_objects(value)
+        if how == "broadcast":
+            brain_dist.ddp_broadcast(value)
+        else:
+            brain_dist.gather_objects(value, dst=1 if how == "gather on one rank" else None)
     except (TypeError, AttributeError, pickle.PicklingError) as error:
         caught = error
     # The ranks are still in step.
     return type(caught).__name__, brain_dist.gather_objects(rank)
 
 
-@pytest.mark.parametrize("how", ["broadcast", "gather"])
+@pytest.mark.parametrize("how", ["broadcast", "gather", "gather on one rank"])
 def test_an_object_that_cannot_be_pickled_is_an_error_on_every_rank(ranks, how):
     """No rank is left waiting, and the next collective works."""
     results = ranks(_send_unpicklable, 2, how)

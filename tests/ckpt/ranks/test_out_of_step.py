@@ -102,7 +102,7 @@ def _count(rank, folder):
     checkpointer = _make(folder)
     checkpointer.save_checkpoint()
     counts = Counter()
-    for kind in ("all_reduce", "all_gather", "broadcast"):
+    for kind in ("all_reduce", "all_gather", "broadcast", "gather"):
         _count_calls(kind, counts)
     messages = {}
     for name in METHODS:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from brain_ckpt.deletion import Deleter, check_spare
 from brain_ckpt.finder import CheckpointFinder
 from brain_ckpt.loading.reader import Reader
-from brain_ckpt.ranks.agreement import collective_results
+from brain_ckpt.ranks.agreement import collective_result
 from brain_ckpt.ranks.shared_directory import SharedDirectory
 from brain_ckpt.retention.checkpoint import Checkpoint, Key, ckpt_recency
 from brain_ckpt.retention.selection import Predicate, Retention
@@ -352,7 +352,7 @@ class Checkpointer(CheckpointFinder):
             if bounded is not None:
                 self._deleter.delete_after_save(bounded, keep, self.spare, request.verbosity)
 
-        with collective_results(method, check) as (request, *_):
+        with collective_result(method, check) as request:
             saved = self._writer.save(request, recoverables, after, asynchronous=self.asynchronous)
         if get_rank() != 0:
             return None

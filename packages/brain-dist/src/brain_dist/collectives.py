@@ -100,18 +100,20 @@ def ddp_all_reduce(
     return communication_object
 
 
-def gather_objects(obj: T) -> list[T]:
-    """Return the objects of all ranks, on every rank.
+def gather_objects(obj: T, dst: int | None = None) -> list[T]:
+    """Return the objects of all ranks, on every rank or on one of them.
 
     Parameters
     ----------
     obj : object
         Has to be picklable; move tensors to the CPU first.
+    dst : int, optional
+        The only rank that gets the objects, for large ones or many ranks.
 
     Returns
     -------
     list
-        In rank order; ``[obj]`` in one process.
+        In rank order; ``[obj]`` in one process. Empty on other ranks than `dst`.
 
     Raises
     ------
@@ -124,6 +126,8 @@ def gather_objects(obj: T) -> list[T]:
         return [obj]
     message, error = _encode(obj, None)
     group = control_group()
+    if dst is not None:
+        return _gather_to(dst, obj, message, error)
     group.agree(Call.GATHER)
     messages = group.all_gather_bytes(message, Call.GATHER.value)
     reports = [from_bytes(part[1:]) if part[:1] == b"e" else None for part in messages]
@@ -228,6 +232,19 @@ def _broadcast(src: int, value: Any, error: BaseException | None) -> Any:
     if error is not None:
         raise error
     return value
+
+
+def _gather_to(dst: int, obj: T, message: bytes, error: BaseException | None) -> list[T]:
+    group = control_group()
+    # A bit for an error, and one for the size: the highest of all ranks is that of the longest.
+    reduced = group.agree(
+        Call.GATHER, payload=int(error is not None) | 2 << len(message).bit_length()
+    )
+    if reduced & 1:
+        exchange_errors(error, Call.GATHER.value)
+    longest = 1 << reduced.bit_length() - 2
+    messages = group.gather_bytes(message, dst, longest, Call.GATHER.value)
+    return [obj if i == dst else from_bytes(part[1:]) for i, part in enumerate(messages)]
 
 
 def _encode(value: Any, error: BaseException | None) -> tuple[bytes, BaseException | None]:

@@ -172,6 +172,33 @@ class ControlGroup:
             for part, row, size in zip(parts, rests, sizes, strict=True)
         ]
 
+    def gather_bytes(self, payload: bytes, dst: int, longest: int, name: str) -> list[bytes]:
+        """Return the byte strings of all ranks on rank `dst`, after an agreement; [] elsewhere.
+
+        Parameters
+        ----------
+        payload : bytes
+            Of this rank.
+        dst : int
+            The rank that gets them.
+        longest : int
+            As many bytes as any rank passes, or more.
+        name : str
+            Of the call, for messages.
+        """
+        # row: (header + longest,) uint8
+        row = torch.zeros(_HEADER_BYTES + longest, dtype=torch.uint8)
+        content = len(payload).to_bytes(_HEADER_BYTES, "little") + payload
+        row[: len(content)] = _bytes_tensor(content)
+        is_here = get_rank() == dst
+        rows = [torch.empty_like(row) for _ in range(get_world_size())] if is_here else None
+        self.run(name, lambda: distributed.gather(row, rows, dst, group=self.group, async_op=True))
+        parts = []
+        for each in rows or ():
+            size = int.from_bytes(each[:_HEADER_BYTES].numpy().tobytes(), "little")
+            parts.append(each[_HEADER_BYTES : _HEADER_BYTES + size].numpy().tobytes())
+        return parts
+
     def broadcast_bytes(self, payload: bytes | None, src: int) -> bytes:
         """Return the byte string of rank `src`; the other ranks pass None."""
         call = Call.BROADCAST

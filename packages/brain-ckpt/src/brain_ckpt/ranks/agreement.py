@@ -5,7 +5,13 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, TypeVar
 
-from brain_dist import collective_call, gather_objects, main_process_only, raise_on_all_ranks
+from brain_dist import (
+    collective_call,
+    ddp_broadcast,
+    gather_objects,
+    main_process_only,
+    raise_on_all_ranks,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -13,19 +19,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def gather_results(action: Callable[[], T]) -> list[T]:
+def gather_results(action: Callable[[], T], dst: int | None = None) -> list[T]:
     """Call a function on every rank and return the results of all ranks, in rank order.
 
-    An error on any rank is raised on all of them.
+    An error on any rank is raised on all of them. With ``dst``, other ranks get an empty list.
     """
     results: list[T] = []
     run_on_all_ranks(lambda: results.append(action()))
-    return gather_objects(results[0])
+    return gather_objects(results[0], dst)
 
 
 @contextlib.contextmanager
-def collective_results(name: str, action: Callable[[], T]) -> Iterator[list[T]]:
-    """Do as `gather_results`, for a block that every rank enters.
+def collective_result(name: str, action: Callable[[], T]) -> Iterator[T]:
+    """Call a function on every rank, for a block that every rank enters with rank 0's result.
 
     The agreement whether an action failed also checks that no rank is in another call: it takes as
     many messages as `gather_results`.
@@ -45,7 +51,7 @@ def collective_results(name: str, action: Callable[[], T]) -> Iterator[list[T]]:
     results: list[T] = []
     error = _error_of(lambda: results.append(action()))
     with collective_call(name, error):
-        yield gather_objects(results[0])
+        yield ddp_broadcast(results[0])
 
 
 def run_on_all_ranks(action: Callable[[], object]) -> None:

@@ -17,7 +17,7 @@ from brain_ckpt.ranks.agreement import gather_results, run_on_all_ranks, run_on_
 from brain_dist import get_rank, get_world_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from brain_ckpt.storage.store import Store
@@ -61,15 +61,17 @@ def detect_nodes(root: Path) -> Nodes:
     if get_world_size() == 1:
         return Nodes(is_leader=True, shared=True)
     rank = get_rank()
-    token = run_on_first_rank(lambda: uuid.uuid4().hex)
-    with _token(root / f"{TOKEN}{token}.{rank}"):
+    with contextlib.ExitStack() as stack:
+        token = run_on_first_rank(lambda: _write_token(root, uuid.uuid4().hex, 0, stack))
+        # The usual case, found with one file and one look at it by each rank.
+        if all(gather_results(lambda: _is_visible(root, token, 0))):
+            return Nodes(is_leader=rank == 0, shared=True)
+        if rank:
+            _write_token(root, token, rank, stack)
         written = gather_results((root / f"{TOKEN}{token}.{rank}").exists)
-        visible = gather_results(
-            lambda: [other for other in range(len(written)) if _is_visible(root, token, other)]
-        )
+        leaders = gather_results(lambda: _first_visible(root, token, len(written)))
     if not all(written):
         return Nodes(is_leader=rank == 0, shared=True)
-    leaders = [min(ranks) for ranks in visible]
     return Nodes(is_leader=leaders[rank] == rank, shared=set(leaders) == {0})
 
 
@@ -115,15 +117,23 @@ def common_names(nodes: Nodes, store: Store) -> set[str]:
     return {copies[0][commit] for commit in common}
 
 
-@contextlib.contextmanager
-def _token(path: Path) -> Iterator[None]:
+def _write_token(root: Path, token: str, rank: int, stack: contextlib.ExitStack) -> str:
+    """Write the file of a rank, which is deleted with the stack; return the token."""
+    path = root / f"{TOKEN}{token}.{rank}"
     with contextlib.suppress(OSError):
         path.touch()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+    stack.callback(_delete, path)
+    return token
+
+
+def _delete(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _first_visible(root: Path, token: str, ranks: int) -> int | None:
+    """Return the first rank whose file this rank sees, which is the leader of its node."""
+    return next((other for other in range(ranks) if _is_visible(root, token, other)), None)
 
 
 def _is_visible(root: Path, token: str, rank: int) -> bool:

@@ -213,7 +213,8 @@ class Writer:
             snapshots.append(snapshot)
             return snapshot.rank_files
 
-        rank_files = gather_results(take)
+        # 10 kB and more of each rank: only who writes them gets them.
+        rank_files = gather_results(take, dst=0 if self._directory.nodes().shared else None)
         return snapshots[0], rank_files
 
     def _plan_shards(self, snapshot: Snapshot) -> ShardPlan:
