@@ -45,8 +45,8 @@ def new_gloo_group(timeout: timedelta) -> ProcessGroup:
 def gloo_worker_names() -> frozenset[str]:
     """Return the names that worker threads of gloo have in ``/proc``."""
     names = {"pt_gloo_runloop"}
-    if torch.__version__ < "2.9":
-        # torch began to name them between 2.6 and 2.9; before, they have the process's name.
+    if torch.__version__ < "2.13":
+        # torch began to name them between 2.9 and 2.13; before, they have the process's name.
         with open("/proc/self/comm", encoding="utf-8") as file:
             names.add(file.read().rstrip("\n"))
     return frozenset(names)
@@ -82,7 +82,8 @@ def reset_forward_order(root: FSDPModule) -> None:
     for part in cast("nn.Module", root).modules():
         if hasattr(part, "_get_fsdp_state"):
             state = cast("Any", part)._get_fsdp_state()  # noqa: SLF001 - no public way before 2.13
-            state._comm_ctx.post_forward_order.clear()  # noqa: SLF001
+            order = getattr(state._comm_ctx, "post_forward_order", [])  # noqa: SLF001
+            order.clear()  # there is none before the first forward
             group = state._fsdp_param_group  # noqa: SLF001
             if group is not None:
                 group._post_forward_indices.clear()  # noqa: SLF001

@@ -97,21 +97,25 @@ def _finish() -> None:
 def _wait_for_workers() -> Mapping[str, str]:
     """Wait until gloo's workers sleep, those of destroyed groups too; return their states."""
     deadline = time.monotonic() + _LIMIT_S
-    names, main_thread = compat.gloo_worker_names(), str(threading.get_native_id())
-    idle_looks, states = 0, _states(names, main_thread)
+    names = compat.gloo_worker_names()
+    idle_looks, states = 0, _states(names)
     while states and idle_looks < _IDLE_LOOKS and time.monotonic() < deadline:
         former = states
         time.sleep(_LOOK_EVERY_S)
-        states = _states(names, main_thread)
+        states = _states(names)
         asleep = all(_ASLEEP in state for state in states.values())
         idle_looks = idle_looks + 1 if asleep and states == former else 0
     return states
 
 
-def _states(names: Iterable[str], main_thread: str) -> dict[str, str]:
-    """Return state and number of context switches of the threads with these names, by thread."""
+def _states(names: Iterable[str]) -> dict[str, str]:
+    """Return state and number of context switches of the threads with these names, by thread.
+
+    Those that Python has started are left out: some have the name of the process, too.
+    """
     states = {}
-    for thread in set(os.listdir(_THREADS)) - {main_thread}:
+    started_by_python = {str(thread.native_id) for thread in threading.enumerate()}
+    for thread in set(os.listdir(_THREADS)) - started_by_python:
         try:
             with open(f"{_THREADS}/{thread}/status", encoding="utf-8") as file:
                 lines = file.read().splitlines()
