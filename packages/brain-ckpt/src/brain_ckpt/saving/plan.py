@@ -100,11 +100,11 @@ def read_directory_state(store: Store, request: SaveRequest, last: LastSave) -> 
         If the requested name is that of something other than a checkpoint.
     """
     try:
-        store.clean_up()
+        names = store.clean_up()
     except OSError as error:
         logger.warning("The cleanup of %s failed: %s", store.root, error)
-    newest = store.newest()
-    names = filesystem.names(store.root)
+        names = filesystem.inodes(store.root)
+    newest = store.newest(names)
     if request.name is not None:
         final = store.root / directory_name(request.name)
         is_checkpoint = filesystem.is_directory(final) and looks_like_checkpoint(final)
@@ -113,7 +113,8 @@ def read_directory_state(store: Store, request: SaveRequest, last: LastSave) -> 
                 f"a save may replace only a checkpoint of the same name, got {final}, which is "
                 f"none; move it away or choose another name"
             )
-    leftovers = [leftover for name in names if (leftover := parse_leftover(name))]
+    hidden = [name for name in names if name[0] == "."]  # all temporary names are
+    leftovers = [leftover for name in hidden if (leftover := parse_leftover(name))]
     used_names = {*names, *(leftover.checkpoint for leftover in leftovers), last.name}
     return DirectoryState(
         max(last.time_s, newest.time_s), max(last.seq, newest.seq), frozenset(used_names)

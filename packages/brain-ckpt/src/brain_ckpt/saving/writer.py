@@ -262,7 +262,7 @@ class Writer:
             kind = "end of epoch" if pending.plan.meta["end-of-epoch"] else "inside an epoch"
             logger.log(pending.verbosity, "Saved checkpoint %s (%s)", pending.plan.final, kind)
             try:
-                self._store.clean_up()
+                self._store.clean_up_replaced(pending.plan.final.name)
             except OSError as error:
                 logger.warning("The cleanup of %s failed: %s", self._store.root, error)
 

@@ -113,14 +113,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def looks_like_checkpoint(path: Path) -> bool:
     """Return whether a directory is, or was, a checkpoint."""
     # SpeechBrain writes CKPT.yaml first, so state files without it are what a deletion left.
-    if (path / META_NAME).exists() or (path / MANIFEST_NAME).exists():
+    if any(os.path.exists(os.path.join(path, name)) for name in (META_NAME, MANIFEST_NAME)):
         return True
     return any(name.endswith(PARAMFILE_EXT) for name in filesystem.names(path))
 
 
 def is_unfinished(path: Path) -> bool:
     """Return whether a directory is being written or deleted in place."""
-    return os.path.lexists(path / UNFINISHED) and not has_manifest(path)
+    return os.path.lexists(os.path.join(path, UNFINISHED)) and not has_manifest(path)
 
 
 def has_manifest(path: Path) -> bool:
@@ -191,7 +191,7 @@ def read_all(paths: Iterable[Path], known: KnownCheckpoints) -> tuple[Listing, d
 
 
 def _read_one(path: Path) -> Entry:
-    if not path.is_dir():
+    if not os.path.isdir(path):
         if os.path.lexists(path):  # a file of this name is foreign
             raise _NotACheckpointError
         raise CheckpointGoneError("it does not exist")

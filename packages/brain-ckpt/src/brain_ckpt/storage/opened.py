@@ -222,17 +222,18 @@ def open_checkpoint(
 
 def read_manifest(directory: Path) -> Manifest | None:
     """Read the manifest in a directory; None if there is none because SpeechBrain wrote it."""
-    return _read_manifest(directory / MANIFEST_NAME, directory / MANIFEST_NAME)
+    path = directory / MANIFEST_NAME
+    return _read_manifest(path, str(path))
 
 
-def _read_manifest(path: Path, shown: Path) -> Manifest | None:
+def _read_manifest(path: Path, shown: str) -> Manifest | None:
     try:
         content = filesystem.read(path, MANIFEST_LIMIT_BYTES)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise CheckpointDamagedError(f"{shown} cannot be read: {error.strerror}") from error
-    return load_manifest(content, str(shown))
+    return load_manifest(content, shown)
 
 
 def gone_error(path: Path) -> CheckpointGoneError:
@@ -246,7 +247,7 @@ def gone_error(path: Path) -> CheckpointGoneError:
 def _open(path: Path, handles: Handles) -> OpenedCheckpoint:
     directory, manifest, problem = handles.directory, None, None
     try:
-        manifest = _read_manifest(handles.locate(MANIFEST_NAME), path / MANIFEST_NAME)
+        manifest = _read_manifest(handles.locate(MANIFEST_NAME), os.path.join(path, MANIFEST_NAME))
     except CheckpointError as error:
         problem = error
     try:
@@ -255,7 +256,7 @@ def _open(path: Path, handles: Handles) -> OpenedCheckpoint:
         if _is_going(path, directory) or not _has_state_files(directory):
             raise gone_error(path) from None
         raise CheckpointDamagedError(f"{path} has no {META_NAME}") from None
-    meta = load_meta(content, str(path / META_NAME))
+    meta = load_meta(content, os.path.join(path, META_NAME))
     if manifest is None:
         # Unless SpeechBrain wrote it, the manifest can be missing because of a deletion.
         if _is_going(path, directory):

@@ -29,6 +29,8 @@ from brain_ckpt.storage.layout import (
     UNFINISHED,
     Leftover,
     is_foreign,
+    new_name,
+    old_name,
     parse_leftover,
 )
 from brain_ckpt.storage.listing import (
@@ -45,7 +47,7 @@ from brain_ckpt.storage.stream import digest_external_file
 from brain_ckpt.storage.verify import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from brain_ckpt.storage.checksum import Algorithm
@@ -96,28 +98,27 @@ class Store:
         """List the published checkpoints; needs no lock and changes nothing."""
         return list_published(self.root, self._known)
 
-    def newest(self) -> Newest:
+    def newest(self, inodes: Mapping[str, int]) -> Newest:
         """Return the newest time and the highest number of all checkpoints; the lock is held.
 
         A checkpoint is read once.  Only a run that holds the lock replaces one, and its directory
         then has another inode, unless directories are not renamed.
+
+        Parameters
+        ----------
+        inodes : mapping of str to int
+            The names in the directory, as `clean_up` returns them.
         """
-        inodes = filesystem.inodes(self.root)
-        if not self._renames or any(map(parse_leftover, inodes)):
-            listing = self.listing()
-            return self._count(listing)
-        published = {name: inode for name, inode in inodes.items() if name.startswith(PREFIX)}
-        uncounted = {
-            name: inode for name, inode in published.items() if self._counted.get(name) != inode
-        }
-        listing, gone = read_all([self.root / name for name in uncounted], self._known)
+        uncounted = self._uncounted(inodes)
+        if not self._renames or any(map(parse_leftover, uncounted)):
+            return self._count(self.listing())
+        paths = [self.root / name for name in uncounted if name.startswith(PREFIX)]
+        listing, gone = read_all(paths, self._known)
         newest = self._count(self.listing() if gone else listing)
-        read = {checkpoint.path.name for checkpoint in listing.checkpoints}
-        self._counted = {
-            name: inode
-            for name, inode in published.items()
-            if name not in uncounted or name in read
-        }
+        for name in [name for name, old in self._counted.items() if inodes.get(name) != old]:
+            del self._counted[name]  # it is deleted, or replaced
+        names = (checkpoint.path.name for checkpoint in listing.checkpoints)
+        self._counted.update((name, inodes[name]) for name in names)
         return newest
 
     def forget(self) -> None:
@@ -219,13 +220,28 @@ class Store:
             filesystem.mkdir(target.parent)
         self._protocol.move(source, target)
 
-    def clean_up(self) -> None:
+    def clean_up_replaced(self, name: str) -> None:
+        """Clean up if the publication of a checkpoint of this name has left another one."""
+        left = (kind(name, self.run_id) for kind in (old_name, new_name))
+        if any(os.path.lexists(self.root / each) for each in left):
+            self.clean_up()
+
+    def clean_up(self) -> dict[str, int]:
         """Restore replaced checkpoints and delete unfinished directories of ended runs.
 
         The caller holds the lock, so no other run is alive.
+
+        Returns
+        -------
+        dict
+            The names in the directory, and their inodes.
         """
-        self._finish_marked()
-        leftovers = self._leftovers()
+        inodes = filesystem.inodes(self.root)
+        names = self._uncounted(inodes)
+        marked, leftovers = self._marked(names), self._leftovers(names)
+        if not marked and not leftovers:
+            return inodes
+        self._finish(marked)
         to_remove = [
             self.root / name for name, leftover in leftovers if not self._recover(leftover, name)
         ]
@@ -236,11 +252,12 @@ class Store:
             is_marked = os.path.lexists(path / UNFINISHED)
             remove = remove_marked if is_marked else filesystem.remove_tree
             remove(path)
+        return filesystem.inodes(self.root)
 
     def prepared_commits(self) -> dict[str, Staging]:
         """Return the sealed, unpublished checkpoints of ended runs by commit id."""
         prepared = {}
-        for name, leftover in self._leftovers():
+        for name, leftover in self._leftovers(filesystem.names(self.root)):
             if leftover.kind != TEMPORARY:
                 continue
             path = self.root / name
@@ -262,22 +279,27 @@ class Store:
 
     def has_leftovers(self) -> bool:
         """Return whether `clean_up` has anything to do."""
-        return bool(self._leftovers() or self._marked())
+        names = self._uncounted(filesystem.inodes(self.root))
+        return bool(self._leftovers(names) or self._marked(names))
 
-    def _leftovers(self) -> list[tuple[str, Leftover]]:
+    def _uncounted(self, inodes: Mapping[str, int]) -> list[str]:
+        """Return the names but those of the checkpoints that `newest` has counted."""
+        counted = self._counted
+        return sorted([name for name, inode in inodes.items() if counted.get(name) != inode])
+
+    def _leftovers(self, names: Iterable[str]) -> list[tuple[str, Leftover]]:
         return [
             (name, leftover)
-            for name in filesystem.names(self.root)
+            for name in names
             if (leftover := parse_leftover(name)) and not self._is_staged(name)
         ]
 
-    def _marked(self) -> list[Path]:
+    def _marked(self, names: Iterable[str]) -> list[Path]:
         # A checkpoint that was counted had no mark, and a run that renames leaves none.
         return [
             self.root / name
-            for name, inode in sorted(filesystem.inodes(self.root).items())
+            for name in names
             if name.startswith(PREFIX)
-            and self._counted.get(name) != inode
             and os.path.lexists(self.root / name / UNFINISHED)
             and not self._is_staged(name)
         ]
@@ -285,8 +307,8 @@ class Store:
     def _is_staged(self, name: str) -> bool:
         return os.path.realpath(self.root / name) in _staged_paths
 
-    def _finish_marked(self) -> None:
-        for path in self._marked():
+    def _finish(self, marked: list[Path]) -> None:
+        for path in marked:
             if is_unfinished(path):
                 remove_marked(path)
             else:
