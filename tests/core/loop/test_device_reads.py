@@ -155,7 +155,7 @@ def fused(parameters):
         {"precision": "bf16"},
         {"nonfinite_patience": 0},
     ],
-    ids=lambda options: "".join(options),
+    ids=lambda options: "".join(options) or "defaults",
 )
 def test_a_step_reads_once_whether_its_gradients_are_finite(reads, options):
     """The mean loss, clipping and the check of the losses add no read."""
