@@ -25,6 +25,7 @@ import os
 import sys
 import tempfile
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -204,9 +205,10 @@ def files_at(many: int, counted: dict[int, Any], phase: str) -> dict[int, tuple[
     for ranks in RANKS:
         of_rank = [sum(files[phase].values()) for _, files in counted[ranks]]
         found[ranks] = of_rank[0], max(of_rank[1:], default=0)
-    few, more = found[3][0], found[4][0]  # they differ by a few where nothing grows
-    growth = more - few if more > few else 0
-    found[many] = max(few, more) + growth * (many - 4), found[4][1]
+    of_first = [found[ranks][0] for ranks in (2, 3, 4)]
+    # They differ by a few where nothing grows.
+    growth = max(0, min(b - a for a, b in pairwise(of_first)))
+    found[many] = max(of_first) + growth * (many - 4), found[4][1]
     return found
 
 

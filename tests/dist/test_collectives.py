@@ -32,6 +32,22 @@ def test_gather_objects_may_send_to_one_rank_only(ranks):
     assert ranks(_gather_on_second, 3) == [[], expected, []]
 
 
+def _gather_with_error(rank, dst):
+    error = OSError(f"rank {rank}") if rank else None
+    try:
+        brain_dist.gather_objects(rank, dst, error)
+    except OSError as caught:
+        return str(caught), brain_dist.gather_objects(rank)
+    return None
+
+
+@pytest.mark.parametrize("dst", [None, 0, 2])
+def test_an_error_in_place_of_an_object_is_raised_on_every_rank(ranks, dst):
+    """It is that of the lowest failing rank; the ranks are still in step."""
+    expected = ("rank 1 (on rank 1, 2 of 3)", [0, 1, 2])
+    assert ranks(_gather_with_error, 3, dst) == [expected] * 3
+
+
 def test_in_one_process_every_collective_returns_its_argument():
     """One process needs no group."""
     value, tensor = object(), torch.ones(2)
@@ -51,6 +67,9 @@ def test_in_one_process_raise_on_all_ranks_raises_the_error_itself():
     error = KeyError("k")
     with pytest.raises(KeyError) as caught:
         brain_dist.raise_on_all_ranks(error)
+    assert caught.value is error
+    with pytest.raises(KeyError) as caught:
+        brain_dist.gather_objects(None, error=error)
     assert caught.value is error
 
 

@@ -136,3 +136,20 @@ def test_a_loss_that_cannot_be_trained_on_is_explained(loss, message):
 def test_a_valid_loss_is_not_blamed(weight):
     """A valid loss raises no error, whatever error backward raised."""
     explain_loss(weight.sum(), RuntimeError("another"))
+
+
+def test_an_overflow_of_one_optimizer_skips_that_one():
+    """The others step, and the scale falls once."""
+    weights = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+    optimizers = [torch.optim.SGD([weight], lr=1.0, momentum=0.9) for weight in weights]
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    step = TrainStep()
+    step.batches = 1
+    loss = weights[0].sum() * math.inf + weights[1].sum() * 0.5
+    step.backward(loss, scaler, lambda _: None, always_check=False)
+    step.average(optimizers, scaler, 1, weighted=False)
+    assert step.step(optimizers, scaler, -1.0) is None
+    assert not step.was_taken
+    assert [weight.item() for weight in weights] == [1.0, 0.5]
+    assert optimizers[0].state_dict()["state"] == {}
+    assert scaler.get_scale() == 2.0

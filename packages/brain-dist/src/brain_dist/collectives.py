@@ -100,7 +100,7 @@ def ddp_all_reduce(
     return communication_object
 
 
-def gather_objects(obj: T, dst: int | None = None) -> list[T]:
+def gather_objects(obj: T, dst: int | None = None, error: BaseException | None = None) -> list[T]:
     """Return the objects of all ranks, on every rank or on one of them.
 
     Parameters
@@ -109,6 +109,9 @@ def gather_objects(obj: T, dst: int | None = None) -> list[T]:
         Has to be picklable; move tensors to the CPU first.
     dst : int, optional
         The only rank that gets the objects, for large ones or many ranks.
+    error : BaseException, optional
+        What this rank raised instead of making its object. It is raised on every rank, as by
+        `raise_on_all_ranks`, without a message of its own.
 
     Returns
     -------
@@ -118,13 +121,15 @@ def gather_objects(obj: T, dst: int | None = None) -> list[T]:
     Raises
     ------
     Exception
-        On every rank, if the object of any rank cannot be pickled.
+        On every rank, if any rank has an error, or an object that cannot be pickled.
     RanksLostError
         If a rank does not call it within the timeout.
     """
     if collectives_are_local():
+        if error is not None:
+            raise error
         return [obj]
-    message, error = _encode(obj, None)
+    message, error = _encode(obj, error)
     group = control_group()
     if dst is not None:
         return _gather_to(dst, obj, message, error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from brain_dist import (
     collective_call,
@@ -25,8 +25,8 @@ def gather_results(action: Callable[[], T], dst: int | None = None) -> list[T]:
     An error on any rank is raised on all of them. With ``dst``, other ranks get an empty list.
     """
     results: list[T] = []
-    run_on_all_ranks(lambda: results.append(action()))
-    return gather_objects(results[0], dst)
+    error = _error_of(lambda: results.append(action()))
+    return gather_objects(results[0] if error is None else cast("T", None), dst, error)
 
 
 @contextlib.contextmanager
