@@ -90,6 +90,15 @@ def test_the_page_of_platforms_names_existing_tests(repository):
     assert wrong == []
 
 
+def test_the_page_of_platforms_lists_the_pairs_of_the_matrix(repository):
+    """Each row of Python and PyTorch is a pair that the session runs, and each pair has a row."""
+    text = (repository.root / "docs/platforms.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| (3\.\d+) \| (\d\.\d+) \|$", text, re.MULTILINE)
+    noxfile = (repository.root / "noxfile.py").read_text(encoding="utf-8")
+    matrix = ast.literal_eval(re.search(r"^MATRIX = (.*)$", noxfile, re.MULTILINE)[1])
+    assert listed == list(matrix)
+
+
 def test_a_name_that_is_missing_is_found(tmp_path):
     """Functions, classes, methods and constants are looked up, and nothing else."""
     path = tmp_path / "module.py"
