@@ -170,7 +170,7 @@ def contenders() -> dict[str, Callable[[], None]]:
 
 
 def main() -> None:
-    rounds = 3 if take_quick() else ROUNDS
+    rounds = 2 if take_quick() else ROUNDS
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     trainings = contenders()

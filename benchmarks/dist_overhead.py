@@ -27,7 +27,8 @@ from brain_core import Brain, Stage
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-TURNS, WARM_UP_TURNS, STEPS = (60 if take_quick() else 600), 10, 20
+QUICK = take_quick()
+TURNS, WARM_UP_TURNS, STEPS = (60 if QUICK else 600), 10, 20
 
 
 def make_model() -> nn.Module:
@@ -113,7 +114,7 @@ def alternate_with_brain(other: Callable[[], None]) -> list[tuple[float, float]]
     ]
 
 
-def vote_seconds(step_s: float, votes: int = 4000) -> float:
+def vote_seconds(step_s: float, votes: int = 400 if QUICK else 4000) -> float:
     """Return the CPU seconds of one vote between steps of that length, summed over all ranks."""
     vote = brain_dist.StepVote()
     spent = 0.0
