@@ -52,6 +52,14 @@ def gloo_worker_names() -> frozenset[str]:
     return frozenset(names)
 
 
+def group_destructor_keeps_the_gil() -> bool:
+    """Return whether the destructor of a group keeps the GIL while it waits for gloo's workers.
+
+    A worker that asks for the GIL meanwhile, to release a finished operation, waits for ever.
+    """
+    return torch.__version__ < "2.9"
+
+
 def fsdp_supports_cpu() -> bool:
     """Return whether FSDP2 of this torch runs on the CPU; that of torch 2.6 does not."""
     return hasattr(torch.cpu.Stream, "record_event")

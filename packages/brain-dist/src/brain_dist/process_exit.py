@@ -7,7 +7,8 @@ throw: the process aborts (SIGABRT, "terminate called without an active exceptio
 script succeeded.  An exit handler that destroys the groups does not help: operations outlive them.
 
 And if an operation is still running, because the other ranks never join it, the destructor of its
-group waits for it, up to the group's timeout.
+group waits for it, up to the group's timeout.  The destructor of early versions of torch waits
+with the GIL, for ever if a worker asks for it: there a group is never destroyed.
 """
 
 from __future__ import annotations
@@ -61,8 +62,10 @@ def register_exit_handler(group: ProcessGroup | None = None) -> None:
         A group that the handler has to consider.
     """
     global _registered  # noqa: PLW0603 - one exit handler a process
-    if group is not None:
+    if group is not None and group not in _groups:
         _groups.add(group)
+        if compat.group_destructor_keeps_the_gil():
+            _pin([group])
     if not _registered:
         _registered = True
         atexit.register(_finish)
