@@ -79,6 +79,24 @@ def test_lognormal_boundaries_are_quantiles_stretched_to_the_limit() -> None:
     np.testing.assert_allclose(sampler.bucket_boundaries, expected, rtol=1e-13)
 
 
+def test_lognormal_boundaries_are_the_same_to_the_bit_everywhere() -> None:
+    """Whatever the version of numpy, whose exponential differs in the last bit."""
+    sampler = DynamicBatchSampler([1], 60, num_buckets=4, lengths_list=[1])
+    expected = "0x1.64adfc8ed049ap+3 0x1.412b0e9d58e83p+4 0x1.0a8965aa3f3aep+5 0x1.e000000000000p+5"
+    assert [edge.hex() for edge in sampler.bucket_boundaries.tolist()] == expected.split()
+
+
+def test_a_boundary_that_differs_in_its_last_bit_is_no_other_plan() -> None:
+    """A position that was saved on another machine is valid."""
+    edges = [10.0, np.nextafter(20.0, 0.0), 60.0]
+    samplers = [
+        DynamicBatchSampler([1], 60, bucket_boundaries=each, lengths_list=[1])
+        for each in (edges, [10.0, 20.0, 60.0], [10.0, 20.1, 60.0])
+    ]
+    first, same, other = (sampler.settings() for sampler in samplers)
+    assert first == same != other
+
+
 def test_quantile_warping_gives_buckets_of_equally_many_rows() -> None:
     """It is the other option to place the boundaries."""
     lengths = np.random.default_rng(1).lognormal(3, 1, 1000).clip(1, 500)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 OWN_OPTIONS = ("seed", "device", "elastic", "last_round", "resume_anyway", "looped_nominal_epoch")
 _MAX_SETTINGS_CHARACTERS = 400
+# A setting of earlier states that depended on the processor, and what is saved instead of it.
+_RETIRED = {"buckets": "bucket_edges"}
 
 Method = TypeVar("Method")
 
@@ -164,9 +166,10 @@ def check_format(state: dict[str, Any]) -> None:
 
 def check_unchanged(kind: str, saved: dict[str, Any], present: dict[str, Any]) -> None:
     """Raise ValueError if the data or the plan has changed, naming what changed."""
+    retired = {key for names in _RETIRED.items() if names[0] in saved for key in names}
     changed = [
         f"{key} was {saved.get(key)!r} and is {present.get(key)!r}"
-        for key in sorted({*saved, *present})
+        for key in sorted({*saved, *present} - retired)
         if saved.get(key) != present.get(key)
     ]
     if changed:

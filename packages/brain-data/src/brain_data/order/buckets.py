@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import zlib
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,8 +101,15 @@ def place_boundaries(
     # Quantiles of the standard lognormal distribution at equal steps, scaled so that the last one
     # is the limit. torch's function avoids a requirement of scipy.
     latent = np.linspace(1 / (num_buckets + 1), num_buckets / (num_buckets + 1), num_buckets)
-    warped = np.exp(torch.special.ndtri(torch.from_numpy(latent)).numpy())
+    quantiles = torch.special.ndtri(torch.from_numpy(latent)).tolist()
+    # numpy's exp differs in the last bit between its versions and processors.
+    warped = np.asarray([float(Decimal(quantile).exp()) for quantile in quantiles])
     return np.sort(warped * limit / warped[-1])
+
+
+def checksum_of_edges(edges: Floats) -> int:
+    """Return the same number on every machine, whose last bits of the edges may differ."""
+    return zlib.crc32(" ".join(f"{edge:.9g}" for edge in edges.tolist()).encode())
 
 
 def batch_size_of_each(edges: Floats, limit: float, max_rows: int | None, rows: int) -> Ints:

@@ -17,6 +17,7 @@ from torch.utils.data import Sampler
 from brain_data.order.buckets import (
     batch_size_of_each,
     check_lengths,
+    checksum_of_edges,
     place_boundaries,
     read_lengths,
 )
@@ -183,7 +184,7 @@ class DynamicBatchSampler(Sampler[list[int]]):
             "max_batch_ex": self._max_batch_ex,
             "drop_last": self._drop_last,
             "balance_over": self._group_size,
-            "buckets": zlib.crc32(self.bucket_boundaries.data),
+            "bucket_edges": checksum_of_edges(self.bucket_boundaries),
             "lengths": self._lengths_checksum,
         }
 
