@@ -220,6 +220,7 @@ def test_the_environment_is_described():
 
 def test_the_description_reports_a_missing_commit(tmp_path, monkeypatch):
     """There is no repository, or no git."""
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert f"no commit could be read in {tmp_path}" in get_environment_description(tmp_path)
     monkeypatch.setenv("PATH", "")
     assert "no commit could be read" in get_environment_description()
