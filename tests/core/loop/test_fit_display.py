@@ -33,6 +33,7 @@ def shown_by(monkeypatch, epochs, valid_set=DATA, progressbar=True, kind=Line, *
         lambda parameters: torch.optim.SGD(parameters, lr=0.125),
         run_opts={"device": "cpu", **options},
     )
+    monkeypatch.setenv("COLUMNS", "200")  # a bar is cut at the width of the terminal
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     loading = {"batch_size": 4}
