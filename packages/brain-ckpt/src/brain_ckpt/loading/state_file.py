@@ -153,8 +153,13 @@ def read_current(read: Callable[[Path], T], path: Path) -> T:
         file = current_file(path)
         missing = missing + 1 if file is None else 0
         if file is not None:
-            with contextlib.suppress(CheckpointGoneError, FileNotFoundError):
+            try:
                 return read(file)
+            except CheckpointGoneError:
+                pass
+            except FileNotFoundError:
+                if file.is_file():  # what it needs is missing
+                    raise
         patience.wait()
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
 

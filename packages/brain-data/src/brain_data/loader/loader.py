@@ -45,11 +45,10 @@ class SaveableDataLoader(DataLoader[Any]):
     """A `torch.utils.data.DataLoader` whose position can be saved and restored without replay.
 
     The position counts the batches that were yielded, not those that workers have prefetched. It
-    is an index into the epoch's plan, so resuming reads no batch again; ``num_workers``,
-    ``prefetch_factor`` and ``persistent_workers`` may differ after a restart. What a dataset or a
-    collate function draws from torch, numpy or random is seeded by (seed, epoch, position). It is
-    the same for any number of workers, 0 included; the main process's generators are restored. What
-    a ``worker_init_fn`` seeds is therefore replaced for each batch.
+    is an index into the epoch's plan, so resuming reads no batch again; the options of workers may
+    differ after a restart. What a dataset or a collate function draws from torch, numpy or random
+    is seeded by (seed, epoch, position). It is the same for any number of workers, 0 included; the
+    main process's generators are restored. What a ``worker_init_fn`` seeds is replaced.
 
     Call `set_epoch` before each epoch, as for the samplers. Without it, a pass that follows a
     finished one is the next epoch, unless the sampler has an epoch of its own. An unfinished pass
