@@ -35,13 +35,13 @@ def _main(sender, function, group, environ):
 def _join(store, rank, world_size):
     if store is None:
         return
+    files = distributed.FileStore(str(store), world_size)
     distributed.init_process_group(
-        "gloo",
-        store=distributed.FileStore(str(store), world_size),
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=40),
+        "gloo", store=files, rank=rank, world_size=world_size, timeout=timedelta(seconds=40)
     )
+    # A test may kill a rank at once: only when all have joined.
+    files.set(f"joined/{rank}", "")
+    files.wait([f"joined/{other}" for other in range(world_size)])
 
 
 if __name__ == "rank":

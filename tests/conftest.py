@@ -20,6 +20,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="takes long: set BRAIN_CHAOS=1"))
 
 
+def pytest_runtest_setup():
+    """Begin each test without the seed that `seed_everything` leaves in the environment."""
+    os.environ.pop("SB_GLOBAL_SEED", None)
+
+
 @pytest.fixture(scope="session")
 def _forkserver():
     # The server imports once what the ranks use, and forks each rank: 50 ms instead of 3 s.
