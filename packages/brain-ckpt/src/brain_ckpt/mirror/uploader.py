@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Requests at a time: two are a third faster, and take three times as much from training.
+# Requests at a time: two are a third faster, and take more of the processor from training.
 _PARALLEL = 1
 # How often the first rank looks whether the parts of other nodes have arrived.
 _LOOK_EVERY_S = 0.5
