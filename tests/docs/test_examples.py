@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import runpy
 import sys
 
@@ -36,12 +37,10 @@ def load(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-def test_the_loop_without_a_brain_resumes(load, capsys, monkeypatch):
-    """A run that an error ends in an epoch, and another one at an epoch's end, has equal bits."""
-    main = load("own_loop.py")["main"]
-    expected = main(epochs=3, folder="whole")
-    whole = capsys.readouterr().out
-    losses = iter([torch.nn.functional.mse_loss] * 200)  # 128 batches to an epoch
+@contextlib.contextmanager
+def stopped_after(batches, monkeypatch):
+    """Have the loss of the batch behind so many raise; it must be reached."""
+    losses = iter([torch.nn.functional.mse_loss] * batches)
 
     def fails(*args):
         return next(losses)(*args)
@@ -49,7 +48,16 @@ def test_the_loop_without_a_brain_resumes(load, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.functional, "mse_loss", fails)
         with pytest.raises(StopIteration):
-            main(epochs=3, folder="parts")
+            yield
+
+
+def test_the_loop_without_a_brain_resumes(load, capsys, monkeypatch):
+    """A run that an error ends in an epoch, and another one at an epoch's end, has equal bits."""
+    main = load("own_loop.py")["main"]
+    expected = main(epochs=3, folder="whole")
+    whole = capsys.readouterr().out
+    with stopped_after(200, monkeypatch):  # 128 batches to an epoch
+        main(epochs=3, folder="parts")
     main(epochs=2, folder="parts")
     assert all(map(torch.equal, main(epochs=3, folder="parts"), expected))
     assert capsys.readouterr().out == whole
@@ -182,14 +190,7 @@ def test_the_first_example_ends_the_same_after_an_error_in_the_middle_of_an_epoc
     load("first.py")
     whole = capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
-    losses = iter([torch.nn.functional.mse_loss] * 700)  # 128 batches to an epoch
-
-    def fails(*args):
-        return next(losses)(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.nn.functional, "mse_loss", fails)
-        with pytest.raises(StopIteration):
-            load("first.py")
+    with stopped_after(700, monkeypatch):  # 128 batches to an epoch
+        load("first.py")
     load("first.py")
     assert capsys.readouterr().out == whole

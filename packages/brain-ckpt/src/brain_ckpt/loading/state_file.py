@@ -117,7 +117,7 @@ def _verify_without_manifest(file: Path) -> None:
         raise
 
 
-def current_file(path: Path) -> Path | None:
+def _current_file(path: Path) -> Path | None:
     """Return where the file of a path is now, or None.
 
     A checkpoint that is replaced is for a moment not at its usual path.
@@ -150,7 +150,7 @@ def read_current(read: Callable[[Path], T], path: Path) -> T:
     patience = Patience(path.parent)
     missing = 0
     while missing < _MAX_MISSING:
-        file = current_file(path)
+        file = _current_file(path)
         missing = missing + 1 if file is None else 0
         if file is not None:
             try:

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Requests at a time: two are a third faster, and take more of the processor from training.
-_PARALLEL = 1
+# Two are a third faster, and take more of the processor from training.
+_REQUESTS_AT_A_TIME = 1
 # How often the first rank looks whether the parts of other nodes have arrived.
 _LOOK_EVERY_S = 0.5
 # The longest pause between attempts while a run waits for its last upload.
@@ -194,7 +194,7 @@ class Uploader:
 
     def _run(self) -> None:
         lower_thread_priority()
-        self._workers = Workers(_PARALLEL)
+        self._workers = Workers(_REQUESTS_AT_A_TIME)
         try:
             while True:
                 self._wait(None)

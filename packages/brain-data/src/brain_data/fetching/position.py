@@ -166,7 +166,7 @@ def check_format(state: dict[str, Any]) -> None:
 
 def check_unchanged(kind: str, saved: dict[str, Any], present: dict[str, Any]) -> None:
     """Raise ValueError if the data or the plan has changed, naming what changed."""
-    retired = {key for names in _RETIRED.items() if names[0] in saved for key in names}
+    retired = {key for old, new in _RETIRED.items() if old in saved for key in (old, new)}
     changed = [
         f"{key} was {saved.get(key)!r} and is {present.get(key)!r}"
         for key in sorted({*saved, *present} - retired)
