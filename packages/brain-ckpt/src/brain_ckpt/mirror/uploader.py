@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 # Two are a third faster, and take more of the processor from training.
 _REQUESTS_AT_A_TIME = 1
+# Beside training, an upload pauses after each part, for this multiple of the time that it took.
+_PAUSE_PER_PART = 1.0
 # How often the first rank looks whether the parts of other nodes have arrived.
 _LOOK_EVERY_S = 0.5
 # The longest pause between attempts while a run waits for its last upload.
@@ -101,11 +103,13 @@ class Uploader:
         self._upkeep = Upkeep(store, root, lister, rules)
         self._changed = threading.Condition()
         self._requested = 1  # what an earlier run has not uploaded
+        self._attempted = 0
         self._done = 0
         self._is_stopping = False
         self._is_ending = False
         self._grace_s = grace_s
         self._failures = 0
+        self._part_started = 0.0
         self._error: CheckpointError | None = None
         self._left_out: set[str | None] = set()
         self._mirrored = listing.checkpoints(root)
@@ -216,7 +220,7 @@ class Uploader:
 
     def _attempt(self) -> None:
         """Do what is most urgent."""
-        requested = self._requested
+        self._attempted = requested = self._requested
         try:
             is_finished = self._step()
         except CheckpointMirrorError as error:
@@ -271,8 +275,9 @@ class Uploader:
             raise CheckpointGoneError(f"{checkpoint.path} was replaced before it was copied")
         if self._share.publishes or self._share.is_divided(manifest):
             is_mine = self._share.files_of(manifest)
+            self._part_started = started
             upload_parts(
-                self._store, checkpoint.path, manifest, is_mine, self._check_stop, self._workers
+                self._store, checkpoint.path, manifest, is_mine, self._pause, self._workers
             )
         if self._share.publishes:
             if missing_parts(self._store, manifest):
@@ -317,8 +322,24 @@ class Uploader:
         if mirrored is not None:
             self._mirrored = mirrored
 
-    def _check_stop(self, size: int = 0) -> None:
+    def _pause(self, size: int) -> None:
+        """Leave the processor to training after a part, unless the run or a newer save waits."""
         del size
+        took = time.monotonic() - self._part_started
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    self._is_stopping
+                    or self._is_hurried
+                    or self._is_ending
+                    or self._requested > self._attempted
+                ),
+                took * _PAUSE_PER_PART,
+            )
+        self._check_stop()
+        self._part_started = time.monotonic()
+
+    def _check_stop(self) -> None:
         if self._is_stopping:
             raise _StoppedError
 
