@@ -54,6 +54,14 @@ def test_panels_are_the_loss_then_metrics_then_the_rest():
     assert (panels[0].restarts, panels[0].checkpoints) == ([(0, 4)], [(0, 4)])
 
 
+@pytest.mark.parametrize("skipped", [0, 2])
+def test_skipped_steps_have_a_panel_only_if_there_are_any(skipped):
+    """The table has the number in either case."""
+    row = {"kind": "steps", "time": 1.0, "step": 2, "epoch": 1, "skipped_steps": skipped}
+    titles = [panel.title for panel in panels_of([history_of([row], "run")])]
+    assert titles == (["steps skipped"] if skipped else [])
+
+
 class Page(HTMLParser):
     """Checks that tags are closed, and collects the addresses that a page loads."""
 

@@ -23,6 +23,7 @@ _TITLES = {
     "skipped_steps": "steps skipped",
 }
 _LEFT_OUT = ("grad_norm_max",)
+_SHOWN_IF_ANY = ("skipped_steps",)  # a chart of zeros says nothing
 
 
 @dataclass
@@ -71,7 +72,10 @@ class Panel:
 
 
 def panels_of(runs: Sequence[History]) -> list[Panel]:
-    """Return a panel for each figure of runs: first the loss, then metrics, then the machine's."""
+    """Return a panel for each figure of runs: first the loss, then metrics, then the machine's.
+
+    Skipped steps have one only if a step was skipped.
+    """
     figures = [run.figures() for run in runs]
     names = list(dict.fromkeys(name for of_run in figures for name in of_run))
     metrics = [name for name in names if name not in _ORDER and name not in _LEFT_OUT]
@@ -88,6 +92,8 @@ def panels_of(runs: Sequence[History]) -> list[Panel]:
             for source, points in figures[number].get(name, {}).items()
             if source == "steps" or "steps" not in figures[number][name] or name not in _ORDER[1:]
         ]
+        if name in _SHOWN_IF_ANY and not any(y for curve in curves for _, y in curve.points):
+            continue
         if curves:
             title = _TITLES.get(name, name)
             panels.append(Panel(title, curves, restarts, saves, float(last)))
