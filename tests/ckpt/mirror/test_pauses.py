@@ -14,16 +14,20 @@ from brain_ckpt.storage.checksum import CHUNK_BYTES
 def save(make, local, monkeypatch, caplog, bucket):
     """Return a function that saves a checkpoint of several parts, and waits for a first pause.
 
-    Without an end of the pauses, none would ever be in the mirror.
+    Without an end of the pauses, it would never be in the mirror.
     """
-    monkeypatch.setattr(uploader, "_PAUSE_PER_PART", 1e9)
     caplog.set_level(logging.INFO)
     checkpointer = make(size=CHUNK_BYTES // 2, mirror=local)  # two parts of float32
+    checkpointer.save_checkpoint(name="zero")
+    uploads = checkpointer._copies._uploader
+    bucket.wait_until(lambda: uploads._done == uploads._requested)
+    monkeypatch.setattr(uploader, "_PAUSE_PER_PART", 1e9)
     parts = Path(local.removeprefix("file://"), "parts")
+    before = set(parts.iterdir())
 
     def saved(name):
         checkpointer.save_checkpoint(name=name)
-        bucket.wait_until(lambda: any(path.is_file() for path in parts.rglob("*")))
+        bucket.wait_until(lambda: set(parts.iterdir()) > before)
         return checkpointer
 
     return saved
