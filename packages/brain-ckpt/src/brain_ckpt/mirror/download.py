@@ -125,13 +125,13 @@ def _intact_parts(descriptor: int, parts: list[Part], algorithm: Algorithm) -> i
     return len(parts)
 
 
-def _fetch(store: ObjectStore, entry: Entry, parts: Iterable[Part]) -> Iterator[bytes]:
+def _fetch(store: ObjectStore, entry: Entry, parts: Iterable[Part]) -> Iterator[bytearray]:
     """Yield the content of parts in order, fetching one ahead."""
     with workers() as made:
         yield from made.map(lambda part: _fetch_part(store, entry, part), parts)
 
 
-def _fetch_part(store: ObjectStore, entry: Entry, part: Part) -> bytes:
+def _fetch_part(store: ObjectStore, entry: Entry, part: Part) -> bytearray:
     where, problem = f"{store.shown}/{part.key}", ""
     for _ in range(_READS):
         try:
@@ -150,7 +150,7 @@ def _fetch_part(store: ObjectStore, entry: Entry, part: Part) -> bytes:
     )
 
 
-def _problem(part: Part, content: bytes, algorithm: Algorithm) -> str:
+def _problem(part: Part, content: bytes | bytearray, algorithm: Algorithm) -> str:
     if len(content) != part.size:
         return f"it must have {part.size} bytes, got {len(content)}"
     running = new_checksum(algorithm)

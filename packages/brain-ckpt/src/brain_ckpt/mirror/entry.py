@@ -145,7 +145,7 @@ def dump_entry(entry: Entry) -> bytes:
     )
 
 
-def load_entry(content: bytes, where: str) -> Entry:
+def load_entry(content: bytes | bytearray, where: str) -> Entry:
     """Parse a manifest; `where` is its URL, for the errors.
 
     Raises

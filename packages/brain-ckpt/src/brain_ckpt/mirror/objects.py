@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _REQUEST_TIMEOUT = "120s"
 _CONNECT_TIMEOUT = "10s"
 _DELETE_AT_ONCE = 1000
+_CHUNK_BYTES = 2**20
 
 
 class ObjectInfo(NamedTuple):
@@ -86,8 +87,8 @@ class ObjectStore:
         except Exception as error:  # noqa: BLE001 - as above
             self._fail("write", key, error)
 
-    def read(self, key: str) -> bytes:
-        """Return the content of an object.
+    def read(self, key: str) -> bytearray:
+        """Return the content of an object, of which there is one copy in memory.
 
         Raises
         ------
@@ -97,7 +98,12 @@ class ObjectStore:
         import obstore
 
         try:
-            content: bytes = obstore.get(self._store, key).bytes().to_bytes()
+            answer = obstore.get(self._store, key)
+            content, size = bytearray(answer.meta["size"]), 0
+            for chunk in answer.stream(min_chunk_size=_CHUNK_BYTES):
+                content[size : size + len(chunk)] = chunk
+                size += len(chunk)
+            del content[size:]  # cut off
         except Exception as error:  # noqa: BLE001 - as above
             self._fail("read", key, error)
         return content
