@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from brain_core import Brain
+from brain_core.stopping import stop
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +20,7 @@ def _global_state_is_restored(monkeypatch):
     before = (sys.excepthook, signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1))
     torch.manual_seed(0)
     yield
+    stop._unserved.clear()  # a signal that a test sent is not for the next one
     after = (sys.excepthook, signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1))
     assert after == before, "a test did not restore an excepthook or a signal handler"
     assert not torch.is_autocast_enabled("cpu"), "a test left autocast on"

@@ -219,6 +219,42 @@ def test_a_signal_after_the_last_step_boundary_stops_the_evaluation(tmp_path):
         brain.evaluate(brain.data)
 
 
+def test_a_signal_after_the_last_step_boundary_stops_the_next_fit_of_another_brain(tmp_path):
+    """It is meant for the process; the second fit saves after its first batch, and resumes."""
+    first, second = make(tmp_path / "first"), make(tmp_path / "second")
+    first.on_stage_end = lambda stage, loss, epoch: (
+        os.kill(os.getpid(), signal.SIGTERM) if epoch == 2 else None
+    )
+    first.train()
+    with pytest.raises(TrainingStopped, match="SIGTERM"):
+        second.train()
+    assert second.steps_done == 1
+    second.train()
+    first.evaluate(first.data)
+    assert second.steps_done == 12
+
+
+def test_a_signal_after_the_last_step_boundary_of_a_fit_stops_the_fit_around_it(tmp_path):
+    """The outer fit saves after the batch in whose hook the inner one ran."""
+    inner = make(tmp_path / "inner")
+    inner.on_stage_end = lambda stage, loss, epoch: (
+        os.kill(os.getpid(), signal.SIGTERM) if epoch == 2 else None
+    )
+    outer = make(tmp_path / "outer", inner.train)
+    with pytest.raises(TrainingStopped, match="SIGTERM"):
+        outer.train()
+    assert (inner.steps_done, outer.steps_done) == (12, 3)
+
+
+def test_training_goes_on_after_the_second_ctrl_c_if_the_script_does(tmp_path):
+    """As in a notebook: the interrupt was acted on, and the next fit is not stopped by it."""
+    brain = make(tmp_path, lambda: (interrupt(), interrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        brain.train()
+    brain.train()
+    assert brain.steps_done == 3 + 6  # the second epoch
+
+
 def test_brain_stop_in_the_last_epoch_does_not_stop_the_evaluation(tmp_path):
     """`Brain.stop` at the end of the last epoch applies to the training only."""
     brain = make(tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from brain_core.stage import Stage
@@ -11,7 +11,6 @@ from brain_dist import StopSignal, propagate_failures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
 
     from brain_ckpt import Checkpointer
     from brain_core.stopping.failed_saves import FailedSaves
@@ -19,13 +18,18 @@ if TYPE_CHECKING:
 __all__ = ["StopControl"]
 
 _SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
+# Of this process: what listens to signals, the innermost last, and a signal that nothing acted on.
+_listening: list[StopSignal] = []
+_unserved: list[str] = []
 
 
 class StopControl:
     """Stops a fit or an evaluation on request, on all ranks after the same batch.
 
-    Signals are handled only with a checkpointer, which can save the progress. `request` always
-    works. An exception that ends a fit or an evaluation on one rank ends it on all.
+    Signals are handled only with a checkpointer, which can save the progress. A signal that comes
+    after the last step boundary of a fit or an evaluation stops the one around it, or the next one
+    of this process, also of another Brain. `request` always works. An exception that ends a fit or
+    an evaluation on one rank ends it on all.
     """
 
     def __init__(self) -> None:
@@ -73,13 +77,14 @@ class StopControl:
                 f"stop_after_minutes needs a checkpointer to save with, got "
                 f"{stop_after_minutes!r} and none. Give the Brain one, or leave it out."
             )
-        self._renew(limit_s, interrupts=True, reason=self._signal.reason)
+        reason = _take_unserved() or self._signal.reason
+        self._renew(limit_s, interrupts=True, reason=reason)
         poll, close = _no_save, _no_save
         if checkpointer is not None:
             poll, close = checkpointer.poll, checkpointer.close
         boundary = self._boundary = StepBoundary(schedule, self._signal, save, poll, failed_saves)
         try:
-            with self._listening(checkpointer), propagate_failures(TrainingStopped):
+            with self._listen(checkpointer), propagate_failures(TrainingStopped):
                 yield boundary
                 close()
         except TrainingStopped:
@@ -95,7 +100,6 @@ class StopControl:
     ) -> Iterator[None]:
         """Stop an evaluation on request; a nested evaluation is stopped by the fit's step boundary.
 
-        A signal that arrived after the last step boundary of `fit` stops the evaluation.
         Ctrl-C ends it at once.
 
         Parameters
@@ -109,12 +113,11 @@ class StopControl:
             with propagate_failures(TrainingStopped):
                 yield
             return
-        reason = self._signal.reason
-        self._renew(None, interrupts=False, reason=reason if reason in _SIGNALS else None)
+        self._renew(None, interrupts=False, reason=_take_unserved())
         boundary = StepBoundary(SaveSchedule(), self._signal, save=_no_save, poll=_no_save)
         self._test_boundary = boundary
         try:
-            with self._listening(checkpointer), propagate_failures(TrainingStopped):
+            with self._listen(checkpointer), propagate_failures(TrainingStopped):
                 yield
         finally:
             self._test_boundary = None
@@ -132,8 +135,38 @@ class StopControl:
         if reason is not None:
             self._signal.request(reason)
 
-    def _listening(self, checkpointer: Checkpointer | None) -> AbstractContextManager[object]:
-        return nullcontext() if checkpointer is None else self._signal
+    @contextmanager
+    def _listen(self, checkpointer: Checkpointer | None) -> Iterator[None]:
+        if checkpointer is None:
+            yield
+            return
+        own = self._signal
+        try:
+            with own:
+                _listening.append(own)
+                try:
+                    yield
+                finally:
+                    _listening.remove(own)
+        except KeyboardInterrupt:
+            own.clear()  # the second Ctrl-C
+            raise
+        finally:
+            _hand_over(own)
+
+
+def _hand_over(stop: StopSignal) -> None:
+    """Leave a signal that nothing acted on to what is around a fit or an evaluation, or follows."""
+    if stop.reason in _SIGNALS:
+        if _listening:
+            _listening[-1].request(stop.reason)
+        else:
+            _unserved[:] = [stop.reason]
+        stop.clear()
+
+
+def _take_unserved() -> str | None:
+    return _unserved.pop() if _unserved else None
 
 
 def _no_save() -> None:
