@@ -2,5 +2,5 @@
 
 ``python -m chaos --kills 1000`` starts small trainings over a matrix of settings, kills them with
 SIGKILL at random moments, starts them again, and compares everything that they did with an
-undisturbed training.
+undisturbed training. Half of the settings use callbacks and several loggers.
 """

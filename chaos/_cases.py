@@ -55,10 +55,13 @@ class Config:
         "set" for a Dataset, "plain" for a shuffled torch DataLoader of the script's own.
     unfreezing : bool
         Whether the first layer is frozen until epoch 2, and gets a parameter group of its own then.
+    callbacks : bool
+        Whether callbacks average the weights, stop early, set the rates and measure, and several
+        loggers write at once. With FSDP2, which shards the weights, nothing averages them.
     parallel : str
         "ddp" or, on several ranks, "fsdp".
     epochs : int
-        The length of the run.
+        The length of the run, unless it is stopped early.
     """
 
     ranks: int = 1
@@ -70,6 +73,7 @@ class Config:
     fits: int = 1
     loader: str = "set"
     unfreezing: bool = False
+    callbacks: bool = False
     parallel: str = "ddp"
     epochs: int = 3
 
@@ -80,7 +84,8 @@ class Config:
         return (
             f"ranks{self.ranks}-workers{self.workers}-accum{self.accumulation}-{self.precision}"
             f"-{kind}-every{self.interval}-fits{self.fits}-{self.loader}"
-            f"-{'unfreezing' if self.unfreezing else 'all'}-{self.parallel}-epochs{self.epochs}"
+            f"-{'unfreezing' if self.unfreezing else 'all'}"
+            f"-{'callbacks' if self.callbacks else 'hooks'}-{self.parallel}-epochs{self.epochs}"
         )
 
     def fields(self) -> dict[str, Any]:
@@ -148,17 +153,26 @@ def configs(ranks: Sequence[int]) -> list[Config]:
     """Return all settings of the matrix."""
     either = (False, True)
     cells = itertools.product(
-        ranks, (0, 2), (1, 3), ("fp32", "bf16"), either, (3, 5), (1, 2), ("set", "plain"), either
+        ranks,
+        (0, 2),
+        (1, 3),
+        ("fp32", "bf16"),
+        either,
+        (3, 5),
+        (1, 2),
+        ("set", "plain"),
+        either,
+        either,
     )
     return [
-        Config(*cell, parallel=parallel)
+        Config(*cell, parallel=parallel, epochs=4 if cell[-1] else 3)  # one more to be stopped in
         for cell in cells
         for parallel in (("ddp",) if cell[0] == 1 else ("ddp", "fsdp"))
     ]
 
 
 def draw_case(seed: int, number: int, ranks: Sequence[int]) -> Case:
-    """Return a case; 256 consecutive numbers, or 512 on several ranks, draw every setting once.
+    """Return a case; 512 consecutive numbers, or 1,024 on several ranks, draw every setting once.
 
     Several ranks take longer, and are drawn less often.
     """

@@ -85,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--case", type=int, help="run only this case of the seed")
+    parser.add_argument(
+        "--callbacks", action="store_true", help="only cases that train with callbacks"
+    )
     parser.add_argument("--minutes", type=float, help="start no case after this time")
     parser.add_argument(
         "--ranks", type=_numbers, default=(1, 2, 3), help="1,2,3 by default", metavar="N[,N]"
@@ -150,7 +153,9 @@ def _cases(
     for number in itertools.count():
         if kills is None or len(kills_seen) - in_chains >= kills or time.monotonic() > deadline:
             return
-        yield draw_case(options.seed, number, options.ranks)
+        case = draw_case(options.seed, number, options.ranks)
+        if case.config.callbacks or not options.callbacks:
+            yield case
 
 
 def _keep_failures(session: Session, directory: Path, results: Path) -> None:

@@ -6,7 +6,16 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from brain_ckpt import RNGState
-from brain_core import EpochCounter
+from brain_core import (
+    EMA,
+    CSVLogger,
+    EarlyStopping,
+    EpochCounter,
+    FileTrainLogger,
+    GradNormMonitor,
+    JSONLinesLogger,
+    LRSchedule,
+)
 from brain_data import SaveableDataLoader
 from chaos._recipe import Run
 
@@ -72,6 +81,10 @@ def _without_recoverable(name: str) -> Callable[[], None]:
     return mutate
 
 
+def _without_state_of(owner: type) -> Callable[[], None]:
+    return lambda: _replace(owner, "load_state_dict", lambda _self, _state: None)
+
+
 def _epoch() -> None:
     def skip_the_rest(self: EpochCounter, saved: int, **_: Any) -> None:
         self.current = saved
@@ -102,5 +115,12 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "scheduler": _without_recoverable("scheduler"),
     "epoch": _epoch,
     "newest-checkpoint": _newest_checkpoint,
+    "average": _without_state_of(EMA),
+    "early-stopping": _without_state_of(EarlyStopping),
+    "schedule": _without_state_of(LRSchedule),
+    "gradient-norms": _without_state_of(GradNormMonitor),
+    "text-log": _without_state_of(FileTrainLogger),
+    "table": _without_state_of(CSVLogger),
+    "json-lines": _without_state_of(JSONLinesLogger),
 }
 """What can be left out, by the name of the option ``--without``."""

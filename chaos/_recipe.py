@@ -13,21 +13,23 @@ from torch.nn.functional import mse_loss
 
 from brain_ckpt import Checkpoint, Checkpointer
 from brain_ckpt.storage import filesystem
-from brain_core import Brain, EpochCounter, FileTrainLogger, Stage, seed_everything
+from brain_core import Brain, EpochCounter, Stage, seed_everything
 from brain_dist import full_state_dict, get_rank
 from chaos._cases import BATCH_SIZE, ROWS, VALID_ROWS
 from chaos._journal import Journal, checksums
+from chaos._parts import TRAIN_LOSS, callbacks_of, figures_of, logger_of, logs_in, states_of
 from chaos._status import Phase, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from contextlib import AbstractContextManager
 
+    from brain_core import Callback
     from chaos._cases import Config
 
-__all__ = ["LOG_FILE", "SAVE_FOLDER", "train"]
+__all__ = ["SAVE_FOLDER", "train"]
 
-SAVE_FOLDER, LOG_FILE = "save", "log.txt"
+SAVE_FOLDER = "save"
 _RECORDS = "records"  # in a checkpoint's meta: the records before it
 Sample = tuple[torch.Tensor, torch.Tensor, int]
 
@@ -163,22 +165,32 @@ class Averages:
 class Run(Brain):
     """Has dropout, noise drawn from random and numpy, and a scheduler that steps with it.
 
-    Its loss depends on attributes that training changes, and on a state of NumPy arrays.
+    Its loss depends on attributes that training changes, and on a state of NumPy arrays. Callbacks
+    take the place of the scheduler.
     """
 
     def __init__(
-        self, *args: Any, journal: Journal, status: Status, unfreezing: bool, **kwargs: Any
+        self,
+        *args: Any,
+        journal: Journal,
+        status: Status,
+        unfreezing: bool,
+        callbacks: list[Callback],
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, callbacks=callbacks)
         self.journal, self.status, self.unfreezing = journal, status, unfreezing
+        self.callbacks = callbacks
         self.epoch = 0
         self.temperature = 1.0
         self.history: list[float] = []
-        self.scheduler: torch.optim.lr_scheduler.LRScheduler
+        self.train_figures: dict[str, Any] = {}
+        self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
 
     def init_optimizers(self) -> None:
-        """Make the optimizer and its scheduler."""
+        """Make the optimizer, and its scheduler unless there are callbacks."""
         super().init_optimizers()
+        if self.callbacks:
+            return
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 60)
         assert self.checkpointer is not None
         self.checkpointer.add_recoverable("scheduler", self.scheduler)
@@ -192,7 +204,8 @@ class Run(Brain):
             first = next(self.raw_modules["model"].children()).requires_grad_(True)  # noqa: FBT003 - torch's
             rate = {"lr": 0.01, "initial_lr": 0.01}
             self.optimizer.add_param_group({"params": first.parameters(), **rate})
-            self.scheduler.base_lrs.append(0.01)
+            if self.scheduler is not None:
+                self.scheduler.base_lrs.append(0.01)
 
     def fit_batch(self, batch: Any) -> torch.Tensor:
         """Write the phase."""
@@ -230,7 +243,8 @@ class Run(Brain):
         """Step the scheduler, and add a record with all weights."""
         facts = {"loss": float(loss).hex(), "mean before": float(self.avg_train_loss).hex()}
         if should_step:
-            self.scheduler.step()
+            if self.scheduler is not None:
+                self.scheduler.step()
             facts |= self.whole_state()
         self._add_record("TRAIN", self.step, batch[2].tolist(), facts)
 
@@ -239,19 +253,35 @@ class Run(Brain):
         if stage is Stage.TEST:
             return
         self.status.enter(Phase.BETWEEN)
-        self._add_record("ENDED", 0, [], {stage.name: float(stage_loss).hex()})
-        if stage is Stage.VALID:
-            self.hparams.train_logger.log_stats({"epoch": epoch}, valid_stats={"loss": stage_loss})
+        figures = figures_of(self.stage_stats)
+        ended = {stage.name: float(stage_loss).hex(), **checksums("figures", figures)}
+        self._add_record("ENDED", 0, [], ended)
+        if stage is Stage.TRAIN:
+            self.train_figures = figures
+        else:
+            self.stage_stats[TRAIN_LOSS] = self.train_figures["loss"]
+            self._log(epoch, figures)
             assert self.checkpointer is not None
             self.checkpointer.save_and_keep_only({"loss": stage_loss}, min_keys=["loss"])
 
     def whole_state(self) -> dict[str, str]:
-        """Return a text for each weight, each state of the optimizer and the learning rate."""
-        return {
+        """Return a text for each rate, weight, and state of the optimizer or a callback."""
+        return {  # causes before effects: the first difference is reported
+            **checksums("learning rate", self._rates()),
+            **states_of(self.callbacks),
             **checksums("model", full_state_dict(self.raw_modules["model"])),
             **checksums("optimizer", full_state_dict(self.optimizer)["state"]),
-            **checksums("learning rate", self.scheduler.get_last_lr()),
         }
+
+    def _rates(self) -> list[float]:
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def _log(self, epoch: int | None, figures: dict[str, Any]) -> None:
+        """Log an epoch with the rate of each group; one that comes later is a column of its own."""
+        rates = {f"lr {number}": rate for number, rate in enumerate(self._rates())}
+        self.hparams.train_logger.log_stats(
+            {"epoch": epoch, **rates}, train_stats=self.train_figures, valid_stats=figures
+        )
 
     def _add_record(self, kind: str, batch: int, ids: list[int], facts: dict[str, str]) -> None:
         self.journal.add([kind, self.epoch, batch, ids, facts])
@@ -266,7 +296,6 @@ def train(config: Config, folder: Path, journal: Journal, status: Status) -> Non
     model[0].requires_grad_(not config.unfreezing)
     averages = Averages()
     counter = EpochCounter(config.epochs if config.fits == 1 else 1)
-    log = folder / LOG_FILE
     checkpointer = WatchedCheckpointer(
         journal,
         status,
@@ -278,7 +307,7 @@ def train(config: Config, folder: Path, journal: Journal, status: Status) -> Non
     brain = Run(
         {"model": model},
         lambda ps: torch.optim.AdamW([p for p in ps if p.requires_grad], lr=0.05),
-        {"train_logger": FileTrainLogger(log), "averages": averages},
+        {"train_logger": logger_of(config, folder), "averages": averages},
         {
             "device": "cpu",
             "precision": config.precision,
@@ -290,18 +319,19 @@ def train(config: Config, folder: Path, journal: Journal, status: Status) -> Non
         journal=journal,
         status=status,
         unfreezing=config.unfreezing,
+        callbacks=callbacks_of(config),
     )
     _fit(brain, counter, config)
     if config.fits > 1:
         brain.evaluate(Rows(VALID_ROWS, augment=False), min_key="loss", progressbar=False)
         _fit(brain, range(2, config.epochs + 1), config)
     status.enter(Phase.END)
-    last = brain.whole_state()
+    last = {**brain.whole_state(), "last epoch": str(brain.current_epoch)}
     best = brain.evaluate(Rows(VALID_ROWS, augment=False), min_key="loss", progressbar=False)
     checkpointer.close()
     kept = sorted(_records(each) for each in checkpointer.list_checkpoints())
     if get_rank() == 0:
-        last["log"] = log.read_text(encoding="utf-8")
+        last |= logs_in(folder)
     durations = {"seconds": status.seconds, "times": status.times}
     facts = {**last, "best loss": best.hex()}
     journal.finished({"facts": facts, "kept": kept, "durations": durations})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from chaos._attempt import Ended, journal_of, log_of, start
 from chaos._cases import ROWS, Config, Durations, choose_kill
 from chaos._journal import Entries, first_difference, lost_and_repeated, read
+from chaos._parts import LOG_FILES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -200,10 +201,12 @@ class _Comparison:
             assert entries.end is not None
             assert expected.end is not None
             facts, reference = dict(entries.end["facts"]), dict(expected.end["facts"])
-            if self._restarted and facts.get("log", "").endswith(reference.get("log", "")):
-                # Without a checkpoint the logger does not know which lines to remove.
-                facts.pop("log", None)
-                reference.pop("log", None)
+            if self._restarted:
+                # Without a checkpoint a logger does not know which lines to remove.
+                for name in LOG_FILES:
+                    if facts.get(name, "").endswith(reference.get(name, "")):
+                        facts.pop(name, None)
+                        reference.pop(name, None)
             self._check_kept(entries, expected.end["kept"])
             for name in {**reference, **facts}:
                 if facts.get(name) != reference.get(name):
@@ -213,9 +216,15 @@ class _Comparison:
                     )
                     break
         records = [record for of_rank in self._records for record in of_rank]
-        outcome.lost, outcome.repeated = lost_and_repeated(records, ROWS, self._config.epochs)
+        outcome.lost, outcome.repeated = lost_and_repeated(records, ROWS, self._epochs())
         if outcome.lost or outcome.repeated:
             self._add_problem(f"{outcome.lost} samples lost and {outcome.repeated} repeated")
+
+    def _epochs(self) -> int:
+        """Return the number of epochs, which early stopping lowers."""
+        end = self._expected[0].end
+        assert end is not None
+        return int(end["facts"]["last epoch"]) if self._config.callbacks else self._config.epochs
 
     def _check(self, rank: int, entries: Entries) -> None:
         if entries.began is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+OF_CALLBACKS = {"average", "early-stopping", "schedule", "gradient-norms", "table", "json-lines"}
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="watches through pidfd_open")
 
@@ -38,16 +39,18 @@ def journal(monkeypatch):
 
 
 def test_killed_runs_end_as_the_undisturbed_one(chaos, tmp_path):
-    """Random kills, and in the long run a chain of them; the report has the counts."""
+    """With callbacks and without; in the long run a chain of kills; the report has the counts."""
     long_run = bool(os.environ.get("BRAIN_CHAOS"))
     ranks = "1,2" if long_run else "1"
     chain = ("--chain", "1") if long_run else ()
-    done = chaos("--kills", "2", *chain, "--ranks", ranks, "--seed", "4")
+    options = ("--ranks", ranks, "--seed", "3789", "--jobs", "2")
+    done = chaos("--kills", "2", *chain, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     counts = report["counts"]
     for name in ("samples lost", "samples repeated", "starts that could not resume"):
         assert counts[name] == "0"
+    assert {case["config"]["callbacks"] for case in report["cases"]} == {False, True}
     kills = sum(len(case["kills"]) for case in report["cases"])
     assert counts["kills"] == str(kills)
     assert kills >= (3 if long_run else 2)
@@ -72,11 +75,20 @@ def test_killed_runs_end_as_the_undisturbed_one(chaos, tmp_path):
         ("scheduler", "undisturbed"),
         ("epoch", "in place of|undisturbed"),
         ("newest-checkpoint", "had been acknowledged"),
+        # evaluated with another average, or trained on with it
+        ("average", r"VALID batch .*: loss is|EMA\.\S+ is"),
+        ("early-stopping", r"early stopping\.\S+ is|after the undisturbed run's end"),
+        ("schedule", r"learning rate\[\d\] is|schedule\.done is"),
+        ("gradient-norms", r"the end of TRAIN .*: figures\.(grad_norm|skipped)\S* is"),
+        ("text-log", r"at the end, rank 0: log\.txt is"),
+        ("table", r"at the end, rank 0: log\.csv is"),
+        ("json-lines", r"at the end, rank 0: log\.jsonl is"),
     ],
 )
 def test_a_piece_of_state_that_is_not_restored_is_noticed(chaos, piece, message):
     """The report says what differed first, and how to repeat the case."""
-    done = chaos("--without", piece, "--kills", "60", "--failures", "1", "--ranks", "1")
+    only = ("--callbacks",) if piece in OF_CALLBACKS else ()
+    done = chaos("--without", piece, "--kills", "100", "--failures", "1", "--ranks", "1", *only)
     assert done.returncode == 1, done.stdout + done.stderr
     assert re.search(message, done.stdout), done.stdout
     assert "again: nox -s chaos -- --seed" in done.stdout
