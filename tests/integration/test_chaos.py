@@ -67,7 +67,7 @@ def test_killed_runs_end_as_the_undisturbed_one(chaos, tmp_path):
     [
         ("numpy-rng", ": loss is"),
         ("python-rng", ": loss is"),
-        ("torch-rng", ": loss is"),
+        ("torch-rng", ": loss is|took samples"),  # the order of a shuffled DataLoader, too
         # one batch too far: the rows of the next one, or no batch at the end of the data
         ("position-on", "took samples|in place of"),
         ("position-back", "took samples|in place of"),
