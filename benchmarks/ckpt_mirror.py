@@ -229,17 +229,17 @@ def measure_training(megabytes: int, rounds: int) -> None:
     """Print how fast a training is beside the upload of one size."""
     with s3(niceness=19), tempfile.TemporaryDirectory() as folder:
         place = Place(Path(folder), megabytes)
-        uploads: dict[str, Callable[[], object]] = {
+        calls: dict[str, Callable[[], object]] = {
             "an upload": place.upload_beside,
             "obstore's put": place.obstore_put,
             "a sleep": lambda: time.sleep(2),
         }
-        kept: dict[str, list[float]] = {name: [] for name in uploads}
+        kept: dict[str, list[float]] = {name: [] for name in calls}
         before = steps_per_second(None)
         for _ in range(rounds):
-            for name, upload in uploads.items():
+            for name, call in calls.items():
                 empty_bucket()
-                beside = steps_per_second(upload)
+                beside = steps_per_second(call)
                 after = steps_per_second(None)
                 kept[name].append(2 * beside / (before + after))
                 before = after

@@ -80,9 +80,17 @@ def _stay_away():
     time.sleep(5)
 
 
+def _wait_until_formed(rank, world_size):
+    """Return when every rank has the control group: one that ends earlier is lost to its forming."""
+    store = distributed.distributed_c10d._get_default_store()
+    store.set(f"formed/{rank}", "formed")
+    store.wait([f"formed/{other}" for other in range(world_size)])
+
+
 def _run(rank, names, timeout_s=30.0):
     """Make the call of this rank; return what it returned, or its error and after how long."""
     brain_dist.set_control_timeout(timeout_s)
+    _wait_until_formed(rank, len(names))
     started = time.monotonic()
     try:
         return globals()[names[rank]]()

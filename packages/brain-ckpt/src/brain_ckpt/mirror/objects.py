@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _REQUEST_TIMEOUT = "120s"
 _CONNECT_TIMEOUT = "10s"
 _DELETE_AT_ONCE = 1000
-_CHUNK_BYTES = 2**20
+_ANSWER_CHUNK_BYTES = 2**20
 
 
 class ObjectInfo(NamedTuple):
@@ -100,7 +100,7 @@ class ObjectStore:
         try:
             answer = obstore.get(self._store, key)
             content, size = bytearray(answer.meta["size"]), 0
-            for chunk in answer.stream(min_chunk_size=_CHUNK_BYTES):
+            for chunk in answer.stream(min_chunk_size=_ANSWER_CHUNK_BYTES):
                 content[size : size + len(chunk)] = chunk
                 size += len(chunk)
             del content[size:]  # cut off

@@ -103,7 +103,7 @@ class Uploader:
         self._upkeep = Upkeep(store, root, lister, rules)
         self._changed = threading.Condition()
         self._requested = 1  # what an earlier run has not uploaded
-        self._attempted = 0
+        self._attempted = 0  # what was requested when the attempt under way began
         self._done = 0
         self._is_stopping = False
         self._is_ending = False
@@ -220,7 +220,7 @@ class Uploader:
 
     def _attempt(self) -> None:
         """Do what is most urgent."""
-        self._attempted = requested = self._requested
+        self._attempted = self._requested
         try:
             is_finished = self._step()
         except CheckpointMirrorError as error:
@@ -246,7 +246,7 @@ class Uploader:
         self._failures = 0
         if is_finished:
             with self._changed:
-                self._done = requested
+                self._done = self._attempted
                 self._changed.notify_all()
 
     def _step(self) -> bool:

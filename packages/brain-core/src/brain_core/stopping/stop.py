@@ -141,17 +141,15 @@ class StopControl:
             yield
             return
         own = self._signal
+        _listening.append(own)
         try:
             with own:
-                _listening.append(own)
-                try:
-                    yield
-                finally:
-                    _listening.remove(own)
+                yield
         except KeyboardInterrupt:
             own.clear()  # the second Ctrl-C
             raise
         finally:
+            _listening.remove(own)
             _hand_over(own)
 
 
