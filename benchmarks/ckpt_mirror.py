@@ -5,7 +5,8 @@
 The store is moto's server on loopback, in a process of its own. Prints seconds, memory that is
 added, and the speed of a training beside an upload, relative to that right before and after it. For
 that the server has the lowest priority, as a store is another machine; the speed beside a thread
-that sleeps shows how far such figures scatter. Run it on a machine that does nothing else.
+that sleeps for as long shows how far such figures scatter. Run it on a machine that does nothing
+else.
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ def added_megabytes(call: Callable[[], object]) -> float:
     return max(0, peak[0] - before) / 2**20
 
 
-def steps_per_second(beside: Callable[[], object] | None, least_s: float = 2.0) -> float:
+def steps_per_second(beside: Callable[[], object] | None, least_s: float = 5.0) -> float:
     """Train a small model until a call in a thread is over, or for a time; return its speed."""
     model = torch.nn.Linear(512, 512)
     optimizer = torch.optim.Adam(model.parameters())
@@ -229,10 +230,16 @@ def measure_training(megabytes: int, rounds: int) -> None:
     """Print how fast a training is beside the upload of one size."""
     with s3(niceness=19), tempfile.TemporaryDirectory() as folder:
         place = Place(Path(folder), megabytes)
+        upload_s = 0.0
+
+        def upload() -> None:
+            nonlocal upload_s
+            upload_s = seconds(place.upload_beside)
+
         calls: dict[str, Callable[[], object]] = {
-            "an upload": place.upload_beside,
+            "an upload": upload,
             "obstore's put": place.obstore_put,
-            "a sleep": lambda: time.sleep(2),
+            "a sleep": lambda: time.sleep(upload_s),
         }
         kept: dict[str, list[float]] = {name: [] for name in calls}
         before = steps_per_second(None)
