@@ -165,11 +165,15 @@ def parity(session: nox.Session) -> None:
 
 @nox.session(requires=["wheels"], default=False)
 def bench(session: nox.Session) -> None:
-    """Measure beside other libraries, and say which aims are met; ``-- ckpt``, ``-- --quick``."""
+    """Measure beside other libraries; ``-- ckpt``, ``-- --quick``, ``-- --docs`` for the site."""
     install_wheels(session, "all", *PACKAGES, extras=TESTED, groups=("examples", "bench"))
     known = sorted((ROOT / "benchmarks").glob("[!_]*.py"))
     named = [path for path in known if any(path.stem.startswith(a) for a in session.posargs)]
     rest = [a for a in session.posargs if not any(path.stem.startswith(a) for path in known)]
+    page = []
+    if "--docs" in rest:
+        rest.remove("--docs")
+        page = ["--page", "docs/benchmarks.md"]
     quick = [path for path in known if "take_quick" in path.read_text(encoding="utf-8")]
     rows = Path(session.create_tmp()) / "rows.jsonl"
     rows.write_text("", encoding="utf-8")
@@ -178,7 +182,10 @@ def bench(session: nox.Session) -> None:
         two_ranks = ("torchrun", "--standalone", "--nproc-per-node", "2")
         start = two_ranks if path.stem.startswith("dist") else ("python",)
         session.run(*start, str(path), *rest, env=env)
-    session.run("python", "benchmarks/_verdict.py", str(rows), "--json", "results/bench.json")
+    verdict = ("python", "benchmarks/_verdict.py", str(rows), "--json", "results/bench.json")
+    session.run(*verdict, *page)
+    if page and Path("results/growth.png").exists():
+        shutil.copy("results/growth.png", "docs/pictures/growth.png")
 
 
 @nox.session(default=False)

@@ -1,9 +1,10 @@
 """What was measured, beside what, and whether its aim is met.
 
-    python benchmarks/_verdict.py ROWS [--json FILE]
+    python benchmarks/_verdict.py ROWS [--json FILE] [--page FILE]
 
 A benchmark calls `report` for each figure that has an aim. `nox -s bench` collects the rows of all
-of them in a file, and prints them with this program as one table.
+of them in a file, and prints them with this program as one table. `--page` puts the table into a
+page of the documentation, between the two comments that say so.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import os
 import platform
 import sys
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 ROWS = "BRAIN_BENCH_ROWS"
+# Of the page: what stands between them is replaced.
+BEGIN, END = "<!-- the table of `nox -s bench -- --docs` -->", "<!-- its end -->"
 METHOD = (
     "Times below a millisecond are the least of many short runs, in turn with what they are "
     "compared with; others are medians."
@@ -39,6 +43,8 @@ class Row:
         Of the ratio to the peer; without a peer, of the figure itself.
     at_least : bool
         Whether the aim is a lower bound, as for a speed.
+    program : str
+        The file that measured it.
     """
 
     name: str
@@ -48,6 +54,7 @@ class Row:
     beside: str = ""
     peer: float | None = None
     at_least: bool = False
+    program: str = ""
 
     @property
     def ratio(self) -> float | None:
@@ -71,6 +78,7 @@ class Row:
             f"{self.ratio:.2f}" if has_peer else "",
             f"{bound} {self.aim:g}" + ("" if has_peer else f" {self.unit}"),
             "met" if self.is_met else "missed",
+            f"`{self.program}`",
         ]
 
 
@@ -93,8 +101,8 @@ def report(  # those of a row
     at_least: bool = False,
 ) -> None:
     """Print a row, and add it to the file that ``BRAIN_BENCH_ROWS`` names."""
-    row = Row(name, ours, unit, aim, beside, peer, at_least)
-    print("aim: " + " | ".join(cell for cell in row.cells() if cell), flush=True)
+    row = Row(name, ours, unit, aim, beside, peer, at_least, Path(sys.argv[0]).name)
+    print("aim: " + " | ".join(cell for cell in row.cells()[:-1] if cell), flush=True)
     path = os.environ.get(ROWS)
     if path:
         with Path(path).open("a", encoding="utf-8") as file:
@@ -108,25 +116,51 @@ def read(path: Path) -> list[Row]:
 
 def table(rows: list[Row]) -> str:
     """Return the rows with their verdicts, as a table in Markdown."""
-    head = ["what", "here", "beside", "ratio", "aim", "verdict"]
+    head = ["what", "here", "beside", "ratio", "aim", "verdict", "program"]
     cells = [row.cells() for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
     lines = [head, ["-" * width for width in widths], *cells]
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
 
 
-def as_json(rows: list[Row]) -> str:
-    """Return the rows, their verdicts and the machine as JSON."""
+def machine() -> dict[str, object]:
+    """Return what the figures were measured on."""
     import torch
 
-    machine = {
+    return {
         "cores": os.cpu_count(),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def summary(rows: list[Row]) -> str:
+    """Return how many aims are met, and how times were measured."""
+    return f"{sum(row.is_met for row in rows)} of {len(rows)} aims met. {METHOD}"
+
+
+def as_json(rows: list[Row]) -> str:
+    """Return the rows, their verdicts and the machine as JSON."""
     shown = [{**asdict(row), "ratio": row.ratio, "met": row.is_met} for row in rows]
-    return json.dumps({"machine": machine, "method": METHOD, "rows": shown}, indent=1) + "\n"
+    return json.dumps({"machine": machine(), "method": METHOD, "rows": shown}, indent=1) + "\n"
+
+
+def with_table(page: str, rows: list[Row]) -> str:
+    """Return a page of the documentation with the table between its two comments.
+
+    Raises
+    ------
+    ValueError
+        If the page has not each of the two comments once.
+    """
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
+        raise ValueError(f"the page needs {BEGIN!r} and {END!r} once each; add the missing one")
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    measured = ", ".join(f"{name}: {value}" for name, value in machine().items())
+    head = f"Measured on {datetime.now(tz=timezone.utc):%Y-%m-%d}; {measured}.\n{summary(rows)}"
+    return f"{before}{BEGIN}\n\n{head}\n\n{table(rows)}\n\n{END}{after}"
 
 
 def main() -> None:
@@ -134,13 +168,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", type=Path)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     rows = read(options.rows)
-    met = sum(row.is_met for row in rows)
-    print(f"{table(rows)}\n{met} of {len(rows)} aims met. {METHOD}")
+    print(f"{table(rows)}\n{summary(rows)}")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(as_json(rows), encoding="utf-8")
+    if options.page:
+        page = options.page.read_text(encoding="utf-8")
+        options.page.write_text(with_table(page, rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import obstore
 import torch
+from _verdict import report
 from obstore.store import from_url
 
 from brain_ckpt import Checkpointer
@@ -222,8 +223,13 @@ def measure_times(megabytes: int, rounds: int) -> None:
             ratio = statistics.median(values) / statistics.median(taken[base])
             shown = f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
             print(f"  {name:12} {shown}  x {ratio:.2f} {base}")
-        print(f"  memory added by an upload   {added_megabytes(place.upload):.0f} MB")
-        print(f"  memory added by a download  {added_megabytes(place.download):.0f} MB")
+        for name, what, base in (
+            ("upload", f"uploading {megabytes} MB", "obstore_put"),
+            ("download", f"downloading {megabytes} MB, verified", "obstore_get"),
+        ):
+            ours, theirs = (statistics.median(taken[each]) for each in (name, base))
+            report(what, ours, "s", 1.1, base.replace("_", "'s "), theirs)
+            report("… memory that it adds", added_megabytes(getattr(place, name)), "MB", 64)
 
 
 def measure_training(megabytes: int, rounds: int) -> None:
@@ -255,6 +261,9 @@ def measure_training(megabytes: int, rounds: int) -> None:
                 f"  training beside {name:13} {statistics.median(ratios):.0%} of its speed alone "
                 f"(mean {statistics.mean(ratios):.0%}, {min(ratios):.0%} to {max(ratios):.0%})"
             )
+        kept_speed = 100 * statistics.mean(kept["an upload"])
+        what = f"speed of training beside an upload of {megabytes} MB"
+        report(what, kept_speed, "%", 95, at_least=True)
 
 
 def main() -> None:

@@ -40,7 +40,20 @@ def test_the_rows_of_several_programs_are_one_table(verdict, tmp_path, monkeypat
     monkeypatch.setattr("sys.argv", ["", str(rows), "--json", str(tmp_path / "out/bench.json")])
     verdict.main()
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split("|")[-2].strip() for line in printed[2:4]] == ["missed", "met"]
+    assert [line.split("|")[-3].strip() for line in printed[2:4]] == ["missed", "met"]
     assert printed[4].startswith("1 of 2 aims met.")
     found = json.loads((tmp_path / "out/bench.json").read_text(encoding="utf-8"))
     assert [(row["ratio"], row["met"]) for row in found["rows"]] == [(1.2, False), (None, True)]
+
+
+def test_the_table_replaces_only_the_one_of_the_page(verdict, repository):
+    """What is written by hand stays; a page without a place for the table is refused."""
+    page = (repository.root / "docs/benchmarks.md").read_text(encoding="utf-8")
+    rows = [verdict.Row("a step", 12.0, "µs", 1.04, "bare", 10.0, program="core_loop.py")]
+    changed = verdict.with_table(page, rows)
+    assert "| a step | 12 µs | bare: 10 µs | 1.20  | ≤ 1.04 | missed  | `core_loop.py` |" in changed
+    assert changed.partition(verdict.BEGIN)[0] == page.partition(verdict.BEGIN)[0]
+    assert changed.partition(verdict.END)[2] == page.partition(verdict.END)[2]
+    assert verdict.with_table(changed, rows) == changed
+    with pytest.raises(ValueError, match="once each; add the missing one"):
+        verdict.with_table("# Benchmarks", rows)
