@@ -170,22 +170,15 @@ def bench(session: nox.Session) -> None:
     known = sorted((ROOT / "benchmarks").glob("[!_]*.py"))
     named = [path for path in known if any(path.stem.startswith(a) for a in session.posargs)]
     rest = [a for a in session.posargs if not any(path.stem.startswith(a) for path in known)]
-    page = []
-    if "--docs" in rest:
-        rest.remove("--docs")
-        page = ["--page", "docs/benchmarks.md"]
+    written = [rest.pop(rest.index("--docs"))] if "--docs" in rest else []
     quick = [path for path in known if "take_quick" in path.read_text(encoding="utf-8")]
     rows = Path(session.create_tmp()) / "rows.jsonl"
     rows.write_text("", encoding="utf-8")
-    env = {"OMP_NUM_THREADS": "1", "BRAIN_BENCH_ROWS": str(rows)}
     for path in named or (quick if "--quick" in rest else known):
         two_ranks = ("torchrun", "--standalone", "--nproc-per-node", "2")
         start = two_ranks if path.stem.startswith("dist") else ("python",)
-        session.run(*start, str(path), *rest, env=env)
-    verdict = ("python", "benchmarks/_verdict.py", str(rows), "--json", "results/bench.json")
-    session.run(*verdict, *page)
-    if page and Path("results/growth.png").exists():
-        shutil.copy("results/growth.png", "docs/pictures/growth.png")
+        session.run(*start, str(path), *rest, env={**ENVIRON, "BRAIN_BENCH_ROWS": str(rows)})
+    session.run("python", "benchmarks/_verdict.py", str(rows), *written)
 
 
 @nox.session(default=False)

@@ -1,10 +1,10 @@
 """What was measured, beside what, and whether its aim is met.
 
-    python benchmarks/_verdict.py ROWS [--json FILE] [--page FILE]
+    python benchmarks/_verdict.py ROWS [--json FILE] [--docs]
 
 A benchmark calls `report` for each figure that has an aim. `nox -s bench` collects the rows of all
-of them in a file, and prints them with this program as one table. `--page` puts the table into a
-page of the documentation, between the two comments that say so.
+of them in a file, and prints them with this program as one table. `--docs` puts the table into
+docs/benchmarks.md, between the two comments that say so, and copies the picture of growth there.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import sys
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -21,6 +22,8 @@ from pathlib import Path
 ROWS = "BRAIN_BENCH_ROWS"
 # Of the page: what stands between them is replaced.
 BEGIN, END = "<!-- the table of `nox -s bench -- --docs` -->", "<!-- its end -->"
+DOCS = Path(__file__).parent.parent / "docs"
+PICTURE = Path("results/growth.png")
 METHOD = (
     "Times below a millisecond are the least of many short runs, in turn with what they are "
     "compared with; others are medians."
@@ -167,17 +170,18 @@ def main() -> None:
     """Print the table of a file of rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", type=Path)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--page", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("results/bench.json"))
+    parser.add_argument("--docs", action="store_true")
     options = parser.parse_args()
     rows = read(options.rows)
     print(f"{table(rows)}\n{summary(rows)}")
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(as_json(rows), encoding="utf-8")
-    if options.page:
-        page = options.page.read_text(encoding="utf-8")
-        options.page.write_text(with_table(page, rows), encoding="utf-8")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(as_json(rows), encoding="utf-8")
+    if options.docs:
+        page = DOCS / "benchmarks.md"
+        page.write_text(with_table(page.read_text(encoding="utf-8"), rows), encoding="utf-8")
+        if PICTURE.exists():
+            shutil.copy(PICTURE, DOCS / "pictures")
 
 
 if __name__ == "__main__":
