@@ -2,10 +2,12 @@
 
     OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 benchmarks/dist_overhead.py
 
-Both clip gradients; Brain has a checkpoint interval and handles stop signals. They run in turns of
-a few steps, so that other load on the machine affects both. The figures are the CPU time of all
-threads of all ranks; a ratio compares two adjacent turns. The last line is the CPU time of the vote
-on stopping and saving, between steps of that length.
+Both clip gradients and read from a DataLoader; Brain has a checkpoint interval and handles stop
+signals. They run in turns of a few steps, so that other load on the machine affects both. The
+figures are the CPU time of all threads of all ranks; a ratio compares two adjacent turns. Of the
+difference, 30 us are the seeds of each batch: the random numbers that a dataset draws depend on its
+position alone, and a batch can be read again. The last line is the CPU time of the vote on stopping
+and saving, between steps of that length.
 """
 
 from __future__ import annotations
@@ -13,19 +15,22 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from itertools import islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
 from _timing import paired_ratio
 from _verdict import report, take_quick
 from torch import nn
+from torch.utils.data import DataLoader
 
 import brain_dist
 from brain_ckpt import Checkpointer
 from brain_core import Brain, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 QUICK = take_quick()
 TURNS, WARM_UP_TURNS, STEPS = (60 if QUICK else 600), 10, 20
@@ -37,6 +42,31 @@ def make_model() -> nn.Module:
     return nn.Linear(32, 32)
 
 
+class Batches(torch.utils.data.Dataset[torch.Tensor]):
+    """One batch, again and again; calls a function before each turn of so many."""
+
+    def __init__(self, before_turn: Callable[[], None] | None = None) -> None:
+        self.batch = torch.rand(16, 32)
+        self.read = 0
+        self._before_turn = before_turn
+
+    def __len__(self) -> int:
+        """Return the number of batches of all ranks."""
+        return (WARM_UP_TURNS + TURNS) * STEPS * brain_dist.get_world_size()
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        """Return the batch."""
+        if self._before_turn is not None and self.read % STEPS == 0:
+            self._before_turn()
+        self.read += 1
+        return self.batch
+
+
+def load(batches: Batches) -> DataLoader[Any]:
+    """Make the loader of both contenders."""
+    return DataLoader(batches, batch_size=1, collate_fn=itemgetter(0))
+
+
 class BareLoop:
     """A hand-written DDP loop that trains a few steps per call."""
 
@@ -45,41 +75,35 @@ class BareLoop:
         brain_dist.wrap_modules(modules, device="cpu")
         self.model = modules["model"]
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
-        self.batch = torch.rand(16, 32)
+        self.batches = iter(load(Batches()))
 
     def __call__(self) -> None:
         """Train for a few steps."""
-        for _ in range(STEPS):
-            loss = nn.functional.mse_loss(self.model(self.batch), self.batch)
+        for batch in islice(self.batches, STEPS):
+            loss = nn.functional.mse_loss(self.model(batch), batch)
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
             self.optimizer.step()
             self.optimizer.zero_grad()
 
 
-class AlternatingBatches:
-    """Batches for Brain, which run the other contender between two of its turns."""
+class Turns:
+    """Runs the other contender before each turn of Brain, and notes the CPU seconds of both."""
 
     def __init__(self, other: Callable[[], None]) -> None:
-        self.other = other
-        self.batch = torch.rand(16, 32)
-        self.seconds: list[tuple[float, float]] = []  # of Brain and of the other, by turn
+        self._other = other
+        self._resumed = 0.0
+        self._of_other = 0.0
+        self.seconds: list[tuple[float, float]] = []  # of Brain and of the other
 
-    def __len__(self) -> int:
-        """Return the number of batches."""
-        return (WARM_UP_TURNS + TURNS) * STEPS
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        """Yield the same batch each time."""
-        for turn in range(WARM_UP_TURNS + TURNS):
-            started = time.process_time()
-            for _ in range(STEPS):
-                yield self.batch
-            between = time.process_time()
-            self.other()
-            ended = time.process_time()
-            if turn >= WARM_UP_TURNS:
-                self.seconds.append((between - started, ended - between))
+    def __call__(self) -> None:
+        """End a turn of Brain, and run the other."""
+        ended = time.process_time()
+        if self._resumed:
+            self.seconds.append((ended - self._resumed, self._of_other))
+        self._other()
+        self._resumed = time.process_time()
+        self._of_other = self._resumed - ended
 
 
 class Small(Brain):
@@ -96,7 +120,7 @@ class Small(Brain):
 
 def alternate_with_brain(other: Callable[[], None]) -> list[tuple[float, float]]:
     """Train with Brain and the other in turns; return the CPU seconds of all ranks by turn."""
-    data = AlternatingBatches(other)
+    turns = Turns(other)
     with tempfile.TemporaryDirectory() as of_this_rank:
         folder = brain_dist.ddp_broadcast(of_this_rank)
         brain = Small(
@@ -105,9 +129,9 @@ def alternate_with_brain(other: Callable[[], None]) -> list[tuple[float, float]]
             run_opts={"device": "cpu", "ckpt_interval_minutes": 15, "distributed_backend": "gloo"},
             checkpointer=Checkpointer(folder),
         )
-        brain.fit(range(1), data, progressbar=False)
+        brain.fit(range(1), load(Batches(turns)), progressbar=False)
         brain_dist.ddp_barrier()
-    by_rank = brain_dist.gather_objects(data.seconds)
+    by_rank = brain_dist.gather_objects(turns.seconds[WARM_UP_TURNS:])
     return [
         (sum(brain for brain, _ in turn), sum(bare for _, bare in turn))
         for turn in zip(*by_rank, strict=True)
