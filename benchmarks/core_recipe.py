@@ -27,7 +27,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from _verdict import report, take_quick
+from _verdict import report
 from torch import nn
 
 if TYPE_CHECKING:
@@ -168,10 +168,9 @@ def measure(library: str, rows: int, saved_at: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure in turns, and print."""
-    is_quick = take_quick()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=1 if is_quick else 5)
-    parser.add_argument("--rows", type=int, default=4000 if is_quick else 20000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=20000)
     parser.add_argument("--train", choices=LIBRARIES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--kill_after", type=int, help=argparse.SUPPRESS)

@@ -1,6 +1,6 @@
 """How times grow with the state, the rows, the modules, the recoverables and the checkpoints.
 
-    OMP_NUM_THREADS=1 python benchmarks/growth.py [--only rows modules] [--largest 8192] [--quick]
+    OMP_NUM_THREADS=1 python benchmarks/growth.py [--only rows modules] [--largest 8192]
 
 Each figure is the least of several runs. Growth is the exponent between the two largest sizes: 1 is
 linear, 0 flat. Prints a table for each axis and draws all of them, on logarithmic scales, to
@@ -27,17 +27,17 @@ import ckpt_many
 import data_keyed_order
 import data_resume
 import torch
-from _verdict import ROWS, report, take_quick
+from _verdict import ROWS, report
 from torch import nn
 
 from brain_ckpt import Checkpointer
 from brain_core import Brain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
 HERE = Path(__file__).parent
-WIDTH = 1024
+WIDTH, ROUNDS = 1024, 10
 # An exponent up to these is linear, or flat: the rest is noise, and memory that no longer fits into
 # the caches of the processor.
 LINEAR, FLAT = 1.1, 0.1
@@ -69,13 +69,13 @@ class Curve:
         return math.log(y1 / y0) / math.log(x1 / x0)
 
 
-def least_seconds(call: Callable[[], object], rounds: int) -> float:
+def least_seconds(call: Callable[[], object], rounds: int = ROUNDS) -> float:
     """Return the least time of several runs, after one that is not counted."""
     call()
     return data_keyed_order.least_seconds(call, rounds)
 
 
-def grow_state(largest: int, rounds: int) -> tuple[Curve, ...]:
+def grow_state(largest: int) -> tuple[Curve, ...]:
     """Save and load one model of a number of megabytes."""
     save, load = Curve("durable save", "s"), Curve("verified load", "s")
     memory = Curve("memory added by a load", "MB", FLAT)
@@ -85,7 +85,7 @@ def grow_state(largest: int, rounds: int) -> tuple[Curve, ...]:
         model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
         with tempfile.TemporaryDirectory(prefix="brain-growth-") as folder:
             checkpointer = Checkpointer(folder, {"model": model})
-            runs = 1 if megabytes > 1000 else rounds
+            runs = 1 if megabytes > 1000 else ROUNDS
             keep_one = functools.partial(_save_anew, checkpointer)
             save.figures[megabytes] = least_seconds(keep_one, runs)
             load.figures[megabytes] = least_seconds(checkpointer.recover_if_possible, runs)
@@ -100,22 +100,22 @@ def _save_anew(checkpointer: Checkpointer) -> None:
     checkpointer.save_checkpoint()
 
 
-def grow_rows(largest: int, rounds: int) -> tuple[Curve, ...]:
+def grow_rows() -> tuple[Curve, ...]:
     """Resume in the middle of an epoch of a number of shuffled rows."""
     curves = []
     # That of randperm is torch's own, drawn beside it: linear until the caches are too small.
     for name, most, aim in (("keyed", 10**10, FLAT), ("randperm", 10**8, None)):
         curve = Curve(f"first batch, {name}", "ms", aim)
-        for rows in [10**power for power in range(4, 11) if 10**power <= min(most, largest)]:
+        for rows in [10**power for power in range(4, 11) if 10**power <= most]:
             call = functools.partial(
                 data_keyed_order.first_batch, data_keyed_order.KINDS[name], rows
             )
-            runs = 1 if name == "randperm" and rows > 10**7 else rounds
+            runs = 1 if name == "randperm" and rows > 10**7 else ROUNDS
             curve.figures[rows] = 1e3 * least_seconds(call, runs)
         curves.append(curve)
     alone = Curve("torch.randperm alone", "ms", None)
     for size in curves[-1].figures:
-        runs = 1 if size > 10**7 else rounds
+        runs = 1 if size > 10**7 else ROUNDS
         alone.figures[size] = 1e3 * least_seconds(
             functools.partial(torch.randperm, int(size)), runs
         )
@@ -136,66 +136,65 @@ class Layers(Brain):
         return predictions.square().mean()
 
 
-def grow_modules(largest: int, rounds: int) -> tuple[Curve, ...]:
+def grow_modules() -> tuple[Curve, ...]:
     """Train a number of modules: a fit of one step, and each step more."""
     fit, step = Curve("fit of one step", "ms"), Curve("each further step", "ms")
-    for number in [size for size in (1, 5, 50, 500) if size <= largest]:
+    for number in (1, 5, 50, 500):
         modules = {f"layer{index}": nn.Linear(8, 8) for index in range(number)}
 
         def train(steps: int, modules: dict[str, nn.Module] = modules) -> None:
             brain = Layers(modules, functools.partial(torch.optim.SGD, lr=0.01))
             brain.fit(range(1), [torch.zeros(2, 8)] * steps, progressbar=False)
 
-        one = least_seconds(functools.partial(train, 1), rounds)
-        more = least_seconds(functools.partial(train, 11), rounds)
+        one = least_seconds(functools.partial(train, 1), ROUNDS)
+        more = least_seconds(functools.partial(train, 11), ROUNDS)
         fit.figures[number] = 1e3 * one
         step.figures[number] = 1e3 * (more - one) / 10
     return fit, step
 
 
-def grow_recoverables(largest: int, rounds: int) -> tuple[Curve, ...]:
+def grow_recoverables() -> tuple[Curve, ...]:
     """Save and load a number of small recoverables."""
     save, load = Curve("durable save", "ms"), Curve("verified load", "ms")
-    for number in [size for size in (1, 10, 50, 200) if size <= largest]:
+    for number in (1, 10, 50, 200):
         with tempfile.TemporaryDirectory(prefix="brain-growth-") as folder:
             parts = {f"part{index}": nn.Linear(4, 4) for index in range(number)}
             checkpointer = Checkpointer(folder, parts)
-            save.figures[number] = 1e3 * least_seconds(
-                functools.partial(_save_anew, checkpointer), rounds
-            )
-            load.figures[number] = 1e3 * least_seconds(checkpointer.recover_if_possible, rounds)
+            save_anew = functools.partial(_save_anew, checkpointer)
+            save.figures[number] = 1e3 * least_seconds(save_anew)
+            load.figures[number] = 1e3 * least_seconds(checkpointer.recover_if_possible)
             checkpointer.close()
     return save, load
 
 
-def grow_checkpoints(largest: int, rounds: int) -> tuple[Curve, ...]:
+def grow_checkpoints() -> tuple[Curve, ...]:
     """Save and list beside a number of other checkpoints."""
     save, listing = Curve("small durable save", "ms", FLAT), Curve("first listing", "ms")
     with tempfile.TemporaryDirectory(prefix="brain-growth-") as root:
-        sizes = [size for size in (1, 10, 100, 500, 2000) if size <= largest]
+        sizes = (1, 10, 100, 500, 2000)
         folders = {number: Path(root, str(number)) for number in sizes}
         savers = {number: ckpt_many.fill(folder, number) for number, folder in folders.items()}
         time.sleep(ckpt_many.SETTLE_S)
         for number in sizes:
             listing.figures[number] = 1e3 * ckpt_many.seconds_of_a_listing(folders[number], 4)
-        saves = ckpt_many.seconds_of_saves(savers, 5 * rounds)
+        saves = ckpt_many.seconds_of_saves(savers, 5 * ROUNDS)
         save.figures.update((number, 1e3 * wall) for number, (wall, _) in saves.items())
         for checkpointer in savers.values():
             checkpointer.close()
     return save, listing
 
 
-def grow_ranks(largest: int, rounds: int) -> tuple[Curve, ...]:
+def grow_ranks() -> tuple[Curve, ...]:
     """Train on a number of gloo ranks: the CPU time of a step on each."""
     ours, bare = Curve("Brain", "µs", None), Curve("bare DDP loop", "µs", None)
-    for number in [size for size in (1, 2, 3, 4) if size <= largest]:
+    for number in (1, 2, 3, 4):
         with tempfile.TemporaryDirectory(prefix="brain-growth-") as folder:
             rows = Path(folder, "rows.jsonl")
             subprocess.run(
                 [
                     *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
                     *("--nproc-per-node", str(number), str(HERE / "dist_overhead.py")),
-                    *(["--quick"] if rounds < 5 else []),
+                    "--quick",
                 ],
                 env={**os.environ, ROWS: str(rows)},
                 stdout=subprocess.DEVNULL,
@@ -207,27 +206,26 @@ def grow_ranks(largest: int, rounds: int) -> tuple[Curve, ...]:
     return ours, bare
 
 
-def grow_workers(largest: int, rounds: int) -> tuple[Curve, ...]:
+def grow_workers() -> tuple[Curve, ...]:
     """Resume a shuffled million of rows with a number of workers, beside a plain DataLoader."""
     ours, plain = Curve("first batch", "ms", None), Curve("permute and slice", "ms", None)
     state = data_resume.saved_state()
-    for number in [size for size in (0, 1, 2, 4, 8) if size <= largest]:
+    for number in (0, 1, 2, 4, 8):
         for curve, call in (
             (ours, functools.partial(data_resume.first_batch, number, state)),
             (plain, functools.partial(data_resume.permute_and_slice, number)),
         ):
-            curve.figures[number] = 1e3 * least_seconds(call, rounds)
+            curve.figures[number] = 1e3 * least_seconds(call, ROUNDS)
     return ours, plain
 
 
-AXES: dict[str, tuple[str, Callable[[int, int], tuple[Curve, ...]], int]] = {
-    "state": ("MB of state", grow_state, 512),
-    "rows": ("rows, shuffled", grow_rows, 10**7),
-    "modules": ("modules", grow_modules, 50),
-    "recoverables": ("recoverables", grow_recoverables, 50),
-    "checkpoints": ("checkpoints in the directory", grow_checkpoints, 100),
-    "ranks": ("ranks, on this machine", grow_ranks, 2),
-    "workers": ("workers", grow_workers, 2),
+AXES: dict[str, tuple[str, Callable[[], tuple[Curve, ...]]]] = {
+    "rows": ("rows, shuffled", grow_rows),
+    "modules": ("modules", grow_modules),
+    "recoverables": ("recoverables", grow_recoverables),
+    "checkpoints": ("checkpoints in the directory", grow_checkpoints),
+    "ranks": ("ranks, on this machine", grow_ranks),
+    "workers": ("workers", grow_workers),
 }
 
 
@@ -260,20 +258,19 @@ def draw(path: Path, found: dict[str, tuple[Curve, ...]]) -> None:
     )
     for chart in charts.flat:
         chart.set_visible(False)
-    for chart, (axis, curves) in zip(charts.flat, found.items(), strict=False):
+    for chart, (label, curves) in zip(charts.flat, found.items(), strict=False):
         chart.set_visible(True)
         for curve in curves:
             sizes, figures = zip(*sorted(curve.figures.items()), strict=True)
             chart.plot(sizes, figures, marker="o", label=f"{curve.name}, {curve.unit}")
-        is_counted = axis in {"ranks", "workers"}
-        if not is_counted:
+        if max(sizes) < 10:  # ranks and workers
+            chart.set_ylim(bottom=0)
+            chart.set_xticks(sizes)
+        else:
             chart.set_xscale("log")
             chart.set_yscale("log")
             _draw_linear(chart, curves)
-        else:
-            chart.set_ylim(bottom=0)
-            chart.set_xticks(sizes)
-        chart.set_xlabel(AXES[axis][0])
+        chart.set_xlabel(label)
         chart.grid(alpha=0.3)
         chart.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -293,33 +290,21 @@ def _draw_linear(chart: Any, curves: Sequence[Curve]) -> None:
     )
 
 
-def chosen(options: argparse.Namespace) -> Iterator[tuple[str, int]]:
-    """Yield each axis to measure, and its largest size."""
-    for axis, (_, _, quick_size) in AXES.items():
-        if options.only and axis not in options.only:
-            continue
-        if options.quick:
-            yield axis, quick_size
-        else:
-            yield axis, options.largest if axis == "state" else 10**10
-
-
 def main() -> None:
     """Measure, print and draw."""
-    is_quick = take_quick()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=AXES, help="these axes")
+    parser.add_argument("--only", nargs="+", choices=("state", *AXES), help="these axes")
     parser.add_argument("--largest", type=int, default=8192, help="megabytes of state")
     parser.add_argument("--plot", type=Path, default=Path("results/growth.png"))
     options = parser.parse_args()
-    options.quick = is_quick
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
+    of_state = functools.partial(grow_state, options.largest)
     found = {}
-    for axis, largest in chosen(options):
-        label, measure, _ = AXES[axis]
-        found[axis] = measure(largest, 3 if is_quick else 10)
-        print_table(label, found[axis])
+    for axis, (label, measure) in {"state": ("MB of state", of_state), **AXES}.items():
+        if not options.only or axis in options.only:
+            found[label] = measure()
+            print_table(label, found[label])
     draw(options.plot, found)
 
 

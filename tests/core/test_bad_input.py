@@ -13,19 +13,29 @@ def sgd(parameters):
     return torch.optim.SGD(parameters, lr=0.1)
 
 
-def test_a_missing_hparam_is_named_with_the_nearest_one(regression):
-    """The error suggests the nearest name, and hasattr returns False."""
+def test_a_missing_hparam_is_named_with_those_that_there_are(regression):
+    """Python's traceback suggests the nearest one, for which it needs name and object."""
     brain = regression(hparams={"learning_rate": 0.1})
-    assert not hasattr(brain.hparams, "learning_rates")
-    with pytest.raises(AttributeError, match=r"'lerning_rate'.*Did you mean 'learning_rate'\?"):
+    message = r"hold 'lerning_rate' because the recipe reads it, but only learning_rate was given$"
+    with pytest.raises(AttributeError, match=message) as caught:
         _ = brain.hparams.lerning_rate
+    assert (caught.value.name, caught.value.obj) == ("lerning_rate", brain.hparams)
 
 
-def test_a_missing_module_is_named_with_the_existing_ones(regression, pairs):
+def test_a_missing_module_is_named_with_those_that_there_are(regression, pairs):
     """The error lists the modules of the Brain."""
     brain = regression({"modle": torch.nn.Linear(4, 2)}, sgd)
-    with pytest.raises(AttributeError, match=r"'model'.*only modle.*Did you mean 'modle'\?"):
+    with pytest.raises(AttributeError, match=r"'model'.*only modle was given$") as caught:
         brain.fit(range(1), pairs)
+    assert (caught.value.name, caught.value.obj) == ("model", brain.modules)
+
+
+def test_asking_for_an_optional_name_looks_for_no_other(regression, monkeypatch):
+    """Recipes do so in each batch."""
+    brain = regression(hparams={"learning_rate": 0.1})
+    monkeypatch.delattr("difflib.get_close_matches")
+    assert not hasattr(brain.hparams, "lerning_rate")
+    assert getattr(brain.modules, "modle", None) is None
 
 
 def test_an_object_that_is_not_a_module_is_refused(regression):

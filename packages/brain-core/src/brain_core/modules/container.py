@@ -7,39 +7,43 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from brain_core.options.suggestion import nearest
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["HParams", "Modules", "as_modules", "describe_parameters"]
 
 
+# A recipe may ask for a name by `hasattr` in each batch. Given name and obj, Python looks for the
+# nearest name when it prints the traceback, and only then.
+
+
 class HParams(SimpleNamespace):
-    """The hyperparameters as attributes; an error names a missing one and the nearest known."""
+    """The hyperparameters as attributes; an error names a missing one, and those that there are."""
 
     def __getattr__(self, name: str) -> Any:
         """Raise an AttributeError that names what is missing."""
         if name.startswith("__"):
             raise AttributeError(name)
-        raise AttributeError(
-            f"hparams must hold {name!r} because the recipe reads it, but only "
-            f"{', '.join(vars(self)) or 'nothing'} was given.{nearest(name, vars(self))}"
-        )
+        raise AttributeError(_missing("hparams", name, vars(self)), name=name, obj=self)
 
 
 class Modules(torch.nn.ModuleDict):
-    """The modules as attributes and keys; an error names a missing one and the nearest known."""
+    """The modules as attributes and keys; an error names a missing one, and those there are."""
 
     def __getattr__(self, name: str) -> Any:
         """Return a module, or raise an AttributeError that lists the modules."""
         try:
             return super().__getattr__(name)
         except AttributeError:
-            raise AttributeError(
-                f"modules must hold {name!r} because the recipe reads it, but only "
-                f"{', '.join(self.keys()) or 'nothing'} was given.{nearest(name, self.keys())}"
-            ) from None
+            message = _missing("modules", name, self._modules)
+            raise AttributeError(message, name=name, obj=self) from None
+
+
+def _missing(container: str, name: str, known: Iterable[str]) -> str:
+    return (
+        f"{container} must hold {name!r} because the recipe reads it, but only "
+        f"{', '.join(known) or 'nothing'} was given"
+    )
 
 
 def describe_parameters(name: str, modules: torch.nn.Module) -> str:

@@ -167,14 +167,18 @@ class PaddedBatch:
     def __getitem__(self, key: str) -> Any:
         """Return the value of `key`."""
         if key not in self._keys:
-            raise UnknownKeyError(self._missing_key_message(key))
+            raise UnknownKeyError(
+                f"The batch has no {key!r}{nearest(key, self._keys)}; its keys are {self._keys!r}."
+            )
         return getattr(self, key)
 
     def __getattr__(self, name: str) -> Any:
         """Raise AttributeError that lists the keys; a key of the batch is an ordinary attribute."""
         if name.startswith("_"):
             raise AttributeError(name)
-        raise AttributeError(self._missing_key_message(name))
+        # Python names the nearest key when it prints a traceback: `hasattr` need not look for it.
+        message = f"The batch has no {name!r}; its keys are {self._keys!r}"
+        raise AttributeError(message, name=name, obj=self)
 
     def __contains__(self, key: object) -> bool:
         """Return whether the batch has the key."""
@@ -224,9 +228,6 @@ class PaddedBatch:
                 f"{type(self).__name__}: rename it with set_output_keys({{'other': {key!r}}})."
             )
         setattr(self, key, value)
-
-    def _missing_key_message(self, key: object) -> str:
-        return f"The batch has no {key!r}{nearest(key, self._keys)}; its keys are {self._keys!r}."
 
 
 def _different_keys_error(examples: Sequence[Mapping[str, Any]]) -> PaddingError:
