@@ -224,6 +224,8 @@ def test_an_unknown_key_is_named_with_the_nearest():
     """Those of the batch are listed."""
     with pytest.raises(UnknownKeyError, match=r"no 'wavs' \(did you mean 'wav'\?\); its keys are"):
         _ = make_batch()["wavs"]
+    with pytest.raises(UnknownKeyError, match="no 'batchsize'"):
+        _ = make_batch()["batchsize"]
 
 
 def test_an_unknown_attribute_is_named_with_the_keys(monkeypatch):
