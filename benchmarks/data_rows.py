@@ -135,7 +135,7 @@ def child(name: str, path: str) -> None:
     )
     if name == "brain":
         report("1,000,000 manifest rows: loading", wall, "s", 1)
-        report("… main process", main, "MB", 350)
+        report("… memory that it adds", main - base, "MB", 150)
         report(
             "… most growth of a worker", max(map(float, re.findall(r"([\d.]+) MB", grown))), "MB", 5
         )

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 WIDTH, ROUNDS = 1024, 10
+MEGABYTE = os.urandom(2**20)
 # An exponent up to these is linear, or flat: the rest is noise, and memory that no longer fits into
 # the caches of the processor.
 LINEAR, FLAT = 1.1, 0.1
@@ -76,23 +77,50 @@ def least_seconds(call: Callable[[], object], rounds: int = ROUNDS) -> float:
 
 
 def grow_state(largest: int) -> tuple[Curve, ...]:
-    """Save and load one model of a number of megabytes."""
-    save, load = Curve("durable save", "s"), Curve("verified load", "s")
-    memory = Curve("memory added by a load", "MB", FLAT)
-    for megabytes in [size for size in (1, 8, 64, 512, 2048, 8192) if size <= largest]:
+    """Save and load one model of a number of megabytes, beside the same bytes raw."""
+    save, write = Curve("durable save", "s", None), Curve("raw write + fsync", "s", None)
+    load, read = Curve("verified load", "s", None), Curve("raw read", "s", None)
+    memory = Curve("memory added by a load", "MB", None)
+    sizes = [size for size in (1, 8, 64, 512, 2048, 8192) if size <= largest]
+    for megabytes in sizes:
         width = min(WIDTH, 512 * math.isqrt(megabytes))
         layers = max(1, megabytes * 2**20 // (4 * width * width))
         model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
         with tempfile.TemporaryDirectory(prefix="brain-growth-") as folder:
-            checkpointer = Checkpointer(folder, {"model": model})
-            runs = 1 if megabytes > 1000 else ROUNDS
-            keep_one = functools.partial(_save_anew, checkpointer)
-            save.figures[megabytes] = least_seconds(keep_one, runs)
-            load.figures[megabytes] = least_seconds(checkpointer.recover_if_possible, runs)
+            checkpointer = Checkpointer(Path(folder, "save"), {"model": model})
+            raw = Path(folder, "raw")
+            for curve, call in (
+                (write, functools.partial(_write_raw, raw, megabytes)),
+                (read, functools.partial(_read_raw, raw)),
+                (save, functools.partial(_save_anew, checkpointer)),
+                (load, checkpointer.recover_if_possible),
+            ):
+                if curve is save:
+                    raw.unlink()  # both would not fit into the page cache
+                curve.figures[megabytes] = least_seconds(call, 1 if megabytes > 1000 else ROUNDS)
             added = data_keyed_order.peak_bytes(checkpointer.recover_if_possible)
-            memory.figures[megabytes] = max(1.0, added / 2**20)
+            memory.figures[megabytes] = added / 2**20
             checkpointer.close()
-    return save, load, memory
+    size = f"{sizes[-1]:,} MB"
+    ends = [curve.figures[sizes[-1]] for curve in (save, write, load, memory)]
+    report(f"durable save of {size}", ends[0], "s", 1.1, write.name, ends[1])
+    report(f"memory added by a load of {size}", ends[3], "MB", 64)
+    return save, write, load, read, memory
+
+
+def _write_raw(path: Path, megabytes: int) -> None:
+    path.unlink(missing_ok=True)
+    with path.open("wb", buffering=0) as file:
+        for _ in range(megabytes):
+            file.write(MEGABYTE)
+        os.fsync(file.fileno())
+
+
+def _read_raw(path: Path) -> None:
+    buffer = bytearray(2**24)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
 
 
 def _save_anew(checkpointer: Checkpointer) -> None:
@@ -220,12 +248,12 @@ def grow_workers() -> tuple[Curve, ...]:
 
 
 AXES: dict[str, tuple[str, Callable[[], tuple[Curve, ...]]]] = {
-    "rows": ("rows, shuffled", grow_rows),
+    "workers": ("workers", grow_workers),
+    "ranks": ("ranks, on this machine", grow_ranks),
     "modules": ("modules", grow_modules),
     "recoverables": ("recoverables", grow_recoverables),
     "checkpoints": ("checkpoints in the directory", grow_checkpoints),
-    "ranks": ("ranks, on this machine", grow_ranks),
-    "workers": ("workers", grow_workers),
+    "rows": ("rows, shuffled", grow_rows),
 }
 
 
@@ -293,7 +321,7 @@ def _draw_linear(chart: Any, curves: Sequence[Curve]) -> None:
 def main() -> None:
     """Measure, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=("state", *AXES), help="these axes")
+    parser.add_argument("--only", nargs="+", choices=(*AXES, "state"), help="these axes")
     parser.add_argument("--largest", type=int, default=8192, help="megabytes of state")
     parser.add_argument("--plot", type=Path, default=Path("results/growth.png"))
     options = parser.parse_args()
@@ -301,7 +329,8 @@ def main() -> None:
     logging.disable(logging.WARNING)
     of_state = functools.partial(grow_state, options.largest)
     found = {}
-    for axis, (label, measure) in {"state": ("MB of state", of_state), **AXES}.items():
+    # The largest last: workers are forked, and take longer from a process that holds much.
+    for axis, (label, measure) in {**AXES, "state": ("MB of state", of_state)}.items():
         if not options.only or axis in options.only:
             found[label] = measure()
             print_table(label, found[label])
