@@ -13,10 +13,6 @@ if TYPE_CHECKING:
 __all__ = ["HParams", "Modules", "as_modules", "describe_parameters"]
 
 
-# A recipe may ask for a name by `hasattr` in each batch. Given name and obj, Python looks for the
-# nearest name when it prints the traceback, and only then.
-
-
 class HParams(SimpleNamespace):
     """The hyperparameters as attributes; an error names a missing one, and those that there are."""
 
@@ -40,6 +36,8 @@ class Modules(torch.nn.ModuleDict):
 
 
 def _missing(container: str, name: str, known: Iterable[str]) -> str:
+    # The nearest name is not looked for here, as a recipe may call `hasattr` in each batch. Python
+    # does it when it prints the traceback, given name and obj of the error.
     return (
         f"{container} must hold {name!r} because the recipe reads it, but only "
         f"{', '.join(known) or 'nothing'} was given"
