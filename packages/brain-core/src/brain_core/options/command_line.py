@@ -8,9 +8,10 @@ import logging
 import re
 import sys
 from dataclasses import MISSING, Field, fields
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from brain_core.options.suggestion import nearest
+from brain_core.options.value_types import type_hints
 
 if TYPE_CHECKING:
     import argparse
@@ -69,7 +70,7 @@ def _make_parser(cls: type) -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("param_file", help="the hyperparameters, a HyperPyYAML file")
-    hints = get_type_hints(cls)
+    hints = type_hints(cls)
     texts = _help_texts(cls)
     for option in _fields(cls):
         if option.name not in _NOT_ON_THE_COMMAND_LINE:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, field, fields
-from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
 from brain_core.options.command_line import read_command_line
 from brain_core.options.suggestion import nearest
+from brain_core.options.value_types import check_type, type_hints
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from typing_extensions import Self
 
@@ -225,9 +225,9 @@ class RunOptions:
         """Validate every value, and options that exclude each other."""
         if self.overridden_args is None:
             object.__setattr__(self, "overridden_args", set(self._given))  # type: ignore[attr-defined]  # set in __new__
-        hints = _type_hints(type(self)) if self._given else {}  # type: ignore[attr-defined]  # as above
+        hints = type_hints(type(self)) if self._given else {}  # type: ignore[attr-defined]  # as above
         for name in sorted(self._given):  # type: ignore[attr-defined]  # as above
-            _check_type(name, getattr(self, name), hints[name])
+            check_type(name, getattr(self, name), hints[name])
         for name, least in _AT_LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)!r}.")
@@ -372,32 +372,3 @@ def parse_arguments(arg_list: list[str] | None = None) -> tuple[str, RunOptions,
     'name: a=b'
     """
     return RunOptions.from_command_line_args(arg_list)
-
-
-# Evaluating the annotations takes a third of the time that making a small Brain does.
-_type_hints: Callable[[type], dict[str, Any]] = cache(get_type_hints)
-
-
-def _check_type(name: str, value: Any, hint: Any) -> None:
-    alternatives = [a for a in get_args(hint) if a is not type(None)]
-    if value is None and len(alternatives) < len(get_args(hint)):
-        return
-    if get_args(hint) and isinstance(get_args(hint)[0], str):  # Literal
-        if value not in get_args(hint):
-            choices = ", ".join(map(repr, get_args(hint)))
-            raise ValueError(
-                f"{name} must be one of {choices}, got {value!r}."
-                f"{nearest(str(value), get_args(hint))}"
-            )
-        return
-    kind = hint if isinstance(hint, type) else None
-    if kind in (bool, str) and not isinstance(value, kind):
-        raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}.")
-    wants_int = kind is int or int in alternatives
-    if (wants_int or kind is float) and not _is_number(value, whole=wants_int):
-        article = "an int" if wants_int else "a number"
-        raise ValueError(f"{name} must be {article}, got {value!r}.")
-
-
-def _is_number(value: Any, *, whole: bool) -> bool:
-    return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
