@@ -108,6 +108,14 @@ def test_importing_loads_no_heavy_module(package):
     assert import_alone(package)["heavy"] == []
 
 
+def test_importing_brain_does_not_load_numpys_generators():
+    """They take 4 ms, which the first pass over a loader pays."""
+    code = "import sys, torch; from brain_core import Brain; print('numpy.random' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split() == ["False"], done.stderr
+
+
 def test_importing_changes_nothing(package):
     """No torch flag, log handler, hook, filter, random state or class changes."""
     assert import_alone(package)["changed"] == {}

@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import Dataset
 
 from brain_data.order.generator_states import (
-    GENERATOR_TYPES,
     capture_generator,
+    generator_types,
     restore_generator,
 )
 
@@ -74,7 +74,7 @@ class GeneratorSearch:
         """Set generators and counters to what `capture` returned; missing ones are ignored."""
         found = dict(self._walk())
         for path, generator_state in state["generators"].items():
-            if isinstance(found.get(path), GENERATOR_TYPES):
+            if isinstance(found.get(path), generator_types()):
                 restore_generator(found[path], generator_state)
         for path, value in state["counters"].items():
             owner, _, name = path.rpartition(".")
@@ -87,7 +87,7 @@ class GeneratorSearch:
         return {
             f"{path}.{name}": value
             for path, owner in found
-            if not isinstance(owner, (Dataset, *GENERATOR_TYPES, types.FunctionType))
+            if not isinstance(owner, (Dataset, *generator_types(), types.FunctionType))
             for name, value in getattr(owner, "__dict__", {}).items()
             if isinstance(value, _COUNTER_TYPES)
         }
@@ -98,7 +98,7 @@ class GeneratorSearch:
         queue = [("", self._root, 0)]
         for path, value, depth in queue:  # extended while it is iterated
             yield path, value
-            if isinstance(value, GENERATOR_TYPES) or depth >= _MAX_DEPTH:
+            if isinstance(value, generator_types()) or depth >= _MAX_DEPTH:
                 continue
             for name, child in _children(value):
                 if isinstance(child, _NOT_SEARCHED) or id(child) in seen:
@@ -141,4 +141,4 @@ def _is_held(value: Any) -> bool:
         random._inst,  # noqa: SLF001 - not exported
         np.random.mtrand._rand,  # noqa: SLF001 - not exported
     )
-    return isinstance(value, GENERATOR_TYPES) and not any(value is each for each in shared)
+    return isinstance(value, generator_types()) and not any(value is each for each in shared)
