@@ -84,7 +84,7 @@ def _default_sync_debug_mode():
     torch.cuda.set_sync_debug_mode("default")
 
 
-def make(folder=None, watch=None, **options):
+def make(folder=None, watch=None, fused=False, **options):
     """Return a Brain with a small model with dropout on the device."""
     seed_everything(3)
     model = torch.nn.Sequential(
@@ -93,7 +93,7 @@ def make(folder=None, watch=None, **options):
     checkpointer = None if folder is None else Checkpointer(folder, {"model": model})
     brain = Run(
         {"model": model},
-        lambda p: torch.optim.AdamW(p, lr=0.01),
+        lambda p: torch.optim.AdamW(p, lr=0.01, fused=fused),
         run_opts={"device": DEVICE, **options},
         checkpointer=checkpointer,
     )
@@ -114,6 +114,16 @@ def test_only_a_step_synchronizes_with_the_device_and_once(precision):
     brain.fit(range(2), OnDevice(), progressbar=False)
     assert watch.waits[0::4] == watch.waits[1::4] == watch.waits[2::4] == [0] * 4
     assert max(watch.waits[7::4]) <= 1  # the first step also creates the optimizer's state
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_hundred_steps_of_a_fused_optimizer_synchronize_never(precision):
+    """The device leaves out a step by itself; the first step creates the optimizer's state."""
+    watch = Watch()
+    brain = make(watch=watch, fused=True, precision=precision)
+    brain.fit(range(13), OnDevice(), progressbar=False)
+    assert watch.waits[1:] == [0] * (len(watch.waits) - 1)
+    assert len(watch.waits) > 100
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -47,6 +47,33 @@ def assert_equal(module, expected):
         assert torch.equal(buffer, expected[name]), name
 
 
+@pytest.mark.parametrize("is_skipped", [False, True])
+def test_buffers_are_restored_by_a_flag_that_is_not_read(is_skipped):
+    """Those that were written in place, in each of three windows."""
+    module, guard = torch.nn.Sequential(Counted().norm, Counted().norm), BufferGuard()
+    module.register_buffer("transposed", torch.zeros(4, 3).t())
+    guard.watch(module)
+    for _ in range(3):
+        before = values(module)
+        guard.remember()
+        module(torch.full((2, 4), math.nan if is_skipped else 1.0))
+        module.transposed[0] += 1
+        after = values(module)
+        assert guard.can_restore_on_device()
+        guard.restore_where(torch.tensor(float(is_skipped)))
+        assert_equal(module, before if is_skipped else after)
+        guard.forget()
+
+
+def test_a_buffer_that_was_replaced_cannot_be_restored_by_a_flag():
+    """The module has another tensor then, or not, as the flag decides."""
+    module, guard = Counted(), BufferGuard()
+    guard.watch(module)
+    guard.remember()
+    module(torch.ones(2, 4))
+    assert not guard.can_restore_on_device()
+
+
 def test_every_way_of_writing_is_undone():
     """In the first window, and in a later one."""
     module, guard = Counted(), BufferGuard()

@@ -14,11 +14,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from brain_ckpt import Checkpointer
 from brain_core import Brain
 from brain_core.loop import progress_bar, running_mean, train_step
+from brain_core.loop.late_flag import LateFlag
 
 _OPERATIONS = {
     "aten::_local_scalar_dense",  # item(), and with it bool(), float(), int()
@@ -59,8 +60,15 @@ def reads(monkeypatch):
 
         return method
 
+    read = LateFlag.read
+
+    def read_from_pinned_memory(self):
+        with _disable_current_modes():
+            return read(self)
+
     for name in _METHODS:
         monkeypatch.setattr(torch.Tensor, name, counting(name))
+    monkeypatch.setattr(LateFlag, "read", read_from_pinned_memory)
     take_for_an_accelerator(monkeypatch)
     return found
 
@@ -151,7 +159,6 @@ def fused(parameters):
     [
         {},
         {"max_grad_norm": -1},
-        {"opt_class": fused},
         {"precision": "bf16"},
         {"nonfinite_patience": 0},
     ],
@@ -160,6 +167,18 @@ def fused(parameters):
 def test_a_step_reads_once_whether_its_gradients_are_finite(reads, options):
     """The mean loss, clipping and the check of the losses add no read."""
     assert count(make(**options), reads) == [1] * 6
+
+
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": -1}, {"precision": "bf16"}], ids=str)
+def test_a_step_of_a_fused_optimizer_reads_nothing(reads, options):
+    """It leaves out a step by a flag that it finds on the device."""
+    assert count(make(opt_class=fused, **options), reads) == [0] * 6
+
+
+def test_a_fused_step_with_momentum_reads_once(reads):
+    """Left out, torch's first one would leave memory that was never written as the momentum."""
+    brain = make(opt_class=lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, fused=True))
+    assert count(brain, reads) == [1] * 6
 
 
 def test_a_step_with_an_interval_for_checkpoints_reads_once(reads, tmp_path):
@@ -244,21 +263,54 @@ def test_a_read_is_seen(reads):
     assert count(make(Reading), reads) == [2] * 6
 
 
-@pytest.mark.parametrize("bad", [(), (2, 5)])
-def test_training_without_reads_gives_the_same_bits(monkeypatch, bad):
-    """Weights, buffers, optimizer state and mean are those of losses that are read at once."""
+@pytest.mark.parametrize("bad", [(), (0,), (2, 5), (7,)], ids=str)
+@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize("opt_class", [sgd, fused])
+def test_training_without_reads_gives_the_same_bits(monkeypatch, caplog, opt_class, factor, bad):
+    """Weights, buffers, optimizer state, mean, and what is logged of losses not finite."""
 
     def train():
-        means = []
-        brain = make(grad_accumulation_factor=2)
-        brain.on_stage_end = lambda stage, loss, epoch: means.append(loss)
+        caplog.clear()
+        ends = []
+        brain = make(opt_class=opt_class, grad_accumulation_factor=factor)
+        brain.on_stage_end = lambda stage, loss, epoch: ends.append((loss, brain.nonfinite_count))
         brain.fit(range(2), batches(bad=bad), progressbar=False)
         state = [*brain.modules.model.state_dict().values()]
-        state += [
-            entry["momentum_buffer"] for entry in brain.optimizer.state_dict()["state"].values()
-        ]
-        return means, [value.tolist() for value in state]
+        for entry in brain.optimizer.state_dict()["state"].values():
+            state += [entry[name] for name in sorted(entry)]
+        counted = [record.args[1:] for record in caplog.records if "not finite" in record.message]
+        return ends, [value.tolist() for value in state], counted
 
     at_once = train()
     take_for_an_accelerator(monkeypatch)
-    assert train() == at_once
+    ends, state, counted = train()
+    assert (ends, state) == at_once[:2]
+    assert [numbers[1:] for numbers in counted] == [numbers[1:] for numbers in at_once[2]]
+
+
+def test_a_step_that_is_left_out_on_the_device_is_counted_at_the_next(monkeypatch, caplog):
+    """With the number of its own batch, and against the patience."""
+    take_for_an_accelerator(monkeypatch)
+    counts = []
+    brain = make(opt_class=fused, nonfinite_patience=1)
+    brain.on_fit_batch_end = lambda *_: counts.append(brain.nonfinite_count)
+    with pytest.raises(ValueError, match="2 batches of this epoch had one that is not"):
+        brain.fit(range(1), batches(bad=(2, 5)), progressbar=False)
+    assert counts == [0, 0, 0, 1, 1, 1]
+    assert "A gradient of batch 3 is not finite" in caplog.text
+
+
+def test_a_checkpoint_counts_the_step_before_it(monkeypatch, tmp_path):
+    """A save between the step and its count holds what the next step will count."""
+    take_for_an_accelerator(monkeypatch)
+
+    def save(batch, *_):
+        if brain.step == 3:
+            brain.checkpointer.save_checkpoint()
+            assert brain.nonfinite_count == 0
+
+    brain = make(opt_class=fused, checkpointer=Checkpointer(tmp_path))
+    brain.on_fit_batch_end = save
+    brain.fit(range(1), batches(bad=(2,)), progressbar=False)
+    saved = min(tmp_path.glob("CKPT*/brain.ckpt")).read_text(encoding="utf-8")
+    assert "nonfinite_count: 1" in saved

@@ -52,6 +52,7 @@ class BatchMethods(BrainHooks):
         def _after_hook(self) -> None: ...
 
     _nonfinite_losses = 0  # of the pass, skipped by update_average
+    _last_of_window = 0  # the number of the batch behind which the optimizers stepped
 
     def fit_batch(self, batch: Any) -> torch.Tensor:
         """Train on one batch; override for several updates or optimizers of your own.
@@ -124,12 +125,14 @@ class BatchMethods(BrainHooks):
         ranks and without padding batches. Each optimizer's gradients, of all its parameter groups,
         are clipped by one norm. If any gradient is not finite, no optimizer steps, buffers that the
         window's forwards wrote (BatchNorm's statistics) are set back, and the window counts
-        against `nonfinite_patience`.
+        against `nonfinite_patience`. Where the device decides this by itself, for torch's fused
+        optimizers on an accelerator, the window is counted at the next step.
         """
         optimizers = self._active_optimizers().values()
         if not optimizers:
             return
         train_step = self._run.train_step
+        self._settle_step()
         weighted = "loss_weight" in self._overrides
         train_step.average(
             optimizers, self.scaler, self._run.grad_accumulation_factor, weighted=weighted
@@ -137,8 +140,9 @@ class BatchMethods(BrainHooks):
         if self.skip_nonfinite_grads and not self.scaler.is_enabled():
             self.check_gradients()
         nonfinite = train_step.step(optimizers, self.scaler, self.max_grad_norm)
+        self._last_of_window = self._run.step
         if nonfinite is not None:
-            self._count_nonfinite(nonfinite)
+            self._count_nonfinite(nonfinite, self._last_of_window)
         self._run.optimizer_step += 1
 
     def zero_grad(self, set_to_none: bool = False) -> None:
@@ -164,7 +168,7 @@ class BatchMethods(BrainHooks):
             When patience is exhausted.
         """
         if not is_finite(loss) and self._run.train_step.note_nonfinite_loss():
-            self._count_nonfinite("A loss")
+            self._count_nonfinite("A loss", self._run.step)
 
     def check_gradients(self) -> None:
         """Drop gradients that hold a NaN or an infinity, with a warning that names them.
@@ -275,11 +279,16 @@ class BatchMethods(BrainHooks):
             return train_step.scale_by_weight(loss, self.loss_weight(batch), is_padding=is_padding)
         return train_step.scale(loss, self._run.grad_accumulation_factor, is_padding=is_padding)
 
-    def _count_nonfinite(self, what: str) -> None:
+    def _settle_step(self) -> None:
+        """Count the last step if its device left it out."""
+        if self._run.train_step.settle():
+            self._count_nonfinite("A gradient", self._last_of_window)
+
+    def _count_nonfinite(self, what: str, batch: int) -> None:
         self._run.nonfinite_count += 1
         report_nonfinite(
             what,
-            step=self._run.step,
+            step=batch,
             count=self._run.nonfinite_count,
             patience=self.nonfinite_patience,
         )

@@ -343,6 +343,7 @@ class Brain(SetupMethods, BatchMethods, StageMethods):
                     break
             if boundary is not None:
                 boundary.data_ended()
+        self._settle_step()
         self.zero_grad(set_to_none=True)
         self._add_unfrozen()
         self._end_stage(Stage.TRAIN, self._run.mean.mean_over_ranks(), epoch)

@@ -100,6 +100,18 @@ class BufferGuard:
                 group.restore()
         self._has_copy = False
 
+    def can_restore_on_device(self) -> bool:
+        """Return whether `restore_where` can be called: no module has replaced a buffer."""
+        return not (self._has_copy and any(buffer.is_replaced() for buffer in self._copied))
+
+    def restore_where(self, flag: torch.Tensor) -> None:
+        """Set the buffers back to the last `remember` if ``flag``, a scalar, is not zero.
+
+        The flag is not read: a device decides by itself.
+        """
+        for group in self._groups if self._has_copy else ():
+            group.restore_where(flag)
+
     def _regroup(self) -> None:
         """Group the buffers that one call of torch can copy."""
         for buffer in self._copied:
@@ -145,6 +157,15 @@ class _Group:
         for view, kept in zip(self._views, self._kept(), strict=True):
             view.copy_(kept)
 
+    @torch.no_grad()
+    def restore_where(self, flag: torch.Tensor) -> None:
+        if _is_flat(self._tensors[0]):
+            present = torch.cat(self._views)
+            chosen = torch.where(flag.to(present.device) != 0, self._copy, present)
+            torch._foreach_copy_(self._views, torch.split(chosen, self._sizes()))
+        else:
+            self._views[0].copy_(torch.where(flag != 0, self._copy, self._views[0]))
+
     def written(self) -> Iterator[torch.Tensor]:
         """Return the tensors that differ from their copies."""
         for tensor, view, kept in zip(self._tensors, self._views, self._kept(), strict=True):
@@ -153,8 +174,11 @@ class _Group:
 
     def _kept(self) -> Iterable[torch.Tensor]:
         if _is_flat(self._tensors[0]):
-            return torch.split(self._copy, [view.numel() for view in self._views])
+            return torch.split(self._copy, self._sizes())
         return (self._copy,)
+
+    def _sizes(self) -> list[int]:
+        return [view.numel() for view in self._views]
 
 
 def _version(tensor: torch.Tensor) -> int:

@@ -13,8 +13,10 @@ __all__ = [
     "gradients_of",
     "scale_gradients",
     "split_vectors",
+    "step_on_device",
     "step_where_finite",
     "step_without_overflow",
+    "steps_on_device",
 ]
 
 Optimizers = Collection[torch.optim.Optimizer]
@@ -91,6 +93,51 @@ def step_where_finite(optimizers: Optimizers, norms: Iterable[torch.Tensor]) -> 
     return True
 
 
+def steps_on_device(optimizers: Optimizers) -> bool:
+    """Return whether all optimizers can leave out a step by a flag that only the device knows.
+
+    torch's fused kernels can. Not SGD with momentum, whose first step, if it is left out, leaves
+    memory that was never written as its momentum; and not kernels of sharded or sparse tensors.
+    """
+    return all(
+        getattr(optimizer, "_step_supports_amp_scaling", False)
+        and not any(group.get("momentum") for group in optimizer.param_groups)
+        and all(
+            parameter.grad is None or _is_flat_tensor(parameter.grad)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        )
+        for optimizer in optimizers
+    )
+
+
+def step_on_device(optimizers: Optimizers, norms: list[torch.Tensor]) -> torch.Tensor:
+    """Step all optimizers; their kernels change nothing if a gradient is not finite.
+
+    Parameters
+    ----------
+    optimizers : collection of torch.optim.Optimizer
+        Those for which `steps_on_device` is true. They take the flag as an attribute, as from
+        `torch.amp.GradScaler`.
+    norms : list of torch.Tensor
+        The norms of their gradients, each a scalar.
+
+    Returns
+    -------
+    torch.Tensor
+        A scalar on the first norm's device: 1.0 if the step was left out, else 0.0.
+    """
+    finite = torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all()
+    skipped = finite.logical_not().float()
+    for optimizer in optimizers:
+        optimizer.found_inf = skipped  # type: ignore[attr-defined]  # torch's protocol
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.found_inf  # type: ignore[attr-defined]
+    return skipped
+
+
 def step_without_overflow(optimizers: Optimizers, scaler: torch.amp.GradScaler) -> bool:
     """Step the optimizers whose gradients did not overflow; return whether that was all of them.
 
@@ -151,6 +198,10 @@ def _dense(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         return gradient
     parameter.grad = gradient.coalesce()
     return parameter.grad.values()
+
+
+def _is_flat_tensor(gradient: torch.Tensor) -> bool:
+    return type(gradient) is torch.Tensor and gradient.layout is torch.strided
 
 
 def _all_finite(norms: list[torch.Tensor]) -> bool:

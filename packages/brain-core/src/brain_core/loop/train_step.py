@@ -12,9 +12,12 @@ from brain_core.loop.buffer_guard import BufferGuard
 from brain_core.loop.gradients import (
     clip_gradients,
     scale_gradients,
+    step_on_device,
     step_where_finite,
     step_without_overflow,
+    steps_on_device,
 )
+from brain_core.loop.late_flag import LateFlag
 from brain_core.loop.padding_batches import zero_weight
 from brain_core.loop.running_mean import is_finite, nan_if_nonfinite, reads_at_once
 from brain_dist import WeightedGradients, get_world_size
@@ -51,15 +54,13 @@ class TrainStep:
         Sets back what the forwards of a skipped step wrote.
     norms : list of torch.Tensor
         Of the last step, the norm of each optimizer's gradients before they were clipped.
-    was_taken : bool
-        Whether the last step changed parameters.
     """
 
     def __init__(self) -> None:
         self._weighted = WeightedGradients()
         self.buffers = BufferGuard()
         self.norms: list[torch.Tensor] = []
-        self.was_taken = True
+        self._was_taken = True
         self.reset()
 
     def reset(self) -> None:
@@ -67,7 +68,25 @@ class TrainStep:
         self.batches = 0
         self.padding_batches = 0
         self._has_nonfinite_loss = False
+        self._skipped: LateFlag | None = None
         self.buffers.forget()
+
+    @property
+    def was_taken(self) -> bool:
+        """Whether the last step changed parameters; this waits for a device that decides it."""
+        return self._was_taken if self._skipped is None else not self._skipped.read()
+
+    @property
+    def is_uncounted(self) -> bool:
+        """Whether the last step was left out on the device, and `settle` has not yet said so."""
+        return self._skipped is not None and self._skipped.read()
+
+    def settle(self) -> bool:
+        """Return `is_uncounted`, once."""
+        if self._skipped is None:
+            return False
+        self._was_taken, self._skipped = not self._skipped.read(), None
+        return not self._was_taken
 
     def begin_batch(self) -> None:
         """Count a batch, and keep the buffers as they are before a window's first forward."""
@@ -166,6 +185,9 @@ class TrainStep:
     ) -> str | None:
         """Clip, step if all gradients are finite, zero the gradients and begin a new window.
 
+        On an accelerator, optimizers that can leave out a step by themselves do so, and nothing
+        waits for their device: `settle` returns later whether they did.
+
         Returns
         -------
         str or None
@@ -173,6 +195,12 @@ class TrainStep:
         """
         self.norms = norms = [clip_gradients(optimizer, max_norm) for optimizer in optimizers]
         nonfinite = None
+        if not scaler.is_enabled() and self._is_decided_on_device(optimizers, norms):
+            skipped = step_on_device(optimizers, norms)
+            self.buffers.restore_where(skipped)
+            self._zero_gradients(optimizers)
+            self._skipped = LateFlag(skipped)
+            return None
         if scaler.is_enabled():
             stepped = step_without_overflow(optimizers, scaler)
         else:
@@ -181,13 +209,27 @@ class TrainStep:
                 nonfinite = "A gradient"
             elif self._has_nonfinite_loss and get_world_size() > 1:
                 nonfinite = "A loss"
-        self.was_taken = stepped
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        self._was_taken = stepped
         if not stepped or self._has_nonfinite_loss:
             self.buffers.restore()
-        self.reset()
+        self._zero_gradients(optimizers)
         return nonfinite
+
+    def _is_decided_on_device(
+        self, optimizers: Collection[torch.optim.Optimizer], norms: list[torch.Tensor]
+    ) -> bool:
+        return (
+            not any(reads_at_once(norm) for norm in norms)
+            and not self._has_nonfinite_loss
+            and steps_on_device(optimizers)
+            and self.buffers.can_restore_on_device()
+        )
+
+    def _zero_gradients(self, optimizers: Collection[torch.optim.Optimizer]) -> None:
+        """Free the window's gradients and begin a new one."""
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self.reset()
 
 
 def check_no_closure(optimizers: Iterable[torch.optim.Optimizer]) -> None:

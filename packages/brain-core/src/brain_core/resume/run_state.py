@@ -265,7 +265,7 @@ class RunState:
             world_size=get_world_size(),
             loss_total=total,
             loss_count=int(count),
-            nonfinite_count=self.nonfinite_count,
+            nonfinite_count=self.nonfinite_count + self.train_step.is_uncounted,
             avg_train_loss=float(self.mean.mean()),
             micro_batches_per_step=self._step_size.to_save(self.grad_accumulation_factor),
             grad_accumulation_factor=self._options.grad_accumulation_factor,
