@@ -10,15 +10,18 @@ __all__ = ["measure_folder", "measure_process"]
 
 _PROCESSES = Path("/proc")
 _KB_PER_MB = 1024
-_PRIVATE = ("Private_Clean", "Private_Dirty", "Private_Hugetlb")
+# Not Pss_File: a page of a library counts for more when another program that maps it ends.
+_OWN = ("Pss_Anon", "Pss_Shmem")
+_TRIES = 5
 _LINE = re.compile(r"^(\w+):\s+(\d+)", re.MULTILINE)
 
 
 def measure_process(pid: int) -> dict[str, float]:
     """Return memory in MB and numbers of threads, open files and child processes.
 
-    Proportional memory includes the child processes, which share pages with their parent.  It and
-    private memory are left out where the kernel does not show them.
+    The memory of a process without its files includes that of the child processes, where a page
+    that they share with their parent counts once.  It is left out where the kernel does not show
+    it, or where child processes start or end too fast.
 
     Raises
     ------
@@ -29,21 +32,21 @@ def measure_process(pid: int) -> dict[str, float]:
     status = _numbers(process / "status")
     if "VmRSS" not in status:
         raise ProcessLookupError(f"process {pid} must be alive, got one that has ended")
-    tasks = process.joinpath("task").iterdir()
-    children = [child for task in tasks for child in _text(task / "children").split()]
     found = {
         "rss": status["VmRSS"] / _KB_PER_MB,
         "threads": float(status["Threads"]),
         "open_files": float(len(os.listdir(process / "fd"))),
-        "children": float(len(children)),
+        "children": float(len(_children(process))),
     }
-    try:
-        memory = _numbers(process / "smaps_rollup")
-        parts_kb = [_numbers(_PROCESSES / child / "smaps_rollup")["Pss"] for child in children]
-    except (FileNotFoundError, PermissionError, ProcessLookupError, KeyError):
-        return found
-    found["pss"] = (memory["Pss"] + sum(parts_kb)) / _KB_PER_MB
-    found["uss"] = sum(memory.get(name, 0) for name in _PRIVATE) / _KB_PER_MB
+    for _ in range(_TRIES):
+        children = _children(process)
+        try:
+            maps = [_numbers(_PROCESSES / one / "smaps_rollup") for one in (str(pid), *children)]
+            own = sum(each[name] for each in maps for name in _OWN) / _KB_PER_MB
+        except (FileNotFoundError, PermissionError, ProcessLookupError, KeyError):
+            continue
+        if children == _children(process):  # else a page of one was counted in part, or not at all
+            return {**found, "own": own}
     return found
 
 
@@ -62,6 +65,11 @@ def measure_folder(folder: Path) -> dict[str, float]:
 
 def _numbers(path: Path) -> dict[str, int]:
     return {name: int(number) for name, number in _LINE.findall(path.read_text(encoding="utf-8"))}
+
+
+def _children(process: Path) -> list[str]:
+    tasks = process.joinpath("task").iterdir()
+    return [child for task in tasks for child in _text(task / "children").split()]
 
 
 def _text(path: Path) -> str:

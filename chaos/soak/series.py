@@ -42,8 +42,8 @@ class Kind:
 
 KINDS = {
     "rss": Kind("resident memory", "MB", 4.0),
-    "pss": Kind("proportional memory, with workers", "MB", 4.0),
-    "uss": Kind("private memory", "MB", 4.0),
+    # A worker has up to 20 MB of its own, and at some moments there is none.
+    "own": Kind("memory without files, with workers", "MB", 24.0),
     "objects": Kind("Python objects", "", 1000.0),
     "threads": Kind("threads", "", 1.5),
     "open_files": Kind("open files", "", 4.0),
