@@ -46,8 +46,12 @@ print(time.process_time() - started, len(sys.modules) - modules)
 """
 
 
-def measure_imports(rounds: int) -> None:
-    present = {name: code for name, code in IMPORTS.items() if find_spec(name.partition(".")[0])}
+def measure_imports(rounds: int, *, peers: bool) -> None:
+    present = {
+        name: code
+        for name, code in IMPORTS.items()
+        if (peers or name.startswith("brain_core")) and find_spec(name.partition(".")[0])
+    }
     seconds: dict[str, list[float]] = {name: [] for name in present}
     modules = {}
     for _ in range(rounds):
@@ -98,11 +102,12 @@ def measure_steps(rounds: int) -> None:
 
 
 def main() -> None:
-    rounds = 2 if take_quick() else ROUNDS
+    is_quick = take_quick()
+    rounds = 2 if is_quick else ROUNDS
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    measure_imports(rounds)
+    measure_imports(rounds, peers=not is_quick)
     measure_steps(rounds)
 
 

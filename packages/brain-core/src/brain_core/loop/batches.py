@@ -58,12 +58,14 @@ class Batches(Generic[T]):
 
     def __next__(self) -> T:
         """Return the next batch."""
-        if self._left == 0:
-            raise StopIteration
+        if self._left is not None:
+            if self._left == 0:
+                raise StopIteration
+            self._left -= 1
+        if self._padded_loader is None and not self._fetched:  # by far the most calls
+            return next(self._iterator)
         fetched = self._fetched.pop() if self._fetched else self._fetch()
         batch, (self.is_padding, self.padding_batches) = fetched
-        if self._left is not None:
-            self._left -= 1
         return batch
 
     def has_next(self) -> bool:

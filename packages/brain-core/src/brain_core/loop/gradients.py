@@ -210,8 +210,10 @@ def _all_finite(norms: list[torch.Tensor]) -> bool:
 
 def _read_together(numbers: list[torch.Tensor]) -> list[float]:
     """Return tensors of one element as numbers, waiting for their device once."""
-    if len(numbers) <= 1:
-        return [number.item() for number in numbers]
+    if len(numbers) == 1:
+        return [numbers[0].item()]
+    if not numbers:
+        return []
     whole = [n.full_tensor() if hasattr(n, "full_tensor") else n for n in numbers]
     values: list[float] = torch.stack([n.to(whole[0].device) for n in whole]).tolist()
     return values

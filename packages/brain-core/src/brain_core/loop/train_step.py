@@ -219,7 +219,7 @@ class TrainStep:
         self, optimizers: Collection[torch.optim.Optimizer], norms: list[torch.Tensor]
     ) -> bool:
         return (
-            not any(reads_at_once(norm) for norm in norms)
+            not reads_at_once(norms[0])
             and not self._has_nonfinite_loss
             and steps_on_device(optimizers)
             and self.buffers.can_restore_on_device()

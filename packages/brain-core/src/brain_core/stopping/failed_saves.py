@@ -55,24 +55,28 @@ class FailedSaves:
         try:
             yield
         except CheckpointSaveError as error:
-            if not error.may_pass or not self._is_interval(error.meta):
-                raise
-            if not error.in_background and not self._last_failed:
-                self._count = 0  # the save before this one was published
-            self._count += 1
-            self._last_failed = True
-            self._on_failure()
-            if self._count >= self._limit:
-                raise
-            if if_main_process():
-                logger.error(  # noqa: TRY400 - the text has the cause
-                    "A checkpoint was NOT saved (failure %d of %d in a row that end the run; see "
-                    "ckpt_interval_patience). Training goes on and saves again at the next "
-                    "interval: %s",
-                    self._count,
-                    self._limit,
-                    error,
-                )
+            self.survive(error)
+
+    def survive(self, error: CheckpointSaveError) -> None:
+        """Log an error of a save; raise it where `surviving` would."""
+        if not error.may_pass or not self._is_interval(error.meta):
+            raise error
+        if not error.in_background and not self._last_failed:
+            self._count = 0  # the save before this one was published
+        self._count += 1
+        self._last_failed = True
+        self._on_failure()
+        if self._count >= self._limit:
+            raise error
+        if if_main_process():
+            logger.error(
+                "A checkpoint was NOT saved (failure %d of %d in a row that end the run; see "
+                "ckpt_interval_patience). Training goes on and saves again at the next "
+                "interval: %s",
+                self._count,
+                self._limit,
+                error,
+            )
 
     def begun(self) -> None:
         """Note that a save was published, or has begun in the background."""

@@ -8,7 +8,15 @@ import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from brain_dist import EXIT_REQUEUE, StepVote, StopSignal, gather_objects, if_main_process
+from brain_ckpt import CheckpointSaveError
+from brain_dist import (
+    EXIT_REQUEUE,
+    StepVote,
+    StopSignal,
+    gather_objects,
+    get_world_size,
+    if_main_process,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,7 +134,7 @@ class StepBoundary:
         self._stop_signal = stop
         self._save = save
         self._poll = poll
-        self._vote = StepVote()
+        self._vote = StepVote() if get_world_size() > 1 else None
         self._save_requested = False  # and not saved yet
 
     def reached(self) -> None:
@@ -138,7 +146,7 @@ class StepBoundary:
             On every rank, after saving, if a stop was requested on any of them.
         """
         self._publish()
-        requests = self._vote.vote(self._requests())
+        requests = self._requests_of_ranks()
         if requests & _STOP:
             self._save_before_stop()
             self._stop()
@@ -156,7 +164,9 @@ class StepBoundary:
         TrainingStopped
             As from `reached`; here every rank waits for the others' requests.
         """
-        requests = self._vote.settle(self._requests())
+        requests = self._requests()
+        if self._vote is not None:
+            requests = self._vote.settle(requests)
         if self.schedule.steps_done and requests & _STOP:
             self._save_before_stop()
         elif self.schedule.steps_done and (requests or self.schedule.is_on):
@@ -176,7 +186,7 @@ class StepBoundary:
             On every rank, if a stop was requested on any of them.
         """
         self._publish()
-        if self._vote.vote(self._requests()) & _STOP:
+        if self._requests_of_ranks() & _STOP:
             self._stop()
 
     def save(self) -> None:
@@ -187,11 +197,16 @@ class StepBoundary:
 
     def close(self) -> None:
         """Stop taking part in votes."""
-        self._vote.close()
+        if self._vote is not None:
+            self._vote.close()
 
     def _publish(self) -> None:
-        with self._surviving():
+        try:  # each step: a context that is entered takes longer
             self._poll()
+        except CheckpointSaveError as error:
+            if self._failed_saves is None:
+                raise
+            self._failed_saves.survive(error)
 
     def _save_at_interval(self) -> None:
         """Save; if that fails for a cause that may pass, save again after another interval."""
@@ -211,6 +226,11 @@ class StepBoundary:
 
     def _surviving(self) -> AbstractContextManager[None]:
         return nullcontext() if self._failed_saves is None else self._failed_saves.surviving()
+
+    def _requests_of_ranks(self) -> int:
+        """Return the requests of all ranks, on several after some calls; every rank calls it."""
+        requests = self._requests()
+        return requests if self._vote is None else self._vote.vote(requests)
 
     def _requests(self) -> int:
         """Return this rank's requests; a save only once, since the vote may end later."""
