@@ -122,7 +122,7 @@ def _two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ranks_are_assigned_whole_batches_in_the_order_of_one_process() -> None:
-    """shuffle=False is obeyed, unlike in SpeechBrain."""
+    """shuffle=False is used as given, unlike in SpeechBrain."""
     one = [batch.tolist() for batch in make_dataloader(range(8), batch_size=2)]
     assert sharded(8, 2, batch_size=2, shuffle=False) == sharded(8, 2, batch_size=2) == [
         one[::2], one[1::2],

@@ -69,7 +69,7 @@ def test_a_killed_rank_is_named(ranks):
         assert f"got on rank {rank}: rank(s) 1 did not" in text
 
 
-def _agree(rank):
+def _raise_on_both(rank):
     for raised in (AgreedError(), ValueError("on all")):
         with pytest.raises(type(raised)) as caught, propagate_failures(AgreedError, grace_s=0.5):
             raise raised
@@ -82,7 +82,7 @@ def _agree(rank):
 
 def test_ranks_can_continue_after_an_exception_that_all_of_them_raise(ranks):
     """Agreed on or not; the failure of an earlier block does not end a later one."""
-    assert ranks(_agree, 2) == [[0, 1], [0, 1]]
+    assert ranks(_raise_on_both, 2) == [[0, 1], [0, 1]]
 
 
 def _nest(rank):

@@ -102,7 +102,7 @@ def upload_parts(
     store: ObjectStore,
     path: Path,
     manifest: Manifest,
-    is_mine: Callable[[str], bool],
+    is_own: Callable[[str], bool],
     uploaded: Callable[[int], object],
     workers: Workers,
 ) -> None:
@@ -116,7 +116,7 @@ def upload_parts(
         The directory of the checkpoint.
     manifest : Manifest
         Its manifest.
-    is_mine : callable
+    is_own : callable
         Whether this process uploads a file, by name.
     uploaded : callable
         Called with the bytes of each part that is there.
@@ -139,8 +139,8 @@ def upload_parts(
         _upload_part(store, part, data, present.get(part.key))
         return part.size
 
-    mine = [part for part in parts_of(manifest) if is_mine(part.file)]
-    for size in workers.map(upload, mine):
+    own = [part for part in parts_of(manifest) if is_own(part.file)]
+    for size in workers.map(upload, own):
         uploaded(size)
 
 

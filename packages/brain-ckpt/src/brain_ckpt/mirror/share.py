@@ -60,9 +60,9 @@ class Share:
         if not self.is_divided(manifest):
             return lambda _: self.publishes
 
-        def is_mine(file: str) -> bool:
+        def is_own(file: str) -> bool:
             shard = _SHARD.fullmatch(file)
             writer = int(shard.group(1)) if shard else 0
             return writer // self.ranks_of_node == self.rank // self.ranks_of_node
 
-        return is_mine
+        return is_own

@@ -274,11 +274,9 @@ class Uploader:
         if manifest.commit_id != checkpoint.commit_id:
             raise CheckpointGoneError(f"{checkpoint.path} was replaced before it was copied")
         if self._share.publishes or self._share.is_divided(manifest):
-            is_mine = self._share.files_of(manifest)
+            is_own = self._share.files_of(manifest)
             self._part_started = started
-            upload_parts(
-                self._store, checkpoint.path, manifest, is_mine, self._pause, self._workers
-            )
+            upload_parts(self._store, checkpoint.path, manifest, is_own, self._pause, self._workers)
         if self._share.publishes:
             if missing_parts(self._store, manifest):
                 if self._share.is_divided(manifest):

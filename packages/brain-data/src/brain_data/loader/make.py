@@ -95,8 +95,8 @@ def distributed_loader_specifics(
 ) -> dict[str, Any]:
     """Return a loader's arguments for one of several ranks.
 
-    ``shuffle`` is obeyed, the seed of the order is that of the run, and each rank is assigned whole
-    batches.
+    ``shuffle`` is used as given, the seed of the order is that of the run, and each rank is
+    assigned whole batches.
 
     Parameters
     ----------
