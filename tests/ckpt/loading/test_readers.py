@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,10 @@ from brain_ckpt import (
     register_checkpoint_hooks,
 )
 from brain_ckpt.cli.main import main
+from brain_ckpt.loading.state_file import read_state_file, reading_without_manifest
 from brain_ckpt.storage import filesystem
 from brain_ckpt.storage import opened as opened_module
+from brain_ckpt.storage.layout import UNFINISHED
 from brain_ckpt.storage.opened import Patience, open_checkpoint
 from brain_ckpt.storage.verify import verify_opened
 
@@ -69,6 +72,59 @@ def save_at(workloads, writer, place):
                 writer(2)
 
     return point, saved
+
+
+class HalfSave:
+    """A save in a thread, begun where a reader opens a file and held before one of its writes.
+
+    The reader's next look lets it end.
+    """
+
+    def __init__(self, save, monkeypatch):
+        self.save = save
+        self.opens, self.writes = 1, 0  # where the reader is, and where the save is held
+        self.reached_open = self.reached_write = True
+        monkeypatch.setattr(Patience, "wait", lambda _: self.finish())
+        self.thread = None
+
+    def __repr__(self):
+        return f"begun before file {self.opens} that is opened, held before write {self.writes}"
+
+    def next(self):
+        """Go on to the next write, or the next file; return False behind the last of both."""
+        if not self.reached_write:
+            if self.writes == 1:
+                return False
+            self.opens, self.writes = self.opens + 1, 0
+        self.writes += 1
+        self.opened = self.written = 0
+        self.reached_write = False
+        self.thread, self.held, self.released = None, threading.Event(), threading.Event()
+        return True
+
+    def point(self, operation, path, detail):
+        if threading.current_thread() is self.thread:
+            self.written += operation not in ("open", "list", "fsync", "fsync_directory")
+            if self.written == self.writes and not self.released.is_set():
+                self.reached_write = True
+                self.held.set()
+                self.released.wait(60)
+        elif operation == "open" and self.thread is None:
+            self.opened += 1
+            if self.opened == self.opens:
+                self.thread = threading.Thread(target=self._run)
+                self.thread.start()
+                self.held.wait(60)
+
+    def _run(self):
+        self.save()
+        self.held.set()
+
+    def finish(self):
+        """Let the save end."""
+        self.released.set()
+        if self.thread is not None:
+            self.thread.join(60)
 
 
 def read_at_every_place(workloads, writer, read, check):
@@ -140,6 +196,53 @@ def test_pretrained_parameters_are_of_one_save(writer, workloads, fast_dir, hand
         return {*model.weight.unique().tolist(), *model.bias.unique().tolist()}
 
     assert read_at_every_place(workloads, writer, read, lambda found: found in ({1}, {2})) > 2
+
+
+def test_a_file_that_becomes_part_of_half_a_save_while_it_is_read_is_gone(fast_dir):
+    """It was verified while the former checkpoint was deleted, and may be empty now."""
+    file = fast_dir / "CKPT+best" / "model.ckpt"
+    file.parent.mkdir()
+    torch.save({"weight": torch.ones(2)}, file)
+    assert read_state_file(file, "model")["weight"].tolist() == [1.0, 1.0]
+    with pytest.raises(CheckpointGoneError), reading_without_manifest(file):
+        (file.parent / UNFINISHED).touch()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["no_link", "copy"])
+def test_pretrained_parameters_are_not_those_of_half_a_save(
+    strategy, workloads, fast_dir, tmp_path, handles, monkeypatch
+):
+    """A save in place, stopped before each of its writes, waits until the reader has looked."""
+    run = workloads.Run(fast_dir, atomic_rename=False)
+
+    def save(number):
+        run.set(number)
+        run.checkpointer.save_and_keep_only({"number": number}, name="best")
+
+    save(1)
+    path = str(fast_dir / "CKPT+best" / "model.ckpt")
+
+    def read():
+        model = torch.nn.Linear(3, 2)
+        pretrainer = Pretrainer(
+            collect_in=tmp_path / "collected", loadables={"model": model}, paths={"model": path}
+        )
+        pretrainer.collect_files(local_strategy=strategy)
+        pretrainer.load_collected()
+        return {*model.weight.unique().tolist(), *model.bias.unique().tolist()}
+
+    stops = HalfSave(lambda: save(2), monkeypatch)
+    seen = []
+    while stops.next():
+        save(1)
+        with workloads.failpoint(stops.point):
+            found = read()
+            stops.finish()
+        assert found in ({1}, {2}), stops
+        seen.append(found)
+    assert {1} in seen
+    assert {2} in seen
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,6 @@ class BatchMethods(BrainHooks):
         def _after_hook(self) -> None: ...
 
     _nonfinite_losses = 0  # of the pass, skipped by update_average
-    _last_of_window = 0  # the number of the batch behind which the optimizers stepped
 
     def fit_batch(self, batch: Any) -> torch.Tensor:
         """Train on one batch; override for several updates or optimizers of your own.
@@ -140,9 +139,9 @@ class BatchMethods(BrainHooks):
         if self.skip_nonfinite_grads and not self.scaler.is_enabled():
             self.check_gradients()
         nonfinite = train_step.step(optimizers, self.scaler, self.max_grad_norm)
-        self._last_of_window = self._run.step
+        self._run.last_of_window = self._run.step
         if nonfinite is not None:
-            self._count_nonfinite(nonfinite, self._last_of_window)
+            self._count_nonfinite(nonfinite, self._run.step)
         self._run.optimizer_step += 1
 
     def zero_grad(self, set_to_none: bool = False) -> None:
@@ -282,7 +281,7 @@ class BatchMethods(BrainHooks):
     def _settle_step(self) -> None:
         """Count the last step if its device left it out."""
         if self._run.train_step.settle():
-            self._count_nonfinite("A gradient", self._last_of_window)
+            self._count_nonfinite("A gradient", self._run.last_of_window)
 
     def _count_nonfinite(self, what: str, batch: int) -> None:
         self._run.nonfinite_count += 1

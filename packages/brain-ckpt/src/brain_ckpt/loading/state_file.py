@@ -63,8 +63,9 @@ def open_state_file(file: Path, listed: Checkpoint | None = None) -> Iterator[St
     """
     commit_id = None if listed is None else listed.commit_id
     if commit_id is None and not (file.parent / MANIFEST_NAME).exists():
-        _verify_without_manifest(file)
-        yield StateFile(file, file.parent.joinpath)
+        with reading_without_manifest(file):
+            verify_file(file)
+            yield StateFile(file, file.parent.joinpath)
         return
     with open_checkpoint(file.parent, hold=True) as opened, opened.reading():
         if listed is not None:
@@ -107,14 +108,25 @@ def read_state_file(
         return assemble(obj, state, locate, name)
 
 
-def _verify_without_manifest(file: Path) -> None:
+@contextlib.contextmanager
+def reading_without_manifest(file: Path) -> Iterator[None]:
+    """Raise CheckpointGoneError if the file's checkpoint is being written or deleted.
+
+    The manifest is missing then, too, and a file that is half written can look whole: an empty one
+    is an empty text.
+    """
+
+    def is_changing() -> bool:
+        return is_unfinished(file.parent) or has_manifest(file.parent)
+
     try:
-        verify_file(file)
+        yield
     except CheckpointDamagedError:
-        # The manifest can be missing because the checkpoint is being deleted or written.
-        if not file.exists() or is_unfinished(file.parent) or has_manifest(file.parent):
+        if not file.exists() or is_changing():
             raise gone_error(file.parent) from None
         raise
+    if is_changing():
+        raise gone_error(file.parent)
 
 
 def _current_file(path: Path) -> Path | None:

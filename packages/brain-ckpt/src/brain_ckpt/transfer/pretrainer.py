@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from brain_ckpt.loading.state_file import open_state_file, read_current, read_state_file
+from brain_ckpt.loading.state_file import (
+    open_state_file,
+    read_current,
+    read_state_file,
+    reading_without_manifest,
+)
 from brain_ckpt.recoverables.hooks import (
     HookRegistry,
     find_loader,
@@ -284,7 +289,8 @@ def _verify_member(file: Path) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     if not (source.parent / MANIFEST_NAME).exists():
-        shutil.copyfile(source, target)
+        with reading_without_manifest(source):
+            shutil.copyfile(source, target)
         return
     with open_state_file(source) as verified:
         shutil.copyfile(verified.path, target)
