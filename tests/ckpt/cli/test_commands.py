@@ -314,7 +314,7 @@ def test_diff_of_equal_states_exits_with_0(save, tmp_path, run_json):
     shutil.copytree(save / "CKPT+one", tmp_path / "copy")
     meta = (tmp_path / "copy" / "CKPT.yaml").read_text()
     (tmp_path / "copy" / "MANIFEST.json").unlink()
-    (tmp_path / "copy" / "CKPT.yaml").write_text(meta.replace("0.5", "0.4"))
+    (tmp_path / "copy" / "CKPT.yaml").write_text(meta.replace("loss: 0.5", "loss: 0.4"))
     for file in (tmp_path / "copy").glob("*.ckpt"):
         torch.save(torch.load(file, weights_only=True), file)
     code, found = run_json("diff", save / "CKPT+one", tmp_path / "copy")
