@@ -1,4 +1,4 @@
-"""A save in which one rank fails ends on all other ranks, with the same error."""
+"""A save in which one rank fails ends on all other ranks, and loses nothing."""
 
 import itertools
 import os
@@ -66,6 +66,15 @@ def end(processes, children, target, way):
     return ends
 
 
+def expected_kinds(way, phase):
+    """Return what the other ranks may say; a rank is lost before or after it is heard from."""
+    if phase == "retention":  # after the save; an error there is logged
+        return {"saved"} if way == "raise" else {"saved", "RanksLostError"}
+    if phase == "publish" and way != "raise":
+        return {"CheckpointSaveError", "RanksLostError"}
+    return {"CheckpointSaveError"}
+
+
 def check(directory, ends, case, processes, tally):
     way, phase, target, world, _ = case
     tally["ranks lost"] += way != "raise"
@@ -78,11 +87,8 @@ def check(directory, ends, case, processes, tally):
         assert len({outcome.split(" (on rank")[0] for outcome in outcomes}) == 1, outcomes
         assert f"in {phase}" in outcomes.pop()
         assert kinds == {"CheckpointSaveError"}, (case, outcomes)
-    elif phase == "retention":
-        # after the save a failed deletion is logged and a lost rank is raised
-        assert kinds == {"saved" if way == "raise" else "RanksLostError"}, (case, outcomes)
     else:
-        assert kinds == {"CheckpointSaveError"}, (case, outcomes)
+        assert kinds <= expected_kinds(way, phase), (case, outcomes)
     seconds = [float((directory / f"seconds-{rank}").read_text()) for rank in alive]
     # a stopped rank is noticed at the timeout, a killed one long before
     assert max(seconds) < 45, (case, seconds)

@@ -15,6 +15,7 @@ from brain_ckpt.saving.shards import index_file
 from brain_ckpt.storage.layout import PARAMETER_NAMES, PARAMFILE_EXT, RANKS_DIRECTORY
 from brain_ckpt.storage.manifest import Manifest
 from brain_ckpt.storage.stream import Stream, write_file
+from brain_dist import RanksLostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -158,9 +159,11 @@ def save_error(error: BaseException, final: Path, meta: Mapping[str, Any]) -> Ch
         return error
     file = getattr(error, "filename", None)
     reason = getattr(error, "strerror", None) or str(error) or repr(error)
+    # The rank that publishes may have heard from the lost one before this rank did.
+    unless = ", unless the others published this one" if isinstance(error, RanksLostError) else ""
     made = CheckpointSaveError(
         f"{final} could not be saved: {type(error).__name__}: {reason}"
-        f"{f' ({file})' if file else ''}; existing checkpoints are unchanged: "
+        f"{f' ({file})' if file else ''}; existing checkpoints are unchanged{unless}: "
         f"{_advice(error)}, and save again"
     )
     made.may_pass = getattr(error, "errno", None) in _PASSING
