@@ -67,12 +67,15 @@ def end(processes, children, target, way):
 
 
 def expected_kinds(way, phase):
-    """Return what the other ranks may say; a rank is lost before or after it is heard from."""
-    if phase == "retention":  # after the save; an error there is logged
-        return {"saved"} if way == "raise" else {"saved", "RanksLostError"}
-    if phase == "publish" and way != "raise":
-        return {"CheckpointSaveError", "RanksLostError"}
-    return {"CheckpointSaveError"}
+    """Return what the other ranks may say.
+
+    A rank that is lost while the ranks agree behind the publication, or behind the deletions, is
+    lost for some before they have heard from it, and for others after it.
+    """
+    if way == "raise":
+        return {"saved"} if phase == "retention" else {"CheckpointSaveError"}
+    later = {"publish": {"RanksLostError"}, "retention": {"RanksLostError", "saved"}}
+    return {"CheckpointSaveError", *later.get(phase, ())}
 
 
 def check(directory, ends, case, processes, tally):
