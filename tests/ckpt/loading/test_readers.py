@@ -83,7 +83,7 @@ class HalfSave:
     def __init__(self, save, monkeypatch):
         self.save = save
         self.opens, self.writes = 1, 0  # where the reader is, and where the save is held
-        self.reached_open = self.reached_write = True
+        self.reached_write = True
         monkeypatch.setattr(Patience, "wait", lambda _: self.finish())
         self.thread = None
 

@@ -139,7 +139,7 @@ class BatchMethods(BrainHooks):
         if self.skip_nonfinite_grads and not self.scaler.is_enabled():
             self.check_gradients()
         nonfinite = train_step.step(optimizers, self.scaler, self.max_grad_norm)
-        self._run.last_of_window = self._run.step
+        self._run.batch_of_last_step = self._run.step
         if nonfinite is not None:
             self._count_nonfinite(nonfinite, self._run.step)
         self._run.optimizer_step += 1
@@ -281,7 +281,7 @@ class BatchMethods(BrainHooks):
     def _settle_step(self) -> None:
         """Count the last step if its device left it out."""
         if self._run.train_step.settle():
-            self._count_nonfinite("A gradient", self._run.last_of_window)
+            self._count_nonfinite("A gradient", self._run.batch_of_last_step)
 
     def _count_nonfinite(self, what: str, batch: int) -> None:
         self._run.nonfinite_count += 1

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 
 __all__ = [
+    "can_step_on_device",
     "clip_gradients",
     "drop_nonfinite_gradients",
     "gradients_of",
@@ -16,7 +17,6 @@ __all__ = [
     "step_on_device",
     "step_where_finite",
     "step_without_overflow",
-    "steps_on_device",
 ]
 
 Optimizers = Collection[torch.optim.Optimizer]
@@ -93,7 +93,7 @@ def step_where_finite(optimizers: Optimizers, norms: Iterable[torch.Tensor]) -> 
     return True
 
 
-def steps_on_device(optimizers: Optimizers) -> bool:
+def can_step_on_device(optimizers: Optimizers) -> bool:
     """Return whether all optimizers can leave out a step by a flag that only the device knows.
 
     torch's fused kernels can. Not SGD with momentum, whose first step, if it is left out, leaves
@@ -103,7 +103,7 @@ def steps_on_device(optimizers: Optimizers) -> bool:
         getattr(optimizer, "_step_supports_amp_scaling", False)
         and not any(group.get("momentum") for group in optimizer.param_groups)
         and all(
-            parameter.grad is None or _is_flat_tensor(parameter.grad)
+            parameter.grad is None or _is_plain(parameter.grad)
             for group in optimizer.param_groups
             for parameter in group["params"]
         )
@@ -117,7 +117,7 @@ def step_on_device(optimizers: Optimizers, norms: list[torch.Tensor]) -> torch.T
     Parameters
     ----------
     optimizers : collection of torch.optim.Optimizer
-        Those for which `steps_on_device` is true. They take the flag as an attribute, as from
+        Those for which `can_step_on_device` is true. They take the flag as an attribute, as from
         `torch.amp.GradScaler`.
     norms : list of torch.Tensor
         The norms of their gradients, each a scalar.
@@ -200,7 +200,7 @@ def _dense(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     return parameter.grad.values()
 
 
-def _is_flat_tensor(gradient: torch.Tensor) -> bool:
+def _is_plain(gradient: torch.Tensor) -> bool:
     return type(gradient) is torch.Tensor and gradient.layout is torch.strided
 
 

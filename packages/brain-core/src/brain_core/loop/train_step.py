@@ -10,12 +10,12 @@ import torch
 
 from brain_core.loop.buffer_guard import BufferGuard
 from brain_core.loop.gradients import (
+    can_step_on_device,
     clip_gradients,
     scale_gradients,
     step_on_device,
     step_where_finite,
     step_without_overflow,
-    steps_on_device,
 )
 from brain_core.loop.late_flag import LateFlag
 from brain_core.loop.padding_batches import zero_weight
@@ -198,7 +198,7 @@ class TrainStep:
         if not scaler.is_enabled() and self._is_decided_on_device(optimizers, norms):
             skipped = step_on_device(optimizers, norms)
             self.buffers.restore_where(skipped)
-            self._zero_gradients(optimizers)
+            self._end_window(optimizers)
             self._skipped = LateFlag(skipped)
             return None
         if scaler.is_enabled():
@@ -212,7 +212,7 @@ class TrainStep:
         self._was_taken = stepped
         if not stepped or self._has_nonfinite_loss:
             self.buffers.restore()
-        self._zero_gradients(optimizers)
+        self._end_window(optimizers)
         return nonfinite
 
     def _is_decided_on_device(
@@ -221,12 +221,12 @@ class TrainStep:
         return (
             not reads_at_once(norms[0])
             and not self._has_nonfinite_loss
-            and steps_on_device(optimizers)
+            and can_step_on_device(optimizers)
             and self.buffers.can_restore_on_device()
         )
 
-    def _zero_gradients(self, optimizers: Collection[torch.optim.Optimizer]) -> None:
-        """Free the window's gradients and begin a new one."""
+    def _end_window(self, optimizers: Collection[torch.optim.Optimizer]) -> None:
+        """Free the gradients, and begin a new window."""
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         self.reset()

@@ -116,7 +116,7 @@ class RunState:
     ----------
     step, optimizer_step, nonfinite_count : int
         As in `Brain`.
-    last_of_window : int
+    batch_of_last_step : int
         The batch behind which the optimizers stepped last.
     grad_accumulation_factor : int
         Batches of this rank to an optimizer step.
@@ -163,7 +163,7 @@ class RunState:
         self._step_size = step_size
         self._options = options
         self.step = self.optimizer_step = self.nonfinite_count = 0
-        self.last_of_window = 0
+        self.batch_of_last_step = 0
         self.grad_accumulation_factor = options.grad_accumulation_factor
         self.keeps_average = False
         self.train_step = TrainStep()
