@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import gc
 import json
 import os
 import select
@@ -20,6 +21,7 @@ import time
 
 import numpy as np  # noqa: F401 - what ranks use is imported before they are forked
 import torch
+import torch._dynamo  # which wrapping with DDP imports
 from torch import distributed, nn
 
 import brain_dist
@@ -160,6 +162,7 @@ def _environ(rank, port):
 def _start_forks(runs):
     """Return None when all have ended, and in each fork its run."""
     codes = []
+    gc.freeze()  # else the end of each fork would visit, and copy, all that is imported here
     for run in runs:
         port, forks = run.split("/")[2], []
         pipe[:] = os.pipe()  # its write end is closed by the end of the last rank that has it

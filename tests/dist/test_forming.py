@@ -46,11 +46,9 @@ def _unnamed(runs):
     ]
 
 
-@pytest.mark.parametrize(
-    "options", [pytest.param((), marks=pytest.mark.long), ("--agent_store",)]
-)
+@pytest.mark.parametrize("options", [pytest.param((), marks=pytest.mark.long), ("--agent_store",)])
 def test_a_rank_that_is_lost_while_groups_form_ends_the_others_within_the_timeout(options):
-    """Killed or stopped at a random moment; the error names it, or a rank that was late, or the store."""
+    """Killed or stopped at a random moment; the error names it, a late rank, or the store."""
     runs = _form(3, 7, *options)
     assert [len(outcomes) for *_, outcomes in runs] == [2, 2, 2]
     assert max(took_s for _, _, took_s, _ in runs) < TIMEOUT_S + MORE_S

@@ -56,6 +56,8 @@ def test_a_misspelt_name_is_an_attribute_error_as_for_any_module(package):
 
 
 def test_a_sibling_of_another_version_is_an_error_that_names_both():
-    with pytest.raises(ImportError, match=r"brain-core 9\.9\.9 requires brain-dist 9\.9\.9, but .*"):
+    with pytest.raises(
+        ImportError, match=r"brain-core 9\.9\.9 requires brain-dist 9\.9\.9, but .*"
+    ):
         check_same_version("brain_core", "9.9.9")
     check_same_version("brain_core", brain_dist.__version__)

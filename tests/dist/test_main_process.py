@@ -48,10 +48,19 @@ def test_arguments_are_any_sequence(arguments):
     taken = []
     run = brain_dist.run_on_main
     assert run(lambda a, b: (a, b), arguments) == (first, second)
-    run(lambda: None, None, None, lambda a, b: taken.append((a, b)), arguments, run_post_on_main=True)
+    run(
+        lambda: None,
+        None,
+        None,
+        lambda a, b: taken.append((a, b)),
+        arguments,
+        run_post_on_main=True,
+    )
     run = brain_dist.run_once_per_node
     assert run(lambda a, b: (a, b), arguments) == (first, second)
-    run(lambda: None, None, None, lambda a, b: taken.append((a, b)), arguments, run_post_on_all=True)
+    run(
+        lambda: None, None, None, lambda a, b: taken.append((a, b)), arguments, run_post_on_all=True
+    )
     assert taken == [(first, second)] * 2
 
 

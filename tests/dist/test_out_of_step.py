@@ -81,7 +81,7 @@ def _stay_away():
 
 
 def _wait_until_formed(rank, world_size):
-    """Return when every rank has the control group: one that ends earlier is lost to its forming."""
+    """Return when each rank has the control group: to its forming, one that ends is lost."""
     store = distributed.distributed_c10d._get_default_store()
     store.set(f"formed/{rank}", "formed")
     store.wait([f"formed/{other}" for other in range(world_size)])
