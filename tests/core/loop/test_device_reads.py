@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from brain_ckpt import Checkpointer
 from brain_core import Brain
-from brain_core.loop import progress_bar, running_mean, train_step
+from brain_core.loop import gradients, progress_bar, running_mean, train_step
 from brain_core.loop.late_flag import LateFlag
 
 _OPERATIONS = {
@@ -75,7 +75,7 @@ def reads(monkeypatch):
 
 def take_for_an_accelerator(monkeypatch):
     """Let the loop handle losses as it does where reading them waits for a device."""
-    for module in (running_mean, train_step):
+    for module in (gradients, running_mean, train_step):
         monkeypatch.setattr(module, "reads_at_once", lambda loss: False)
 
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from brain_core.loop.gradients import split_vectors
+from brain_core.loop.gradients import clip_gradients, split_vectors
 
 
 def weight(brain):
@@ -38,6 +38,30 @@ def test_the_norm_is_computed_over_all_parameter_groups(regression):
     after = list(brain.modules.parameters())
     moved = torch.cat([(a - b).flatten() for a, b in zip(after, before, strict=True)])
     assert moved.norm().item() == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.89, 0.9, 0.95, 1 - 1e-7, 1.0, 1 + 1e-7, 1.1, 1e6])
+def test_clipping_gives_the_bits_of_torch(share):
+    """Whatever the norm is of the largest one allowed; of one dtype, and of several together."""
+    generator = torch.Generator().manual_seed(0)
+    dtypes = [[torch.float32], [torch.float64], [torch.bfloat16], [torch.float32, torch.float64]]
+    for max_norm in (0.0, 1e-7, 1e-3, 5.0, 1e4):
+        for number, chosen in enumerate(dtypes * 5):
+            ours, theirs = [
+                [
+                    torch.nn.Parameter(torch.zeros(3, size, dtype=chosen[size % len(chosen)]))
+                    for size in range(1, 2 + number)
+                ]
+                for _ in range(2)
+            ]
+            drawn = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in ours]
+            scale = share * max_norm / torch.nn.utils.get_total_norm(drawn)
+            for one, other, values in zip(ours, theirs, drawn, strict=True):
+                one.grad = (values * scale).to(one.dtype)
+                other.grad = one.grad.clone()
+            expected = torch.nn.utils.clip_grad_norm_(theirs, max_norm)
+            assert torch.equal(clip_gradients(torch.optim.SGD(ours), max_norm), expected)
+            assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_vectors_are_the_first_parameter_group():

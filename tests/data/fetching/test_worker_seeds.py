@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, ConcatDataset, Subset, TensorDataset,
 
 from brain_data import DistributedSamplerWrapper, ReproducibleRandomSampler, SaveableDataLoader
 from brain_data.fetching.worker import draws_no_random_numbers
-from brain_data.order.seeding import DEFAULT_SEED, global_seed, hash_integers, temporary_seed
+from brain_data.order.seeding import DEFAULT_SEED, TemporarySeed, global_seed, hash_integers
 
 pytestmark = USES_WORKERS
 
@@ -117,7 +117,7 @@ def test_the_generators_are_restored_if_a_row_fails() -> None:
     before = generators()
 
     def fail() -> None:
-        with temporary_seed(5):
+        with TemporarySeed(5):
             torch.rand(3)
             np.random.randn()
             random.random()
@@ -187,8 +187,8 @@ def test_without_numpy_the_other_generators_are_seeded(monkeypatch: pytest.Monke
     """A process may never import it."""
     monkeypatch.delitem(sys.modules, "numpy")
     before = random.getstate()
-    with temporary_seed(5):
+    with TemporarySeed(5):
         inside = random.random()
-    with temporary_seed(5):
+    with TemporarySeed(5):
         assert random.random() == inside
     assert random.getstate() == before

@@ -13,7 +13,7 @@ import torch
 from brain_data.fetching.fingerprint import fingerprint
 from brain_data.fetching.iteration import CHECKED_BATCHES
 from brain_data.fetching.worker import FetchRequest
-from brain_data.order.seeding import hash_integers, temporary_seed
+from brain_data.order.seeding import TemporarySeed, hash_integers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,7 +56,7 @@ class SeededDraws:
         if not self.is_seeded or number == 0:
             item = next(self._items)
         else:
-            with temporary_seed(hash_integers(self._seed, number)):
+            with TemporarySeed(hash_integers(self._seed, number)):
                 before = _generators() if number <= _OBSERVED_DRAWS else None
                 item = next(self._items)
                 if before is not None:

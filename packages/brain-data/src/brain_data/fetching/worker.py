@@ -21,7 +21,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from brain_data.order.seeding import seed_generators, temporary_seed
+from brain_data.order.seeding import TemporarySeed, seed_generators
 from brain_dist import shield_from_stop_signals
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class BatchFetcher(DatasetProxy):
         if info is None:
             if request.seed is None:
                 return self._fetch(request, None)
-            with temporary_seed(request.seed):
+            with TemporarySeed(request.seed):
                 return self._fetch(request, None)
         if request.seed is not None:
             seed_generators(request.seed)

@@ -11,7 +11,7 @@ from brain_data.fetching.fingerprint import fingerprint
 from brain_data.fetching.json_values import from_json, to_json
 from brain_data.fetching.position import length_of
 from brain_data.order.generator_states import capture_global, restore_global
-from brain_data.order.seeding import hash_integers, temporary_seed
+from brain_data.order.seeding import TemporarySeed, hash_integers
 from brain_data.streams.loader import (
     StreamLoader,
     StreamPass,
@@ -279,7 +279,7 @@ class IterablePass:
         number = self.num_yielded
         # The first batch is read with the generators as they are: this is where loaders shuffle.
         seed = hash_integers(self._seed, self.epoch, number)
-        with temporary_seed(seed) if number else nullcontext():
+        with TemporarySeed(seed) if number else nullcontext():
             batch = next(self._batches, _END)
         if batch is not _END:
             self.num_yielded += 1

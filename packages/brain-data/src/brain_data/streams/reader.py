@@ -11,7 +11,7 @@ from torch.utils.data import get_worker_info
 
 from brain_data.fetching.fingerprint import fingerprint
 from brain_data.fetching.json_values import from_json, to_json
-from brain_data.order.seeding import seed_generators, temporary_seed
+from brain_data.order.seeding import TemporarySeed, seed_generators
 from brain_data.streams.own_state import (
     LoadedState,
     attributes,
@@ -366,6 +366,6 @@ class _OtherBatchError(Exception):
 def _seeded(seed: int) -> AbstractContextManager[None]:
     """Seed the generators: in a worker permanently, in the main process for a block."""
     if get_worker_info() is None:
-        return temporary_seed(seed)
+        return TemporarySeed(seed)
     seed_generators(seed)
     return nullcontext()
