@@ -126,6 +126,32 @@ def test_a_hundred_steps_of_a_fused_optimizer_synchronize_never(precision):
     assert len(watch.waits) > 100
 
 
+def test_batches_in_pinned_memory_arrive_on_the_device_and_their_steps_synchronize_never():
+    """The next one is copied on a side stream; the weights are those of batches that are moved."""
+    generator = torch.Generator().manual_seed(7)
+    rows = torch.utils.data.TensorDataset(
+        torch.randn(160, 32, generator=generator), torch.randn(160, 4, generator=generator)
+    )
+    weights = []
+    for pinned in (True, False):
+        watch, devices = Watch(), set()
+        brain = make(watch=watch if pinned else None, fused=True)
+
+        def forward(batch, stage, brain=brain, devices=devices):
+            devices.add(batch[0].device.type)
+            batch[:] = [tensor.to(brain.device) for tensor in batch]
+            return brain.modules.model(batch[0])
+
+        brain.compute_forward = forward
+        kwargs = {"batch_size": 16, "shuffle": True, "pin_memory": pinned}
+        brain.fit(range(11), rows, progressbar=False, train_loader_kwargs=kwargs)
+        assert devices == {"cuda" if pinned else "cpu"}
+        assert watch.waits[1:] == ([0] * 109 if pinned else [])
+        weights.append(weights_of(brain))
+    for one, other in zip(*weights, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains_to_about_the_same_loss(precision):
     """The weights stay float32, and the scaler is enabled for fp16 only."""

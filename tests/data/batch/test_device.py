@@ -37,6 +37,18 @@ def test_nested_batches_are_moved_and_keep_their_types() -> None:
     assert isinstance(moved["b"][1], Pair)
 
 
+def test_a_batch_that_moves_itself_may_return_nothing() -> None:
+    """As SpeechBrain's recipes write it at times."""
+
+    class InPlace(Batch):
+        def to(self, device: Any) -> None:  # type: ignore[override]
+            self.device = device
+
+    batch = InPlace()
+    assert to_device(batch, META) is batch
+    assert batch.device == META
+
+
 def test_a_loader_yields_batches_on_its_device_and_counts_those_only() -> None:
     """A batch that was copied ahead does not count as yielded."""
     loader = SaveableDataLoader(torch.arange(8), batch_size=2, device="meta")

@@ -201,7 +201,9 @@ class SetupMethods:
             The loader's position is saved under this and the stage's name; None: it is not saved.
         **loader_kwargs
             ``batch_size``, ``num_workers``, ``shuffle``, ``drop_last`` and all that torch's
-            DataLoader takes.
+            DataLoader takes. On a GPU, ``pin_memory=True`` gives batches that are on the device:
+            the next one is copied while the current one is computed. ``device="cpu"`` leaves
+            them where they are.
 
         Returns
         -------
@@ -217,6 +219,7 @@ class SetupMethods:
         loader, sampler = make_stage_loader(
             dataset,
             loader_kwargs,
+            device=self.device,
             for_training=training,
             shard_evaluation=self.shard_evaluation,
         )
@@ -248,7 +251,13 @@ class SetupMethods:
         if stage is Stage.TRAIN:
             saved = () if self.checkpointer is None else self.checkpointer.recoverables.values()
             is_saved = self.checkpointer is not None and not self._fit_state.is_nested
-            loader = make_resumable(loader, self.run_options, saved=saved, is_saved=is_saved)
+            loader = make_resumable(
+                loader,
+                self.run_options,
+                device=self.device,
+                saved=saved,
+                is_saved=is_saved,
+            )
             # A recipe's own fit_batch cannot be told that a batch has zero weight.
             pad = "fit_batch" not in self._overrides
             pad_last_round(loader, self.run_options, pad=pad)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from brain_data import (
@@ -46,12 +47,14 @@ def make_stage_loader(
     dataset: Any,
     loader_kwargs: Mapping[str, Any],
     *,
+    device: torch.device | str,
     for_training: bool,
     shard_evaluation: bool = False,
 ) -> tuple[Any, Any]:
     """Make a loader; in training, shuffled reproducibly and sharded over the ranks.
 
-    A sharded evaluation repeats no batch to make the shards equal.
+    A sharded evaluation repeats no batch to make the shards equal. Batches in pinned memory are
+    copied to ``device`` ahead of time, if that is a GPU and the arguments name no device.
 
     Returns
     -------
@@ -66,6 +69,8 @@ def make_stage_loader(
         If both ``shuffle`` and a sampler are given.
     """
     kwargs = dict(loader_kwargs)
+    if _copies_ahead(device, pinned=kwargs.get("pin_memory", False)):
+        kwargs.setdefault("device", device)
     if not for_training:
         if shard_evaluation and get_world_size() > 1:
             kwargs = _shard_indices(dataset, kwargs)
@@ -137,7 +142,12 @@ def length_of(data: Any) -> int | None:
 
 
 def make_resumable(
-    loader: Any, options: RunOptions, *, saved: Collection[Any], is_saved: bool
+    loader: Any,
+    options: RunOptions,
+    *,
+    device: torch.device | str,
+    saved: Collection[Any],
+    is_saved: bool,
 ) -> Any:
     """Return a training loader whose position can be saved, and that shards its batches.
 
@@ -149,6 +159,8 @@ def make_resumable(
         What the recipe gave to `fit`.
     options : RunOptions
         ``shard_loaders``, ``elastic`` and ``resume_anyway`` are used.
+    device : torch.device or str
+        If it is a GPU, batches in pinned memory are copied to it ahead of time.
     saved : collection of object
         What the recipe added to the checkpointer.
     is_saved : bool
@@ -164,12 +176,21 @@ def make_resumable(
         shard=options.shard_loaders,
         elastic=options.elastic,
         resume_anyway=options.resume_anyway,
+        device=device if _copies_ahead(device, pinned=_pins(loader)) else None,
     )
 
 
 def needs_reading_again(loader: Any) -> bool:
     """Return whether a loader reaches a position only by reading all batches before it."""
     return not (hasattr(loader, "load_state_dict") and getattr(loader, "holds_position", True))
+
+
+def _copies_ahead(device: torch.device | str, *, pinned: bool) -> bool:
+    return pinned and torch.device(device).type == "cuda"
+
+
+def _pins(loader: Any) -> bool:
+    return bool(getattr(loader, "pin_memory", False))
 
 
 class _Shard:

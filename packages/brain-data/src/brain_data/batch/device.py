@@ -47,9 +47,10 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 def _moved(batch: Any, device: torch.device) -> Any:
     try:
-        return batch.to(device, non_blocking=True)
+        moved = batch.to(device, non_blocking=True)
     except TypeError:  # the user's `to` accepts a device only
-        return batch.to(device)
+        moved = batch.to(device)
+    return batch if moved is None else moved  # one that moves itself may return nothing
 
 
 def _side_stream(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
