@@ -8,17 +8,17 @@ import ctypes
 import os
 import select
 import signal
+import socket
 import sys
 import time
 import traceback
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
 from torch import distributed
 
-from brain_dist import set_control_timeout
+from brain_dist import ddp_init_group
 from chaos import _mutants
 from chaos._journal import Journal
 from chaos._recipe import train
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ended", "die_with_parent", "fork", "journal_of", "log_of", "open_pidfd", "start"]
 
-HANG_S = 180.0  # after the kill, when other ranks count as hung; gloo waits several times
+HANG_S = 180.0  # after the kill, when other ranks count as hung
 _RUN_S = 1200.0  # from the fork, for a run without a kill
 _GROUP_TIMEOUT_S = 30.0  # how long gloo waits for a missing rank
 _PR_SET_PDEATHSIG = 1
@@ -80,12 +80,13 @@ def start(
     began = time.monotonic()
     status = Status(config.ranks, plan)
     pids: dict[int, int] = {}  # by rank
+    port = _free_port()
 
     def child(rank: int) -> None:
         status.attach(rank)
         _redirect(log_of(folder, attempt, rank))
         _mutants.apply(mutant)
-        _join_group(config.ranks, rank, folder / f"store{attempt}")
+        _join_group(config.ranks, rank, port)
         train(config, folder, Journal(journal_of(folder, attempt, rank)), status)
         if config.ranks > 1:
             distributed.destroy_process_group()
@@ -157,20 +158,22 @@ def _redirect(path: Path) -> None:
     os.close(log)
 
 
-def _join_group(ranks: int, rank: int, store: Path) -> None:
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _join_group(ranks: int, rank: int, port: int) -> None:
+    """Form the group as a user's script does that a launcher has started."""
     torch.set_num_threads(1)
     if ranks == 1:
         return
     world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-    os.environ.update({name: str(value) for name, value in world.items()})
-    distributed.init_process_group(
-        "gloo",
-        init_method=store.as_uri(),
-        rank=rank,
-        world_size=ranks,
-        timeout=timedelta(seconds=_GROUP_TIMEOUT_S),
-    )
-    set_control_timeout(_GROUP_TIMEOUT_S)
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in {**world, **address}.items()})
+    options = {"device": "cpu", "distributed_backend": "gloo"}
+    ddp_init_group(options, timeout_s=_GROUP_TIMEOUT_S)
 
 
 def _wait_until_kill(status: Status, pids: dict[int, int], plan: KillPlan | None) -> dict[int, int]:
