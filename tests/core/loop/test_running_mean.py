@@ -27,6 +27,29 @@ def test_losses_on_a_device_are_read_only_with_the_mean():
     assert (mean.total, mean.count, mean.mean()) == (12.0, 3, 4.0)
 
 
+def test_the_recent_mean_of_losses_on_a_device_is_that_of_the_call_before():
+    """The first is read at once; what is read in between is not counted twice."""
+    mean = LossMean()
+    recent = []
+    for loss in (2.0, 4.0, 9.0, math.nan, 1.0):
+        mean._add_on_device(torch.tensor(loss))
+        recent.append(mean.recent_mean())
+        if loss == 9.0:
+            assert mean.mean() == 5.0
+    assert recent == [2.0, 2.0, 3.0, 5.0, 5.0]
+    assert mean.mean() == 4.0
+
+
+def test_the_recent_mean_of_losses_on_the_cpu_is_the_mean():
+    """As is one that a recipe assigns."""
+    mean = LossMean()
+    assert mean.recent_mean() == 0.0
+    mean.add(torch.tensor(2.0))
+    assert mean.recent_mean() == 2.0
+    mean.assign(7.0)
+    assert mean.recent_mean() == 7.0
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_nonfinite_loss_has_nonfinite_gradients(value):
     """The gradients are nonfinite, so that the all-reduce shows it to every rank."""

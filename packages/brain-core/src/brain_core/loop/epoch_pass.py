@@ -76,11 +76,12 @@ class EpochPass:
         self._batches: Batches[Any] = Batches(loader, limit, watch)
         self._profiler = profiler
         self._hang_watch = hang_watch
+        self._shown_mean = mean.recent_mean
         self._bar = ProgressBar(
             bar,
             batches=loader,
             initial=done,
-            figures=lambda: {figure: f"{mean.mean():.4g}"},
+            figures=lambda: {figure: f"{self._shown_mean():.4g}"},
         )
 
     def __enter__(self) -> Self:
@@ -89,6 +90,7 @@ class EpochPass:
 
     def __exit__(self, *exception: object) -> None:
         """Close the bar and drop the loader's iterator, also after an exception."""
+        self._shown_mean = self.mean.mean
         try:
             self._bar.__exit__(*exception)
         finally:

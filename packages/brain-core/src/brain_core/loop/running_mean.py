@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from brain_core.loop.late_copy import LateCopy
 from brain_dist import sum_over_ranks
 
 __all__ = ["LossMean", "is_finite", "nan_if_nonfinite", "reads_at_once"]
@@ -33,6 +34,7 @@ class LossMean:
         self._count = count
         self.assigned = assigned
         self._pending: torch.Tensor | None = None  # [sum, count] on the device, not yet read
+        self._recent: tuple[float, int, LateCopy] | None = None
 
     def add(self, loss: Any) -> None:
         """Add a loss: a number, or a tensor of one element."""
@@ -56,6 +58,22 @@ class LossMean:
             return self.assigned
         self._read()
         return self._total / self._count if self._count else 0.0
+
+    def recent_mean(self) -> float:
+        """Return the mean; on an accelerator, from the second call on, that of the call before.
+
+        A bar shows it: what was on its way since the last drawing is read without waiting for the
+        losses that the device still computes.
+        """
+        if self.assigned is not None or self._pending is None:
+            return self.mean()
+        recent = self._recent
+        self._recent = self._total, self._count, LateCopy(self._pending)
+        if recent is None:
+            return self.mean()
+        total, count, copied = recent
+        more, more_losses = copied.read()
+        return (total + more) / (count + more_losses) if count + more_losses else 0.0
 
     def mean_over_ranks(self) -> float:
         """Return the mean of all ranks' finite losses; every rank calls it.

@@ -17,7 +17,7 @@ from brain_core.loop.gradients import (
     step_where_finite,
     step_without_overflow,
 )
-from brain_core.loop.late_flag import LateFlag
+from brain_core.loop.late_copy import LateCopy
 from brain_core.loop.padding_batches import zero_weight
 from brain_core.loop.running_mean import is_finite, nan_if_nonfinite, reads_at_once
 from brain_dist import WeightedGradients, get_world_size
@@ -68,24 +68,24 @@ class TrainStep:
         self.batches = 0
         self.padding_batches = 0
         self._has_nonfinite_loss = False
-        self._skipped: LateFlag | None = None
+        self._skipped: LateCopy | None = None  # 1.0 if the last step was left out
         self.buffers.forget()
 
     @property
     def was_taken(self) -> bool:
         """Whether the last step changed parameters; this waits for a device that decides it."""
-        return self._was_taken if self._skipped is None else not self._skipped.read()
+        return self._was_taken if self._skipped is None else self._skipped.read() == [0.0]
 
     @property
     def is_uncounted(self) -> bool:
         """Whether the last step was left out on the device, and `settle` has not yet said so."""
-        return self._skipped is not None and self._skipped.read()
+        return self._skipped is not None and self._skipped.read() != [0.0]
 
     def settle(self) -> bool:
         """Return `is_uncounted`, once."""
         if self._skipped is None:
             return False
-        self._was_taken, self._skipped = not self._skipped.read(), None
+        self._was_taken, self._skipped = self._skipped.read() == [0.0], None
         return not self._was_taken
 
     def begin_batch(self) -> None:
@@ -199,7 +199,7 @@ class TrainStep:
             skipped = step_on_device(optimizers, norms)
             self.buffers.restore_where(skipped)
             self._end_window(optimizers)
-            self._skipped = LateFlag(skipped)
+            self._skipped = LateCopy(skipped)
             return None
         if scaler.is_enabled():
             stepped = step_without_overflow(optimizers, scaler)
