@@ -169,9 +169,10 @@ def _join_group(ranks: int, rank: int, port: int) -> None:
     torch.set_num_threads(1)
     if ranks == 1:
         return
-    world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in {**world, **address}.items()})
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    numbers["MASTER_PORT"] = port
+    os.environ.update({name: str(number) for name, number in numbers.items()})
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
     options = {"device": "cpu", "distributed_backend": "gloo"}
     ddp_init_group(options, timeout_s=_GROUP_TIMEOUT_S)
 

@@ -69,7 +69,7 @@ def make_stage_loader(
         If both ``shuffle`` and a sampler are given.
     """
     kwargs = dict(loader_kwargs)
-    if _copies_ahead(device, pinned=kwargs.get("pin_memory", False)):
+    if kwargs.get("pin_memory") and _is_gpu(device):
         kwargs.setdefault("device", device)
     if not for_training:
         if shard_evaluation and get_world_size() > 1:
@@ -176,7 +176,7 @@ def make_resumable(
         shard=options.shard_loaders,
         elastic=options.elastic,
         resume_anyway=options.resume_anyway,
-        device=device if _copies_ahead(device, pinned=_pins(loader)) else None,
+        device=device if getattr(loader, "pin_memory", False) and _is_gpu(device) else None,
     )
 
 
@@ -185,12 +185,8 @@ def needs_reading_again(loader: Any) -> bool:
     return not (hasattr(loader, "load_state_dict") and getattr(loader, "holds_position", True))
 
 
-def _copies_ahead(device: torch.device | str, *, pinned: bool) -> bool:
-    return pinned and torch.device(device).type == "cuda"
-
-
-def _pins(loader: Any) -> bool:
-    return bool(getattr(loader, "pin_memory", False))
+def _is_gpu(device: torch.device | str) -> bool:
+    return torch.device(device).type == "cuda"
 
 
 class _Shard:

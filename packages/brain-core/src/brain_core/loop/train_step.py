@@ -68,25 +68,26 @@ class TrainStep:
         self.batches = 0
         self.padding_batches = 0
         self._has_nonfinite_loss = False
-        self._skipped: LateCopy | None = None  # 1.0 if the last step was left out
+        self._skipped: LateCopy | None = None
         self.buffers.forget()
 
     @property
     def was_taken(self) -> bool:
         """Whether the last step changed parameters; this waits for a device that decides it."""
-        return self._was_taken if self._skipped is None else self._skipped.read() == [0.0]
+        return self._was_taken if self._skipped is None else not self.is_uncounted
 
     @property
     def is_uncounted(self) -> bool:
         """Whether the last step was left out on the device, and `settle` has not yet said so."""
-        return self._skipped is not None and self._skipped.read() != [0.0]
+        return self._skipped is not None and any(self._skipped.read())
 
     def settle(self) -> bool:
         """Return `is_uncounted`, once."""
         if self._skipped is None:
             return False
-        self._was_taken, self._skipped = self._skipped.read() == [0.0], None
-        return not self._was_taken
+        skipped = self.is_uncounted
+        self._was_taken, self._skipped = not skipped, None
+        return skipped
 
     def begin_batch(self) -> None:
         """Count a batch, and keep the buffers as they are before a window's first forward."""

@@ -10,6 +10,7 @@ import ctypes
 import random
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 __all__ = ["numpy_generator", "python_generator"]
@@ -17,32 +18,30 @@ __all__ = ["numpy_generator", "python_generator"]
 _WORDS = 624
 _STATE_BYTES = 2500  # the words of 4 bytes, and a position among them
 
-_Saved = tuple[bytes, Any]  # the memory, and the second value of a pair of normal numbers
-
 
 class _PythonGenerator:
     """Saves and restores the state of random's global generator.
 
     In CPython the state follows the header of the object. That is checked once, against what
     ``getstate`` returns; where it does not hold, ``getstate`` and ``setstate`` are used.
+
+    Parameters
+    ----------
+    header_bytes : int
+        The size of the header.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, header_bytes: int = object.__basicsize__) -> None:
         self._generator: Any = getattr(random.getstate, "__self__", None)
-        self._address: int | None = id(self._generator) + object.__basicsize__
-        self._is_checked = False
+        self._header_bytes = header_bytes
 
-    def save(self) -> _Saved | tuple[Any, ...]:
+    def save(self) -> Any:
         """Return the state, for `restore`."""
-        if not self._is_checked:
-            self._is_checked = True
-            if not self._has_state_at(self._address):
-                self._address = None
         if self._address is None:
             return random.getstate()
         return ctypes.string_at(self._address, _STATE_BYTES), self._generator.gauss_next
 
-    def restore(self, saved: _Saved | tuple[Any, ...]) -> None:
+    def restore(self, saved: Any) -> None:
         """Set the state to one that `save` returned."""
         if self._address is None:
             random.setstate(saved)
@@ -50,14 +49,17 @@ class _PythonGenerator:
             memory, self._generator.gauss_next = saved
             ctypes.memmove(self._address, memory, _STATE_BYTES)
 
-    def _has_state_at(self, address: int | None) -> bool:
-        generator = self._generator
-        if type(generator) is not random.Random or address is None:
-            return False
-        if type(generator).__basicsize__ < object.__basicsize__ + _STATE_BYTES:
-            return False
+    @cached_property
+    def _address(self) -> int | None:
+        """Where the state is in memory; None if that is not known."""
+        generator, header = self._generator, self._header_bytes
+        if type(generator) is not random.Random:
+            return None
+        if type(generator).__basicsize__ < header + _STATE_BYTES:
+            return None
+        address = id(generator) + header
         position, *words = struct.unpack(f"i{_WORDS}I", ctypes.string_at(address, _STATE_BYTES))
-        return bool(generator.getstate()[1] == (*words, position))
+        return address if generator.getstate()[1] == (*words, position) else None
 
 
 @dataclass
